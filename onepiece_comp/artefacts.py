@@ -1,0 +1,223 @@
+"""Artefacts on disk: written under a temporary name, renamed when whole, described by a marker file.
+
+A folder is whole when its marker (`schema.json`, `tokenizer.json`, ...) is in it: the marker is written
+last and the folder appears under its name by one rename. Arrays are plain `.npy`, loaded without pickle.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from onepiece_comp.errors import InputError
+
+MARKERS = {
+    "raw": "raw.json",
+    "split": "split.json",
+    "dataset": "schema.json",
+    "tokenizer": "tokenizer.json",
+    "run": "run.json",
+}
+
+
+def _temporary(out: Path) -> Path:
+    return out.with_name(f".{out.name}.writing-{os.getpid()}")
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed processes left of earlier writes of `out`; those of living ones stay."""
+    for left in out.parent.glob(f".{out.name}.writing-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            _remove(left)
+
+
+@contextlib.contextmanager
+def _named_os_errors(out: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(out, found="a full disk while writing", expected="room for the output",
+                             do="free some space or choose another folder; nothing was left behind") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise InputError(error.filename or out, found=f"no permission ({error.strerror})",
+                             expected="a readable input and a writable output", do="choose another path") from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(out: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `out`; when the block ends well it becomes `out`, else it is removed."""
+    temporary = _temporary(out)
+    with _named_os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        try:
+            yield temporary
+            os.replace(temporary, out)
+        finally:
+            _remove(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path, marker: str) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `out` when the block ends well.
+
+    `marker` is the name of the file that makes the folder whole; an existing `out` without it is not ours
+    and is never replaced (InputError).
+    """
+    out = Path(out)
+    temporary = _temporary(out)
+    if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(out, found=f"something that this tool did not write (no {marker} in it)",
+                         expected="a new or empty folder, or an earlier output of the same stage",
+                         do="choose another output folder or move that one away")
+    with _named_os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        _remove(temporary)
+        temporary.mkdir()
+        try:
+            yield temporary
+            assert (temporary / marker).is_file(), f"a stage ended without writing its {marker}"
+            if out.exists():
+                aside = out.with_name(f".{out.name}.writing-old-{os.getpid()}")
+                os.replace(out, aside)
+                os.replace(temporary, out)
+                _remove(aside)
+            else:
+                os.replace(temporary, out)
+        finally:
+            _remove(temporary)
+
+
+def write_json(path: Path, value: object, *, indent: int | None = 1) -> None:
+    """Write `value` as JSON with sorted keys, atomically; `indent=None` for what only programs read."""
+    with atomic_file(Path(path)) as temporary:
+        temporary.write_text(json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file; InputError when it is missing, is cut short or is not JSON."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="a JSON file", do="check the path")
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        raise InputError(path, found=f"no valid JSON ({error})", expected="one JSON value",
+                         do="the file may be cut short: write or copy it again") from error
+
+
+def read_marker(folder: Path, kind: str) -> dict:
+    """The marker of an artefact folder of `kind` (a key of MARKERS); InputError when it is not one."""
+    folder = Path(folder)
+    marker = MARKERS[kind]
+    if not folder.exists():
+        raise InputError(folder, found="no such folder", expected=f"a {kind} folder", do="check the path")
+    if not (folder / marker).is_file():
+        held = [name for name, file in MARKERS.items() if (folder / file).is_file()]
+        found = f"a {held[0]} folder" if held else f"a folder without {marker}"
+        raise InputError(folder, found=found, expected=f"a {kind} folder (with {marker})",
+                         do="check the path and the order of the arguments")
+    value = read_json(folder / marker)
+    if not isinstance(value, dict):
+        raise InputError(folder / marker, found=type(value).__name__, expected="a JSON object", do="make it again")
+    return value
+
+
+def load_column(folder: Path, name: str) -> np.ndarray:
+    """Memory-map `folder/name.npy` for reading; never runs code (pickles are refused)."""
+    path = Path(folder) / f"{name}.npy"
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="a column of this artefact", do="make it again")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(path, found=f"no readable array ({error})", expected="a whole .npy file",
+                         do="the file may be cut short: make the artefact again") from error
+
+
+class ColumnWriter:
+    """Append rows to one `.npy` file without knowing how many will come; use as a context manager.
+
+    Memory holds only what one `append` brings.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: str, width: int | None = None):
+        self.dtype, self.width, self.rows = np.dtype(dtype), width, 0
+        self._file = open(Path(folder) / f"{name}.npy", "wb")
+        self._header()
+        self._data_start = self._file.tell()
+
+    def _header(self) -> None:
+        shape = (self.rows,) if self.width is None else (self.rows, self.width)
+        npy.write_array_header_1_0(self._file, {
+            "descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape})
+
+    def append(self, values: np.ndarray) -> None:
+        block = np.ascontiguousarray(values, self.dtype)
+        expected = block.ndim == 1 if self.width is None else block.shape[1:] == (self.width,)
+        assert expected, f"rows of shape {block.shape[1:]} for a column of width {self.width}"
+        self._file.write(block.tobytes())
+        self.rows += len(block)
+
+    def close(self) -> None:
+        """Write the true length into the header; numpy leaves room for it to grow."""
+        self._file.seek(0)
+        self._header()
+        assert self._file.tell() == self._data_start, "the header outgrew the room left for it"
+        self._file.close()
+
+    def __enter__(self) -> "ColumnWriter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def fingerprint(*parts: object) -> str:
+    """Sixteen hex digits over files (name, size, content), arrays and JSON values: equal inputs, equal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            digest.update(f"{part.name}:{part.stat().st_size}:".encode())
+            with open(part, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        elif isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            for start in range(0, len(part), 1 << 18):
+                digest.update(np.ascontiguousarray(part[start:start + (1 << 18)]).tobytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where the file system cannot link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another device, or a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

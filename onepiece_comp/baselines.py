@@ -1,0 +1,317 @@
+"""Rankings that learn nothing: popularity, popularity of the last day, item-kNN. What a model has to beat.
+
+Reads train/ and eval/ of a split (or the platform's folders) and writes one result file per baseline in the form of
+`submission.py`. All leave out what stands in the user's history, return candidates only and let seen ones back where
+fewer than ten are left. Item-kNN: cosine between the sets of users who clicked two items (Sarwar et al. 2001; Deshpande
+and Karypis 2004). Memory: one number per user and clicked item, the neighbours, and a chunk of users.
+"""
+
+import json
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp import console
+from onepiece_comp.artefacts import atomic_file
+from onepiece_comp.errors import InputError
+from onepiece_comp.formats import (
+    CLICK, CONVERSION, EXPOSURE, Index, read_candidates, read_index, read_sequences)
+from onepiece_comp.raw_folder import OriginalIds
+
+LIST = 10
+NAMES = ("popularity", "popularity_day", "popularity_exposure", "item_knn")
+NEIGHBOURS = 200  # similar candidates kept per item
+LATEST = 50  # items kept of a user: their pairs grow with its square
+MIN_CLICK_SHARE = 0.01  # a log with fewer clicks is counted by all its events
+DAY = 86400
+
+_CLICKS = frozenset((CLICK, CONVERSION))
+_ANY = frozenset((EXPOSURE, CLICK, CONVERSION, None))
+_BLOCK_EVENTS = 1 << 18
+_BLOCK_PAIRS = 1 << 22
+_CHUNK_USERS = 512
+
+
+class Counts(NamedTuple):
+    """How often each item occurs; arrays over train's re-ids, 0 unused."""
+
+    clicks: np.ndarray  # int64 [items + 1], events of the actions that count
+    events: np.ndarray  # int64 [items + 1], all events
+
+
+class Baskets(NamedTuple):
+    """The distinct items of each user, those of user u at start[u]:start[u + 1]."""
+
+    item: np.ndarray  # int32, train's re-ids
+    start: np.ndarray  # int64 [users + 1]
+
+
+class TrainLog(NamedTuple):
+    """What the baselines know of the training log."""
+
+    total: Counts
+    last_day: Counts  # of the 24 hours up to the last event
+    baskets: Baskets
+    actions: frozenset  # the actions that count as clicks
+
+
+class Candidates(NamedTuple):
+    """The candidate set in retrieval order; a candidate's *number* is its place here."""
+
+    creative_id: np.ndarray  # int64 [M]
+    train_row: np.ndarray  # int64 [M], train's re-id, 0 for an item that training never saw
+
+
+class Neighbours(NamedTuple):
+    """The most similar candidates of each item, those of re-id i at start[i]:start[i + 1], most similar first."""
+
+    number: np.ndarray  # int32
+    similarity: np.ndarray  # float32
+    start: np.ndarray  # int64 [items + 2]
+
+
+class History(NamedTuple):
+    """What a user to serve has met."""
+
+    user: str  # original id
+    seen: list[int]  # candidate numbers, distinct
+    clicked: list[int]  # train's re-ids, distinct, latest first, at most LATEST
+
+
+def baselines(train: Path, evaluation: Path, out: Path) -> dict[str, Path]:
+    """Write out/{name}.json for each of NAMES; returns their paths.
+
+    `train` holds seq.jsonl and indexer.pkl, `evaluation` predict_seq.jsonl, predict_set.jsonl and indexer.pkl.
+    InputError for files that are missing or broken, or fewer than ten candidates.
+    """
+    train, evaluation, out, started = Path(train), Path(evaluation), Path(out), time.monotonic()
+    train_index, index = read_index(train / "indexer.pkl"), read_index(evaluation / "indexer.pkl")
+    candidates = load_candidates(evaluation / "predict_set.jsonl", train_index)
+    log = read_log(train / "seq.jsonl", items=len(train_index.items))
+    orders = popularity_orders(log, candidates)
+    neighbours = item_neighbours(log.baskets, candidates, items=len(train_index.items))
+    histories = read_histories(evaluation / "predict_seq.jsonl", index, train_index, candidates, actions=log.actions)
+    learned = time.monotonic()
+    paths, users = {name: out / f"{name}.json" for name in NAMES}, 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(ResultWriter(stack.enter_context(atomic_file(path)), started))
+                 for name, path in paths.items()}
+        for chunk in _chunks(console.progress(histories, total=None, what="users ranked")):
+            for name, ranked in rank_users(chunk, orders, neighbours, candidates).items():
+                files[name].write([history.user for history in chunk], candidates.creative_id[ranked].tolist())
+            users += len(chunk)
+    seconds = time.monotonic() - learned
+    counted = "clicks and conversions" if log.actions == _CLICKS else "all events"
+    console.table(f"Baselines: {users:,} users, {len(candidates.creative_id):,} candidates, counting {counted}, "
+                  f"{learned - started:.1f} s to count, {users / seconds:,.0f} users/s to rank",
+                  ("baseline", "written to"), paths.items())
+    return paths
+
+
+def load_candidates(path: Path, train_index: Index) -> Candidates:
+    """The candidate set; InputError for fewer than ten, or one that stands twice."""
+    pairs = sorted((candidate.retrieval_id, candidate.creative_id) for candidate in read_candidates(path))
+    creative = [creative_id for _, creative_id in pairs]
+    distinct = len(set(creative))
+    if distinct < LIST:
+        raise InputError(path, found=f"{distinct} distinct candidates", expected=f"at least {LIST}",
+                         do=f"a top-{LIST} needs {LIST}: check the candidate set")
+    if distinct < len(creative):
+        raise InputError(path, found=f"{len(creative) - distinct} candidates that stand twice",
+                         expected="each creative id once", do="remove the repetitions")
+    rows = [train_index.items.get(creative_id, 0) for creative_id in creative]
+    return Candidates(np.array(creative, np.int64), np.array(rows, np.int64))
+
+
+def read_log(path: Path, *, items: int) -> TrainLog:
+    """Count clicks and conversions where they are MIN_CLICK_SHARE of the log or more, else all events (a second reading)."""
+    log = _read_log(path, items=items, actions=_CLICKS)
+    if log.total.clicks.sum() < MIN_CLICK_SHARE * log.total.events.sum():
+        log = _read_log(path, items=items, actions=_ANY)
+    return log
+
+
+def _read_log(path: Path, *, items: int, actions: frozenset) -> TrainLog:
+    total = Counts(np.zeros(items + 1, np.int64), np.zeros(items + 1, np.int64))
+    recent, newest = np.empty((0, 3), np.int64), 0
+    basket, start = array("i"), array("q", [0])
+    for block in _event_blocks(path, actions, basket, start):
+        item, _, seconds = block.T
+        wrong = item[(item < 1) | (item > items)]
+        if len(wrong):
+            raise InputError(path, found=f"item {wrong[0]}", expected=f"1 to {items}, as indexer.pkl numbers them",
+                             do="copy both files again")
+        _count(total, block)
+        newest = max(newest, int(seconds.max()))
+        recent = np.concatenate([recent, block])
+        recent = recent[recent[:, 2] > newest - DAY]
+    if not total.events.sum():
+        raise InputError(path, found="no events", expected="a training log", do="check the file")
+    last_day = Counts(np.zeros(items + 1, np.int64), np.zeros(items + 1, np.int64))
+    _count(last_day, recent)
+    return TrainLog(total, last_day, Baskets(np.array(basket, np.int32), np.array(start, np.int64)), actions)
+
+
+def _event_blocks(path: Path, actions: frozenset, basket: array, start: array) -> Iterator[np.ndarray]:
+    """Rows (item, counts as a click, time) of many users at a time; each user's basket is appended on the way."""
+    rows: list[tuple[int, bool, int]] = []
+    for line in console.progress(read_sequences(path), total=None, what="users counted"):
+        rows.extend((event.item, event.action in actions, event.time) for event in line.events)
+        basket.extend(_latest(event.item for event in reversed(line.events) if event.action in actions))
+        start.append(len(basket))
+        if len(rows) >= _BLOCK_EVENTS:
+            yield np.array(rows, np.int64)
+            rows = []
+    if rows:
+        yield np.array(rows, np.int64)
+
+
+def _latest(items: Iterable[int]) -> list[int]:
+    return list(islice(dict.fromkeys(items), LATEST))
+
+
+def _count(counts: Counts, block: np.ndarray) -> None:
+    np.add.at(counts.events, block[:, 0], 1)
+    np.add.at(counts.clicks, block[:, 0], block[:, 1])
+
+
+def popularity_orders(log: TrainLog, candidates: Candidates) -> dict[str, np.ndarray]:
+    """Candidate numbers by clicks, by clicks of the last day, by events; ties by events, then in retrieval order.
+
+    What the last day did not see follows by all time; cold candidates (count 0) are the last.
+    """
+    row = candidates.train_row
+    clicks, events, day_clicks, day_events = (-column[row] for counts in (log.total, log.last_day) for column in counts)
+    return {"popularity": np.lexsort((events, clicks)),
+            "popularity_day": np.lexsort((events, clicks, day_events, day_clicks)),
+            "popularity_exposure": np.lexsort((clicks, events))}
+
+
+def _flat(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Indices of the slices start[i] .. start[i] + length[i], one after another."""
+    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
+
+
+def _first_of_each(group: np.ndarray, count: int) -> np.ndarray:
+    """Which of the sorted group labels are among the first `count` of their group (bool)."""
+    return np.arange(len(group)) - np.searchsorted(group, group) < count
+
+
+def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int) -> Neighbours:
+    """The NEIGHBOURS most similar candidates of each item: users of both / sqrt(users of one * users of the other)."""
+    size = np.diff(baskets.start)
+    owner = np.repeat(np.arange(len(size)), size)
+    owner_by_item = owner[np.argsort(baskets.item, kind="stable")]
+    users = np.bincount(baskets.item, minlength=items + 1)
+    item_start = np.concatenate([[0], np.cumsum(users)])
+    number_of = np.full(items + 1, -1)
+    number_of[candidates.train_row] = np.arange(len(candidates.train_row))
+    number_of[0] = -1  # where the cold candidates were written
+    pairs = np.concatenate([[0], np.cumsum(size[owner_by_item])])[item_start]
+    edges = np.unique([0, *np.searchsorted(pairs, np.arange(_BLOCK_PAIRS, pairs[-1], _BLOCK_PAIRS)), items + 1])
+    parts = []
+    for low, high in console.progress(list(zip(edges, edges[1:])), total=len(edges) - 1, what="blocks of similar items"):
+        entry_owner = owner_by_item[item_start[low]:item_start[high]]
+        row = np.repeat(np.repeat(np.arange(low, high), users[low:high]), size[entry_owner])
+        other = baskets.item[_flat(baskets.start[entry_owner], size[entry_owner])]
+        parts.append(_top_neighbours(row, other, number_of=number_of, users=users))
+    row, number, similarity = (np.concatenate(column) for column in zip(*parts))
+    start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=items + 1))])
+    return Neighbours(number.astype(np.int32), similarity.astype(np.float32), start)
+
+
+def _top_neighbours(row: np.ndarray, other: np.ndarray, *, number_of: np.ndarray,
+                    users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(item, candidate number, similarity) from the pairs of items that one user has, the best of each item only."""
+    kept = (number_of[other] >= 0) & (row != other)
+    pair, together = np.unique(row[kept] * len(users) + other[kept], return_counts=True)
+    row, other = np.divmod(pair, len(users))
+    similarity = together / np.sqrt(users[row] * users[other].astype(np.float64))
+    best = np.lexsort((number_of[other], -similarity, row))
+    best = best[_first_of_each(row[best], NEIGHBOURS)]
+    return row[best], number_of[other[best]], similarity[best]
+
+
+def read_histories(path: Path, index: Index, train_index: Index, candidates: Candidates, *,
+                   actions: frozenset) -> Iterator[History]:
+    """The users to serve, one at a time; re-ids of the evaluation's index, creative ids of items that it lacks."""
+    names = OriginalIds(index._replace(features={}))
+    number_of = {creative: number for number, creative in enumerate(candidates.creative_id.tolist())}
+    for line in read_sequences(path):
+        creative = [names.item(event.item) for event in line.events]
+        clicked = (train_index.items.get(item, 0) for item, event in zip(reversed(creative), reversed(line.events))
+                   if event.action in actions)
+        seen = dict.fromkeys(number_of[item] for item in creative if item in number_of)
+        yield History(names.user(line.user), list(seen), _latest(row for row in clicked if row))
+
+
+def _chunks(histories: Iterable[History]) -> Iterator[list[History]]:
+    histories = iter(histories)
+    while chunk := list(islice(histories, _CHUNK_USERS)):
+        yield chunk
+
+
+def rank_users(chunk: Sequence[History], orders: dict[str, np.ndarray], neighbours: Neighbours,
+               candidates: Candidates) -> dict[str, np.ndarray]:
+    """Ten candidate numbers for each user [users, LIST] by each baseline of NAMES."""
+    similar = similar_unseen(chunk, neighbours, orders["popularity_day"])
+    ranked = {name: [ten(order, history.seen) for history in chunk] for name, order in orders.items()}
+    ranked["item_knn"] = [ten(orders["popularity_day"], history.seen, first=first)
+                          for history, first in zip(chunk, similar)]
+    return {name: np.array(rows, np.int64) for name, rows in ranked.items()}
+
+
+def similar_unseen(chunk: Sequence[History], neighbours: Neighbours, order: np.ndarray) -> list[list[int]]:
+    """Each user's unseen candidates by summed similarity to the clicked items, at most LIST; ties as in `order`."""
+    count = len(order)
+    owner = np.repeat(np.arange(len(chunk)), [len(history.clicked) for history in chunk])
+    row = np.fromiter(chain.from_iterable(history.clicked for history in chunk), np.int64, len(owner))
+    length = neighbours.start[row + 1] - neighbours.start[row]
+    flat = _flat(neighbours.start[row], length)
+    key, place = np.unique(np.repeat(owner, length) * count + neighbours.number[flat], return_inverse=True)
+    total = np.bincount(place, weights=neighbours.similarity[flat], minlength=len(key))
+    seen = [user * count + number for user, history in enumerate(chunk) for number in history.seen]
+    unseen = ~np.isin(key, np.array(seen, np.int64))
+    user, number = np.divmod(key[unseen], count)
+    rank_of = np.empty(count, np.int64)
+    rank_of[order] = np.arange(count)
+    best = np.lexsort((rank_of[number], -total[unseen], user))
+    best = best[_first_of_each(user[best], LIST)]
+    edges = np.searchsorted(user[best], np.arange(1, len(chunk)))
+    return [part.tolist() for part in np.split(number[best], edges)]
+
+
+def ten(order: np.ndarray, seen: Sequence[int], *, first: Sequence[int] = ()) -> list[int]:
+    """LIST distinct numbers: `first`, then `order`, without the seen ones while others are left."""
+    head = order[:LIST + len(seen) + len(first)].tolist()
+    hidden = set(seen)
+    unseen = dict.fromkeys(number for number in chain(first, head) if number not in hidden)
+    return list(islice(chain(unseen, (number for number in head if number in hidden)), LIST))
+
+
+class ResultWriter:
+    """Write a result file chunk by chunk: the lists go to disk at once, the users' names at the end."""
+
+    def __init__(self, path: Path, started: float):
+        self._file, self._started = open(path, "w", encoding="utf-8"), started
+        self._users: list[str] = []
+        self._file.write('{"top10s": [')
+
+    def write(self, users: Sequence[str], top10s: Sequence[Sequence[int]]) -> None:
+        """Append some users and their lists of plain ints; at least one user."""
+        self._file.write((", " if self._users else "") + json.dumps(top10s)[1:-1])
+        self._users.extend(users)
+
+    def __enter__(self) -> "ResultWriter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        seconds = round(time.monotonic() - self._started, 3)
+        self._file.write(f'], "user": {json.dumps(self._users)}, "time": {seconds}}}\n')
+        self._file.close()

@@ -1,0 +1,140 @@
+"""Constrained beam search over the semantic ids that exist among the candidates.
+
+A beam is a prefix of codes; its score is the sum of log-probabilities, each renormalised over the prefix's children
+that lead to a candidate, so no generated id is without an item and a beam wide enough is exhaustive search.
+Source: OnePiece (arXiv 2512.07424), whose beams are not constrained.
+Legend: B users, W beams, L levels, C codes, D width, M candidates, P prefixes, R flat rows of (user, prefix).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from onepiece_comp.model import Encoded, OnePiece
+
+_LOGITS_PER_BLOCK = 1 << 24  # bound on rows x codes at a time
+
+
+class PrefixTable(NamedTuple):
+    """The code prefixes in use, as levels of a tree. Leaves (the last level) are the candidates that have an id."""
+
+    code: list[torch.Tensor]  # per level: int64 [P_l], last code of each prefix, grouped by parent
+    first_child: list[torch.Tensor]  # per level but the last: int64 [P_l + 1], children are a range of the next level
+    leaf_item: torch.Tensor  # int64 [leaves], candidate number of each leaf
+    leaf_path: torch.Tensor  # int64 [leaves, L], prefix of each leaf at each level
+    item_leaf: torch.Tensor  # int64 [M], leaf of each candidate, -1 without an id
+
+
+class Generated(NamedTuple):
+    """Candidates found by the beam, best first; -inf where there are fewer."""
+
+    log_prob_BK: torch.Tensor
+    index_BK: torch.Tensor  # int64, candidate number
+
+
+def build_prefix_table(code_ML: torch.Tensor) -> PrefixTable:
+    """The tree of the ids of the candidates; a row of `code_ML` with -1 has no id. Two candidates may share one."""
+    levels, device = code_ML.shape[1], code_ML.device
+    with_id = torch.where((code_ML >= 0).all(1))[0]
+    path = code_ML[with_id].long()
+    order = torch.arange(len(with_id), device=device)
+    for level in reversed(range(levels)):  # stable sorts from the last level on give lexicographic order
+        order = order[path[order, level].argsort(stable=True)]
+    leaf_item, path = with_id[order], path[order]
+    changed = torch.ones(len(path), dtype=torch.bool, device=device)
+    codes, first_child, prefix_of_leaf = [], [], []
+    for level in range(levels):
+        differs = path[1:, :level + 1] != path[:-1, :level + 1]
+        changed[1:] = differs.any(1) if level < levels - 1 else True
+        codes.append(path[changed, level])
+        prefix_of_leaf.append(changed.cumsum(0) - 1)
+    for level in range(levels - 1):
+        parent_of_child = prefix_of_leaf[level][_first_leaf(prefix_of_leaf[level + 1])]
+        counts = torch.bincount(parent_of_child, minlength=len(codes[level]))
+        first_child.append(torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    item_leaf = torch.full((len(code_ML),), -1, dtype=torch.long, device=device)
+    item_leaf[leaf_item] = torch.arange(len(leaf_item), device=device)
+    return PrefixTable(codes, first_child, leaf_item, torch.stack(prefix_of_leaf, 1), item_leaf)
+
+
+def _first_leaf(prefix_of_leaf: torch.Tensor) -> torch.Tensor:
+    """The first leaf of each prefix, in order."""
+    new = torch.ones_like(prefix_of_leaf, dtype=torch.bool)
+    new[1:] = prefix_of_leaf[1:] != prefix_of_leaf[:-1]
+    return torch.where(new)[0]
+
+
+class _Decoding:
+    """Log-probabilities of the children of prefixes, for users whose histories are encoded once."""
+
+    def __init__(self, model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor):
+        self.decoder, self.table = model.decoder, table
+        users = torch.arange(len(length_B), device=length_B.device)
+        self.hidden_BD = encoded.hidden_BTD[users, length_B - 1]
+        self.memories = self.decoder.memories(encoded.states)
+        steps = torch.arange(encoded.hidden_BTD.shape[1], device=length_B.device)
+        self.allowed_B1S = (steps[None] < length_B[:, None])[:, None]
+
+    def logits(self, level: int, prefix_BWL: torch.Tensor) -> torch.Tensor:
+        """Logits [B, W, C] of `level` after each prefix of codes."""
+        users, beams = prefix_BWL.shape[:2]
+        hidden_BWD = self.hidden_BD[:, None].expand(-1, beams, -1)
+        query_BWD = self.decoder.query(level, hidden_BWD, prefix_BWL, self.memories, self.allowed_B1S.expand(-1, beams, -1))
+        return (query_BWD @ self.decoder.code_LCD[level].T).float()
+
+    def first_level(self) -> torch.Tensor:
+        """Log-probabilities [B, P_0] of the first codes in use."""
+        empty = self.hidden_BD.new_zeros(len(self.hidden_BD), 1, 0, dtype=torch.long)
+        return torch.log_softmax(self.logits(0, empty)[:, 0, self.table.code[0]], dim=1)
+
+    def children(self, level: int, prefix_BW: torch.Tensor, code_BWL: torch.Tensor,
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Children (prefix numbers of `level`, -1 = padding) and log-probabilities [B, W, widest] of each prefix."""
+        start = self.table.first_child[level - 1][prefix_BW]
+        count = self.table.first_child[level - 1][prefix_BW + 1] - start
+        offset = torch.arange(int(count.max()), device=start.device)
+        inside = offset < count[..., None]
+        child = torch.where(inside, start[..., None] + offset, 0)
+        logit = self.logits(level, code_BWL).gather(2, self.table.code[level][child])
+        logit = logit.masked_fill(~inside, -torch.inf)
+        return torch.where(inside, child, -1), torch.log_softmax(logit, dim=2)
+
+
+def beam_search(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor, *, beam: int,
+                survivors: int) -> Generated:
+    """The `survivors` most probable candidates of each user among those that `beam` prefixes a level reach."""
+    decoding = _Decoding(model, table, encoded, length_B)
+    levels = len(table.code)
+    log_prob = decoding.first_level()
+    keep = survivors if levels == 1 else beam
+    best = log_prob.topk(min(keep, log_prob.shape[1]), dim=1)
+    prefix, score = best.indices, best.values
+    codes = table.code[0][prefix][..., None]
+    for level in range(1, levels):
+        child, step = decoding.children(level, prefix, codes)
+        total = (score[..., None] + step).flatten(1)
+        keep = survivors if level == levels - 1 else beam
+        best = total.topk(min(keep, total.shape[1]), dim=1)
+        prefix, score = child.flatten(1).gather(1, best.indices), best.values
+        parent = torch.div(best.indices, child.shape[2], rounding_mode="floor")
+        parents = codes.gather(1, parent[..., None].expand(-1, -1, codes.shape[2]))
+        codes = torch.cat([parents, table.code[level][prefix.clamp_min(0)][..., None]], dim=2)
+    return Generated(score, table.leaf_item[prefix.clamp_min(0)])
+
+
+def item_log_prob(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor,
+                  index_BK: torch.Tensor) -> torch.Tensor:
+    """Log-probability [B, K] of given candidates, as the beam would score them; -inf for one without an id."""
+    decoding = _Decoding(model, table, encoded, length_B)
+    leaf = table.item_leaf[index_BK]
+    path_BKL = table.leaf_path[leaf.clamp_min(0)]
+    total = decoding.first_level().gather(1, path_BKL[..., 0])
+    codes = torch.stack([table.code[level][path_BKL[..., level]] for level in range(len(table.code))], dim=2)
+    width = max(1, _LOGITS_PER_BLOCK // (len(leaf) * model.decoder.codes))
+    for level in range(1, len(table.code)):
+        for start in range(0, leaf.shape[1], width):
+            part = slice(start, start + width)
+            child, step = decoding.children(level, path_BKL[:, part, level - 1], codes[:, part, :level])
+            own = child == path_BKL[:, part, level, None]
+            total[:, part] += torch.where(own, step, 0).sum(2)
+    return total.masked_fill(leaf < 0, -torch.inf)

@@ -1,0 +1,193 @@
+"""Ranking: exact retrieval, beam search, or both in a cascade, with the filters and the promise of ten items.
+
+`retrieval` ranks all candidates by the InfoNCE logit. `beam` ranks what the semantic-id head generates by its
+log-probability. `cascade` unites both sets and ranks by (1 - w) logit + w log-probability: each is a log-probability
+of the next item up to a constant of the user, so the sum is a product of experts; unlike the paper's re-ranking
+(arXiv 2512.07424, w = 0, no union) the beam's own score is not thrown away.
+Legend: B users, M candidates, D width, K items of the union, W trend windows.
+"""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onepiece_comp.batches import NO_ACTION, Columns, History, build_history, item_batch, last_position, move
+from onepiece_comp.beam import PrefixTable, beam_search, build_prefix_table, item_log_prob
+from onepiece_comp.config import InferConfig
+from onepiece_comp.evaluation import Evaluation
+from onepiece_comp.model import Encoded, OnePiece, trend_row
+from onepiece_comp.retrieval import encode_item_table, top_k
+
+LIST = 10
+
+
+class Candidates(NamedTuple):
+    """What is made once for all users."""
+
+    vector_MD: torch.Tensor  # unit vectors
+    bias_AM: torch.Tensor | None  # popularity logit by the action conditioned on
+    warm_M: torch.Tensor  # bool, seen in training
+    prefixes: PrefixTable | None
+    number: np.ndarray  # int64 [local items], candidate number of a local item, -1 where it is none
+
+
+class _Request(NamedTuple):
+    """A batch of users on its way through the steps."""
+
+    history: History
+    encoded: Encoded
+    query_BD: torch.Tensor
+    bias_BM: torch.Tensor | None
+    seen: tuple[torch.Tensor, torch.Tensor] | None  # (user, candidate) pairs to drop, None = keep them
+
+
+class Ranked(NamedTuple):
+    """The answer for a batch of users."""
+
+    index: np.ndarray  # int64 [B, 10], candidate numbers
+    stages: dict[str, list[np.ndarray]]  # step name to each user's candidate numbers, for the funnel
+    filled: Counter  # how many places were filled by what the filters had dropped
+
+
+def prepare(model: OnePiece, evaluation: Evaluation, config: InferConfig, device: torch.device) -> Candidates:
+    """Vectors, popularity logits and prefix table of the candidates."""
+    items, rows = evaluation.items, evaluation.candidate
+    id_row = torch.from_numpy(items.id_row[rows]).to(device)
+    bias = None
+    if model.trend is not None:
+        bias = model.trend_bias(model.trend_now_IW[id_row][:, None]).contiguous()
+    prefixes = None
+    if model.decoder is not None and config.mode != "retrieval":
+        prefixes = build_prefix_table(torch.where((id_row > 0)[:, None], model.codes[id_row].long(), -1))
+    number = np.full(len(items.creative_id), -1, np.int64)
+    number[rows] = np.arange(len(rows))
+    return Candidates(encode_item_table(model, items, rows, device), bias, id_row > 0, prefixes, number)
+
+
+class Ranker:
+    """Ranks candidates for batches of users of one evaluation folder."""
+
+    def __init__(self, model: OnePiece, evaluation: Evaluation, config: InferConfig, device: torch.device):
+        self.model, self.evaluation, self.config, self.device = model, evaluation, config, device
+        self.candidates = prepare(model, evaluation, config, device)
+        self._columns = Columns(evaluation.item, evaluation.action, evaluation.time_seconds, evaluation.user_token,
+                                evaluation.user_token_start)
+
+    @torch.no_grad()
+    def rank(self, users: np.ndarray) -> Ranked:
+        """Ten candidates for each of `users` (numbers into the evaluation's users)."""
+        history, encoded = self._encode(users)
+        query_BD = self.model.retrieval_query(last_position(history, encoded.hidden_BTD)).float()
+        condition_B = last_position(history, history.next_action_BT)
+        bias_BM = None
+        if self.candidates.bias_AM is not None:
+            bias_BM = self.candidates.bias_AM[trend_row(torch.zeros_like(condition_B), condition_B)]
+        seen = self._seen(users)
+        request = _Request(history, encoded, query_BD, bias_BM, seen if self.config.filter_seen else None)
+        stages: dict[str, torch.Tensor] = {}
+        if self.config.mode == "retrieval":
+            score, index = self._retrieve(request, LIST)
+        else:
+            score, index = self._generate(request, stages)
+        order = score.topk(min(LIST, score.shape[1]), dim=1)
+        best = torch.where(order.values > -torch.inf, index.gather(1, order.indices), -1)
+        chosen, filled = self._fill(best, query_BD, bias_BM, seen)
+        stages["ten"] = chosen
+        return Ranked(chosen.cpu().numpy(), {name: [row[row >= 0].cpu().numpy() for row in kept]
+                                             for name, kept in stages.items()}, filled)
+
+    def _encode(self, users: np.ndarray) -> tuple[History, Encoded]:
+        evaluation, model = self.evaluation, self.model
+        stop = evaluation.user_start[users + 1]
+        start = np.maximum(evaluation.user_start[users], stop - model.config.max_events)
+        told = evaluation.target_action[users].astype(np.int64)
+        action = np.where(told >= 0, told, self.config.action if model.config.next_action else NO_ACTION)
+        history, item = build_history(self._columns, users=users, start=start, stop=stop, last_action=action)
+        rows = np.unique(np.append(item, 0))
+        history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
+        batch = item_batch(evaluation.items, rows, model.schema.item_features)
+        history = move(history, self.device)
+        return history, model.encode(history, model.encode_items(move(batch, self.device)))
+
+    def _seen(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(user within the batch, candidate number) of every candidate in a user's whole history."""
+        starts, stops = self.evaluation.user_start[users], self.evaluation.user_start[users + 1]
+        number = [self.candidates.number[self.evaluation.item[a:b]] for a, b in zip(starts, stops)]
+        user = np.repeat(np.arange(len(users)), stops - starts)
+        number = np.concatenate(number)
+        inside = number >= 0
+        return torch.from_numpy(user[inside]).to(self.device), torch.from_numpy(number[inside]).to(self.device)
+
+    def _dropped(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
+        """Which of the candidates `index` [B, K] the filters drop."""
+        dropped = ~self.candidates.warm_M[index] if self.config.filter_cold else torch.zeros_like(index, dtype=torch.bool)
+        if request.seen is not None:
+            dropped |= self._among(index, *request.seen)
+        return dropped
+
+    def _among(self, index: torch.Tensor, user: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """Which entries of `index` [B, K] are among the (user, candidate) pairs."""
+        total = len(self.candidates.vector_MD)
+        own = torch.arange(len(index), device=index.device)[:, None] * total + index
+        return torch.isin(own, user * total + number)
+
+    def _retrieve(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exact top-k; what the filters drop comes last, with -inf."""
+        bias = request.bias_BM
+        if self.config.filter_cold:
+            cold = torch.where(self.candidates.warm_M, 0.0, -torch.inf)[None]
+            bias = cold if bias is None else bias + cold
+        best = top_k(request.query_BD, self.candidates.vector_MD, k=k, bias_BM=bias, hidden=request.seen)
+        return best.score_BK, best.index_BK
+
+    def _generate(self, request: "_Request", stages: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
+        config, prefixes = self.config, self.candidates.prefixes
+        length_B = request.history.length_B
+        found = beam_search(self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors)
+        index, log_prob = found.index_BK, found.log_prob_BK
+        legal = log_prob > -torch.inf
+        stages["beam"] = torch.where(legal, index, -1)
+        if config.mode == "cascade" and config.union:
+            score, near = self._retrieve(request, config.union)
+            user = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
+            new = (score > -torch.inf) & ~self._among(near, user[legal], index[legal])
+            near_log_prob = item_log_prob(self.model, prefixes, request.encoded, length_B, near)
+            index, log_prob = torch.cat([index, near], 1), torch.cat([log_prob, near_log_prob], 1)
+            legal = torch.cat([legal, new], 1)
+            stages["union"] = torch.where(legal, index, -1)
+        legal = legal & ~self._dropped(request, index)
+        score = log_prob if config.mode == "beam" else self._fuse(request, index, log_prob)
+        return score.masked_fill(~legal, -torch.inf), index
+
+    def _fuse(self, request: "_Request", index: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
+        """(1 - w) logit + w log-probability; for an item without an id the user's lowest stands in."""
+        logit = (self.candidates.vector_MD[index] @ request.query_BD[..., None])[..., 0]
+        if request.bias_BM is not None:
+            logit = logit + request.bias_BM.gather(1, index)
+        finite = log_prob.isfinite()
+        lowest = log_prob.masked_fill(~finite, torch.inf).amin(1, keepdim=True)
+        weight = self.config.semantic_weight
+        return (1 - weight) * logit + weight * torch.where(finite, log_prob, lowest)
+
+    def _fill(self, best: torch.Tensor, query_BD: torch.Tensor, bias_BM: torch.Tensor | None,
+              seen: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, Counter]:
+        """Ten distinct candidates each: places left are filled by unseen warm ones, then cold ones, then seen ones."""
+        filled: Counter = Counter()
+        if best.shape[1] < LIST:
+            best = torch.cat([best, best.new_full((len(best), LIST - best.shape[1]), -1)], 1)
+        for user in torch.where((best < 0).any(1))[0].tolist():
+            score = (self.candidates.vector_MD @ query_BD[user]) + (0 if bias_BM is None else bias_BM[user])
+            tier = (~self.candidates.warm_M).long()
+            tier[seen[1][seen[0] == user]] = 2
+            have = best[user][best[user] >= 0]
+            tier[have] = 3
+            order = score.argsort(descending=True, stable=True)
+            order = order[tier[order].argsort(stable=True)]
+            more = order[:LIST - len(have)]
+            for name, value in (("unseen warm", 0), ("cold", 1), ("seen", 2)):
+                filled[name] += int((tier[more] == value).sum())
+            best[user] = torch.cat([have, more])
+        return best, filled

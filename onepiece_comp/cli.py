@@ -1,0 +1,142 @@
+"""The command line: one short function per stage, no logic. Errors from outside end with exit code 2."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from onepiece_comp import console
+from onepiece_comp.config import PRESETS, load_config
+from onepiece_comp.errors import InputError
+
+app = typer.Typer(name="onepiece-comp", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode=None, help="From a user-event log to a scored top-10 submission, stage by stage.")
+
+ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML file of sections and keys.")]
+Sets = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value, may be repeated.")]
+Preset = Annotated[str, typer.Option(help=f"Size: {', '.join(PRESETS)}.")]
+
+
+@app.command(epilog="Example: onepiece-comp synthesize work/raw --set synthesize.users=3000")
+def synthesize(out: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+    """Make a synthetic world in the competition's file layout."""
+    from onepiece_comp.synthetic import synthesize as stage
+
+    stage(out, load_config(preset, config, sets or ()).synthesize)
+
+
+@app.command(epilog="Example: onepiece-comp convert kuairand KuaiRand-Pure/data work/raw")
+def convert(kind: Annotated[str, typer.Argument(help="kuairand, movielens or sequences.")], source: Path, out: Path,
+            interactions: Annotated[Optional[Path], typer.Option(help="Table user,item,time (sequences only).")] = None) -> None:
+    """Turn another log into the competition's file layout; original ids survive."""
+    from onepiece_comp.convert import convert as stage
+
+    stage(kind, source, out, interactions=interactions)
+
+
+@app.command(epilog="Example: onepiece-comp split work/raw work/split --set split.cut=2022-05-06T00:00:00Z")
+def split(raw: Path, out: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+    """Withhold each user's target: OUT/train, OUT/eval, OUT/truth.jsonl."""
+    from onepiece_comp.split import split as stage
+
+    stage(raw, out, load_config(preset, config, sets or ()).split)
+
+
+@app.command(epilog="Example: onepiece-comp preprocess work/split/train work/dataset")
+def preprocess(train: Path, dataset: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+    """Read the training files once into memory-mapped columns."""
+    from onepiece_comp.preprocess import preprocess as stage
+
+    stage(train, dataset, load_config(preset, config, sets or ()).preprocess)
+
+
+@app.command("build-tokenizer", epilog="Example: onepiece-comp build-tokenizer work/dataset work/tokenizer --ckpt work/retrieval")
+def build_tokenizer(
+        dataset: Path, out: Path,
+        vectors: Annotated[Optional[str], typer.Option(help="emb_81 or FILE.npy: what to quantise.")] = None,
+        ckpt: Annotated[Optional[Path], typer.Option(help="A run whose item vectors to quantise.")] = None,
+        preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+    """Give every item a semantic id of its own."""
+    from onepiece_comp.tokenizer import build_tokenizer as stage
+
+    stage(dataset, out, load_config(preset, config, sets or ()).tokenizer, vectors=vectors, checkpoint=ckpt)
+
+
+@app.command(epilog="Example: onepiece-comp train work/dataset work/joint --tokenizer work/tokenizer --warm-start work/retrieval")
+def train(dataset: Path, run: Path,
+          tokenizer: Annotated[Optional[Path], typer.Option(help="Train the semantic-id head too.")] = None,
+          warm_start: Annotated[Optional[Path], typer.Option(help="A run to copy fitting weights from.")] = None,
+          resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+          preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+    """Train on a dataset; retrieval only, or jointly with semantic ids."""
+    from onepiece_comp.training import train as stage
+
+    stage(dataset, run, load_config(preset, config, sets or ()), tokenizer=tokenizer, warm=warm_start, resume=resume)
+
+
+@app.command(epilog="Example: onepiece-comp infer --ckpt work/joint --data work/split/eval --out work/result")
+def infer(ckpt: Annotated[Path, typer.Option(help="A run or a checkpoint folder.")],
+          data: Annotated[Optional[Path], typer.Option(help="Evaluation folder; default: the run's own.")] = None,
+          out: Annotated[Optional[Path], typer.Option(help="Where to write; default: CKPT/result.")] = None,
+          truth: Annotated[Optional[Path], typer.Option(help="truth.jsonl, for the funnel only.")] = None,
+          mode: Annotated[Optional[str], typer.Option(help="retrieval, beam or cascade.")] = None,
+          config: ConfigFile = None, sets: Sets = None) -> None:
+    """Write result.json: ten candidates for every user."""
+    from onepiece_comp.submission import infer as stage
+    from onepiece_comp.submission import stored_config
+
+    overrides = [*(sets or ()), *([f"infer.mode={mode}"] if mode else [])]
+    stage(ckpt, out or ckpt / "result", stored_config(ckpt, config, overrides), data=data, truth=truth)
+
+
+@app.command(epilog="Example: onepiece-comp baselines work/split/train work/split/eval work/baselines")
+def baselines(train: Path, evaluation: Path, out: Path) -> None:
+    """Write result files of popularity, last-day popularity and item-kNN."""
+    from onepiece_comp.baselines import baselines as stage
+
+    stage(train, evaluation, out)
+
+
+@app.command(epilog="Example: onepiece-comp score work/result/result.json work/split/truth.jsonl --against work/baselines/item_knn.json")
+def score(result: Path, truth: Path,
+          against: Annotated[Optional[list[Path]], typer.Option(help="Another result on the same users; may be repeated.")] = None,
+          config: ConfigFile = None, sets: Sets = None) -> None:
+    """Score a result: HR@10, NDCG@10, 0.31/0.69 score with intervals, by history length and warm or cold target."""
+    from onepiece_comp.scoring import score as stage
+
+    others = {path.stem if path.stem != "result" else path.parent.name: path for path in against or ()}
+    stage(result, truth, load_config("tiny", config, sets or ()).score, against=others)
+
+
+@app.command(epilog="Example: onepiece-comp run work/raw work --preset tiny")
+def run(raw: Path, work: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+    """The lot: split, preprocess, train, tokenizer, train jointly, infer, score; reuses what is done."""
+    from onepiece_comp.flow import run_all
+
+    run_all(raw, work, load_config(preset, config, sets or ()))
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of `onepiece-comp`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except InputError as error:
+        console.complain(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:  # what the operating system refuses is about the user's paths
+        console.complain(f"error: {error.filename or 'input or output'}: {error.strerror or error}; check the path")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.complain("interrupted: nothing half-written was left; run the same command again (train: with --resume)")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Configuration: one frozen dataclass per stage, presets for size, strict YAML files and `--set` overrides.
+
+Order of precedence: field defaults, preset, file, `--set section.key=value`. A wrong key or type is an error
+that names file, line and the nearest valid name. A checkpoint carries its configuration as JSON.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onepiece_comp.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig:
+    """The synthetic world; see `synthetic.py`."""
+
+    users: int = 3000  # the dial of size; items, topics and candidates follow from it
+    seed: int = 0  # another seed is another world
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Which events are targets, which are history; see `split.py`."""
+
+    mode: str = "competition"  # competition | held_out | leave_one_out
+    cut: str = "auto"  # ISO time (UTC) or Unix seconds of t_begin; auto = the `auto_cut` quantile of event times
+    until: str = ""  # events at or after this time are dropped everywhere (for a validation cut); empty = none
+    auto_cut: float = 0.9  # quantile of event times that cut="auto" stands for
+    held_out: float = 0.2  # held_out mode: share of users that training never sees
+    active_days: float = 0.0  # candidates seen in this many days before the cut; 0 = all items before the cut
+    cold_share: float = 1.0  # share of the items first seen after the cut that join the candidates
+    action_types: bool = False  # write user_action_type.json (the target's action, as the second round gave it)
+    seed: int = 0  # draws held-out users and cold candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """How records become columns; see `preprocess.py`."""
+
+    embeddings: tuple[str, ...] = ("81", "82", "83", "84", "85", "86")  # feature ids of embeddings to load if present
+    max_embedding_width: int = 1024  # wider embeddings are left out, with a note
+    max_array_values: int = 16  # values kept of a list-valued user feature
+    trend_bucket_hours: float = 0.0  # resolution of the popularity windows; 0 = the finest that fits the budget
+    trend_budget_mib: int = 1024  # bound on the size of the popularity columns on disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Semantic ids; see `tokenizer.py`."""
+
+    levels: int = 2  # codes per item
+    codes: int = 0  # codebook size per level; 0 = from the number of items, 16,384 at full size
+    iterations: int = 15  # Lloyd iterations per level
+    points_per_code: int = 256  # k-means trains on at most this many vectors per code
+    neighbours: int = 50  # second codes tried before any free one when an id is taken
+    seed: int = 0  # k-means initialisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture; see `model.py`. `width` and `layers` are the dials of size."""
+
+    width: int = 64  # D, model width
+    layers: int = 2  # HSTU blocks
+    heads: int = 2  # H, heads of width D / H
+    max_events: int = 100  # history length in events; attention divides by this constant
+    feature_width: int = 16  # width of each sparse feature's embedding
+    id_width: int = 32  # width of the item id embedding; 0 = no id
+    hash_sizes: tuple[int, ...] = ()  # rows of the hashed id tables (the paper's: 2,000,003 and 3,000,017)
+    hash_width: int = 32  # width of each hashed id embedding
+    embedding_width: int = 32  # width that each multi-modal embedding is projected to
+    codes_as_input: bool = False  # add embeddings of the semantic id's codes to the item tower
+    experts: int = 4  # E, routed experts of the feed-forward sublayer; 0 = no MoE
+    active_experts: int = 2  # A, experts per token
+    expert_width: int = 64  # hidden width of an expert
+    balance_weight: float = 0.02  # weight of the load-balance loss
+    decoder_layers: int = 1  # cross-attention blocks of the semantic-id decoder
+    dropout: float = 0.2  # on the residual branches
+    id_dropout: float = 0.1  # share of items whose id is hidden in a training step, so that cold items are no surprise
+    temperature: float = 0.05  # tau of InfoNCE over cosines
+    trend: bool = True  # windowed popularity before the event as an additive logit
+    next_action: bool = True  # condition each position on the action of the event to predict
+    time_features: bool = True  # hour, weekday and gap embeddings of history events
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation; see `training.py`."""
+
+    epochs: float = 8.0  # passes over the users
+    batch_users: int = 64  # users per step
+    sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
+    semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
+    positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
+    trend_lag_hours: float = 24.0  # windows are read as of up to this long before the event, as at inference
+    action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # loss weight of exposure, click, conversion, unknown
+    learning_rate: float = 0.002  # peak, AdamW
+    muon_learning_rate: float = 0.02  # peak, Muon on hidden matrices
+    weight_decay: float = 0.0001  # AdamW and Muon
+    warmup: float = 0.1  # share of steps
+    clip: float = 1.0  # gradient norm
+    validation_users: int = 500  # held out of the loss to score checkpoints; 0 = none
+    checkpoints: int = 4  # how often the state to resume from is written
+    log_every: int = 20  # steps between log lines
+    threads: int = 0  # CPU threads; 0 = the cores this process may use
+    precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on GPU only
+    device: str = "auto"  # auto | cpu | cuda
+    seed: int = 0  # weights, order, negatives, dropout
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """Ranking; see `cascade.py`."""
+
+    mode: str = "auto"  # retrieval | beam | cascade; auto = cascade where semantic ids were trained, else retrieval
+    beam: int = 20  # B, first codes kept
+    survivors: int = 384  # K', items kept by the beam
+    union: int = 100  # exact neighbours added to the survivors in cascade mode
+    semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
+    filter_seen: bool = True  # drop items of the user's history
+    filter_cold: bool = True  # drop candidates that training never saw
+    action: int = 1  # action to condition on where user_action_type.json does not tell
+    batch_users: int = 256  # users per step
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 0  # CPU threads; 0 = the cores this process may use
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Judgement; see `scoring.py`."""
+
+    k: int = 10  # cut-off
+    resamples: int = 2000  # bootstrap resamples of users
+    seed: int = 0  # bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All stages; each stage takes its own section."""
+
+    synthesize: SynthesizeConfig = field(default_factory=SynthesizeConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    infer: InferConfig = field(default_factory=InferConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+PRESETS: dict[str, dict[str, dict]] = {
+    "tiny": {},
+    "small": {
+        "model": {"width": 128, "layers": 4, "heads": 4, "expert_width": 128, "experts": 8, "feature_width": 32},
+        "train": {"batch_users": 128, "sampled_negatives": 8192},
+    },
+    "base": {
+        "model": {"width": 512, "layers": 8, "heads": 8, "feature_width": 128, "embedding_width": 128,
+                  "hash_sizes": [2000003, 3000017], "hash_width": 256, "expert_width": 512, "experts": 16,
+                  "active_experts": 2, "decoder_layers": 4, "temperature": 0.02},
+        "train": {"batch_users": 512, "sampled_negatives": 32768, "learning_rate": 0.004, "checkpoints": 40},
+    },
+    "full": {
+        "model": {"width": 512, "layers": 24, "heads": 8, "feature_width": 128, "embedding_width": 128,
+                  "hash_sizes": [2000003, 3000017], "hash_width": 256, "expert_width": 512, "experts": 64,
+                  "active_experts": 3, "decoder_layers": 24, "temperature": 0.02},
+        "train": {"batch_users": 512, "sampled_negatives": 65536, "learning_rate": 0.004, "checkpoints": 80},
+    },
+}
+
+
+def _nearest(name: str, valid: typing.Iterable[str]) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
+
+
+def _coerce(value: object, kind: object, place: str) -> object:
+    """`value` as the field's type: whole numbers pass for floats, lists for tuples; nothing else is converted."""
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(place, found=repr(value), expected="a list", do="write it as [a, b]")
+        inner = typing.get_args(kind)[0]
+        return tuple(_coerce(item, inner, place) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _coerce(value, typing.get_args(kind)[0], place)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(place, found=f"{value!r} ({type(value).__name__})", expected=f"a {kind.__name__}",
+                         do="correct the value")
+    return value
+
+
+def _replace(section: object, values: dict, place: typing.Callable[[str], str]) -> object:
+    kinds = typing.get_type_hints(type(section))
+    for key in values:
+        if key not in kinds:
+            raise InputError(place(key), found=f"the unknown key {key!r}", expected=f"a key of {type(section).__name__}",
+                             do=_nearest(key, kinds))
+    return dataclasses.replace(section, **{k: _coerce(v, kinds[k], place(k)) for k, v in values.items()})
+
+
+def merge(config: Config, values: dict, place: typing.Callable[..., str]) -> Config:
+    """`config` with the sections and keys of `values` replaced; `place(section, key)` names where they stand."""
+    sections = [f.name for f in dataclasses.fields(Config)]
+    replaced = {}
+    for name, section_values in values.items():
+        if name not in sections:
+            raise InputError(place(name), found=f"the unknown section {name!r}",
+                             expected=f"one of {', '.join(sections)}", do=_nearest(name, sections))
+        if not isinstance(section_values, dict):
+            raise InputError(place(name), found=repr(section_values), expected="keys and values under the section",
+                             do="indent the section's keys")
+        replaced[name] = _replace(getattr(config, name), section_values, lambda key, name=name: place(name, key))
+    return dataclasses.replace(config, **replaced)
+
+
+def _yaml_tree(path: Path) -> tuple[object, dict[tuple[str, ...], int]]:
+    """A YAML file's value and the line of each key (of sections and of the keys in them)."""
+    import yaml
+
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="a YAML configuration", do="check the path")
+    try:
+        text = path.read_text("utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(path, found=f"no valid YAML ({' '.join(str(error).split())})", expected="sections of keys",
+                         do="correct the file") from error
+    lines: dict[tuple[str, ...], int] = {}
+    for section, body in node.value if isinstance(node, yaml.MappingNode) else []:
+        lines[section.value,] = section.start_mark.line + 1
+        for key, _ in body.value if isinstance(body, yaml.MappingNode) else []:
+            if (section.value, key.value) in lines:
+                raise InputError(f"{path}:{key.start_mark.line + 1}", found=f"{key.value!r} a second time",
+                                 expected="each key once", do="remove one of them")
+            lines[section.value, key.value] = key.start_mark.line + 1
+    return value, lines
+
+
+def load_config(preset: str = "tiny", file: Path | None = None, sets: typing.Sequence[str] = ()) -> Config:
+    """The configuration from a preset, a YAML file and `section.key=value` overrides, in this order."""
+    if preset not in PRESETS:
+        raise InputError("--preset", found=repr(preset), expected=f"one of {', '.join(PRESETS)}",
+                         do=_nearest(preset, PRESETS))
+    return override(merge(Config(), PRESETS[preset], lambda *keys: f"preset {preset}: {'.'.join(keys)}"), file, sets)
+
+
+def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> Config:
+    """`config` changed by a YAML file, then by `section.key=value` overrides."""
+    if file is not None:
+        value, lines = _yaml_tree(Path(file))
+        if value is not None and not isinstance(value, dict):
+            raise InputError(file, found=type(value).__name__, expected="sections of keys", do="see docs/configuration.md")
+        config = merge(config, value or {}, lambda *keys: f"{file}:{lines.get(keys, 1)}")
+    for text in sets:
+        key, equals, value_text = text.partition("=")
+        section, dot, name = key.partition(".")
+        if not equals or not dot:
+            raise InputError(f"--set {text}", found="no section.key=value", expected="for example train.epochs=4",
+                             do="write it so")
+        config = merge(config, {section: {name: _parse_value(value_text)}}, lambda *keys: f"--set {text}")
+    return config
+
+
+def _parse_value(text: str) -> object:
+    """A `--set` value: JSON where it is JSON (numbers, true, lists), else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:  # a bare word such as cascade
+        return text
+
+
+def to_dict(config: object) -> dict:
+    """A config dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type, values: dict, place: object) -> typing.Any:
+    """The inverse of `to_dict` for one section, as strict as a file."""
+    return _replace(kind(), values, lambda key: f"{place}: {key}")

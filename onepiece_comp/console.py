@@ -1,0 +1,68 @@
+"""What a person sees: lines, tables, progress. Uses rich where it is installed, plain text elsewhere.
+
+The platform's container does not promise rich; nothing here may be needed for a result.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ImportError:  # the platform's container
+    Console = None
+
+_console = Console(highlight=False, soft_wrap=True) if Console else None
+
+
+def say(line: str) -> None:
+    """Print one line of plain text at once (square brackets are text, not markup)."""
+    if _console:
+        _console.print(line, markup=False)
+    else:
+        print(line, flush=True)
+
+
+def complain(line: str) -> None:
+    """Print one line to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [list(columns), *rows]) for i in range(len(columns))]
+    line = lambda row: "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    return "\n".join([title, line(columns), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; the first column is left-aligned, the others right-aligned."""
+    text_rows = [[str(cell) for cell in row] for row in rows]
+    if not (_console and _console.is_terminal):
+        say(_plain_table(title, columns, text_rows))
+        return
+    drawn = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if i == 0 else "right")
+    for row in text_rows:
+        drawn.add_row(*row)
+    _console.print(drawn, markup=False)
+
+
+def progress(items: Iterable, *, total: int | None, what: str) -> Iterator:
+    """Iterate over `items` with a bar on a terminal; elsewhere a line every 30 s."""
+    if _console and _console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=_console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items):
+        yield item
+        if time.monotonic() - last > 30:
+            say(f"{what}: {done + 1:,}" + (f" of {total:,}" if total else ""))
+            last = time.monotonic()

@@ -1,0 +1,146 @@
+"""Features as numbers: the schema of a dataset, item feature matrices, user profiles as bags of tokens.
+
+Every feature has a slice of a joint vocabulary: token = offset + value, value 0 = missing or unknown. An item has
+one value per feature; a user's profile is a bag of tokens, so list-valued features need no special case.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp.errors import InputError
+from onepiece_comp.formats import Features, Index
+
+
+class Feature(NamedTuple):
+    """One feature of the joint vocabulary: values 0..size-1 stand at tokens offset..offset+size-1."""
+
+    id: str
+    size: int
+    offset: int
+
+
+class Schema(NamedTuple):
+    """What a model must know of a dataset; stored in `schema.json` and in every checkpoint."""
+
+    items: int  # I; item rows are 1..I
+    item_features: list[Feature]
+    user_features: list[Feature]
+    embeddings: dict[str, int]  # feature id to width
+    item_space: str  # fingerprint of creative ids in row order
+    trend_bucket_seconds: int
+    last_second: int  # time of the last training event
+
+    def to_dict(self) -> dict:
+        return {**self._asdict(), "item_features": [list(f) for f in self.item_features],
+                "user_features": [list(f) for f in self.user_features]}
+
+    @classmethod
+    def from_dict(cls, value: dict, place: object) -> "Schema":
+        """The inverse of `to_dict`; InputError names `place` when a field is missing."""
+        try:
+            fields = {name: value[name] for name in cls._fields}
+        except KeyError as error:
+            raise InputError(place, found=f"no {error} in it", expected="the schema of this version",
+                             do="run preprocess again") from error
+        for name in ("item_features", "user_features"):
+            fields[name] = [Feature(*feature) for feature in fields[name]]
+        return cls(**fields)
+
+
+def joint_vocabulary(sizes: Iterable[tuple[str, int]]) -> list[Feature]:
+    """Features with consecutive slices. `sizes` gives feature id and number of known values.
+
+    >>> joint_vocabulary([("103", 2), ("104", 5)])
+    [Feature(id='103', size=3, offset=0), Feature(id='104', size=6, offset=3)]
+    """
+    features, offset = [], 0
+    for fid, known in sizes:
+        features.append(Feature(fid, known + 1, offset))
+        offset += known + 1
+    return features
+
+
+def vocabulary_size(features: list[Feature]) -> int:
+    """Rows of the joint embedding table of `features`."""
+    return features[-1].offset + features[-1].size if features else 0
+
+
+def split_features(index: Index, user_feature_ids: set[str], items: int) -> tuple[list[Feature], list[Feature], list[str]]:
+    """Item features, user features, and the ids left out because they name the item itself.
+
+    A feature with nearly one value per item (111 in the competition) repeats the item id.
+    """
+    known = {fid: max(values.values(), default=0) for fid, values in index.features.items()}
+    item_ids = sorted((fid for fid in known if fid not in user_feature_ids), key=lambda fid: (len(fid), fid))
+    identity = [fid for fid in item_ids if items >= 100 and known[fid] >= 0.9 * items]
+    kept = [(fid, known[fid]) for fid in item_ids if fid not in identity]
+    users = [(fid, known.get(fid, 0)) for fid in sorted(user_feature_ids, key=lambda fid: (len(fid), fid))]
+    return joint_vocabulary(kept), joint_vocabulary(users), identity
+
+
+class ItemFeatures:
+    """A matrix [rows, F] of item feature values that is filled record by record and grows as rows come.
+
+    The first record of a row that has a feature decides its value. `odd` counts what did not fit: values
+    outside the vocabulary, features that are not in the schema, lists.
+    """
+
+    def __init__(self, features: list[Feature], rows: int, ignored: Iterable[str] = ()):
+        self._ignored = frozenset(ignored)
+        self._column = {f.id: (i, f.size) for i, f in enumerate(features)}
+        self.values = np.zeros((rows, len(features)), np.int32)
+        self.recorded = np.zeros(rows, bool)
+        self.odd: Counter[str] = Counter()
+
+    def _grow(self, row: int) -> None:
+        rows = max(row + 1, 2 * len(self.values))
+        self.values = np.concatenate([self.values, np.zeros((rows - len(self.values), self.values.shape[1]), np.int32)])
+        self.recorded = np.concatenate([self.recorded, np.zeros(rows - len(self.recorded), bool)])
+
+    def add(self, row: int, features: Features) -> None:
+        """Fill what is still missing in `row` from one record."""
+        if row >= len(self.values):
+            self._grow(row)
+        self.recorded[row] = True
+        for fid, value in features.items():
+            if fid not in self._column:
+                self.odd["feature outside the schema"] += fid not in self._ignored
+                continue
+            column, size = self._column[fid]
+            if isinstance(value, list):
+                self.odd["list-valued item feature"] += 1
+                value = value[0] if value else 0
+            if not isinstance(value, int) or not 0 < value < size:
+                self.odd["unseen value" if isinstance(value, str) else "value outside the vocabulary"] += 1
+            elif not self.values[row, column]:
+                self.values[row, column] = value
+
+
+class Profiles:
+    """Profiles to bags of tokens; counts lists and values that the vocabulary lacks."""
+
+    def __init__(self, features: list[Feature], max_array_values: int):
+        self._features = {f.id: f for f in features}
+        self._most = max_array_values
+        self.odd: Counter[str] = Counter()
+
+    def tokens(self, profile: Features) -> list[int]:
+        """The tokens of one profile, for example {"104": 2, "106": [1, 4]} to three tokens."""
+        tokens = []
+        for fid, value in profile.items():
+            feature = self._features.get(fid)
+            if feature is None:
+                self.odd["feature outside the schema"] += 1
+                continue
+            if isinstance(value, list):
+                self.odd["list-valued user feature"] += 1
+                self.odd["values beyond max_array_values"] += max(0, len(value) - self._most)
+            for one in value[:self._most] if isinstance(value, list) else (value,):
+                if isinstance(one, int) and 0 < one < feature.size:
+                    tokens.append(feature.offset + one)
+                else:
+                    self.odd["unseen value" if isinstance(one, str) else "value outside the vocabulary"] += 1
+        return tokens

@@ -1,0 +1,104 @@
+"""The lot: raw files to a scored submission, each stage once; what is done and unchanged is reused.
+
+Stages and folders under WORK: split/ dataset/ retrieval/ tokenizer/ joint/ result/ baselines/ and score.json. A stage
+is redone when its own settings or anything before it has changed; `stages.json` holds the key of each.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from onepiece_comp import __version__
+from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker, write_json
+from onepiece_comp.baselines import baselines
+from onepiece_comp.config import Config, to_dict
+from onepiece_comp.console import say, table
+from onepiece_comp.errors import InputError
+from onepiece_comp.oracle import ceiling, random_ranking
+from onepiece_comp.preprocess import preprocess
+from onepiece_comp.scoring import score
+from onepiece_comp.split import split
+from onepiece_comp.submission import infer
+from onepiece_comp.tokenizer import build_tokenizer
+from onepiece_comp.training import train
+
+
+class _Stages:
+    """Runs stages in order, each under a key that covers all that it depends on."""
+
+    def __init__(self, work: Path):
+        self.work, self._path = work, work / "stages.json"
+        self._done = read_json(self._path) if self._path.is_file() else {}
+        self.seconds: list[tuple[str, str]] = []
+
+    def run(self, name: str, output: Path, settings: object, after: list[str], action: Callable[[], object]) -> str:
+        """Do `action` unless `output` stands from the same settings and inputs; returns the stage's key."""
+        key, started = fingerprint(__version__, settings, after), time.monotonic()
+        if self._done.get(name) == key and output.exists():
+            say(f"{name}: reused {output.parent if output.is_file() else output}")
+            self.seconds.append((name, "reused"))
+            return key
+        say(f"== {name}")
+        action()
+        self._done[name] = key
+        write_json(self._path, self._done)
+        self.seconds.append((name, f"{time.monotonic() - started:.1f} s"))
+        return key
+
+
+def run_all(raw: Path, work: Path, config: Config) -> Path:
+    """From raw files to WORK/score.json: split, columns, both trainings, tokenizer, submission, baselines, score."""
+    raw, work = Path(raw), Path(work)
+    if not (raw / "seq.jsonl").is_file():
+        raise InputError(raw, found="no seq.jsonl", expected="a folder with the competition's training files",
+                         do="make one with synthesize or convert")
+    work.mkdir(parents=True, exist_ok=True)
+    stages = _Stages(work)
+    source = fingerprint(raw / "seq.jsonl")
+    parts, data, result = work / "split", work / "dataset", work / "result"
+    cut = stages.run("split", parts, to_dict(config.split), [source], lambda: split(raw, parts, config.split))
+    columns = stages.run("preprocess", data, to_dict(config.preprocess), [cut],
+                         lambda: preprocess(parts / "train", data, config.preprocess))
+    trained = [to_dict(config.model), to_dict(config.train)]
+    first = stages.run("train retrieval", work / "retrieval" / MARKERS["run"], trained, [columns],
+                       lambda: _train_or_resume(data, work / "retrieval", config))
+    codes = stages.run("build tokenizer", work / "tokenizer", to_dict(config.tokenizer), [first],
+                       lambda: build_tokenizer(data, work / "tokenizer", config.tokenizer, checkpoint=work / "retrieval"))
+    joint = stages.run("train jointly", work / "joint" / MARKERS["run"], trained, [codes],
+                       lambda: _train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer",
+                                                warm=work / "retrieval"))
+    inferred = stages.run("infer", result / "result.json", to_dict(config.infer), [joint],
+                          lambda: infer(work / "joint", result, config.infer, data=parts / "eval", truth=parts / "truth.jsonl"))
+    compared = stages.run("baselines", work / "baselines" / "popularity.json", None, [cut],
+                          lambda: _baselines(raw, parts, work / "baselines"))
+    stages.run("score", work / "score.json", to_dict(config.score), [inferred, compared],
+               lambda: _score(work, parts, config))
+    table("stages", ("stage", "time"), stages.seconds)
+    say(f"submission: {result / 'result.json'}   score: {work / 'score.json'}")
+    return work / "score.json"
+
+
+def _train_or_resume(data: Path, run: Path, config: Config, **inputs: Path) -> None:
+    """Go on where a killed run of the same settings stands; anything else in its folder is our own and old."""
+    if (run / "resume.pt").is_file() and not (run / MARKERS["run"]).is_file():
+        try:
+            train(data, run, config, resume=True, **inputs)
+            return
+        except InputError as error:
+            say(f"starting again: {error}")
+    if run.is_dir():
+        shutil.rmtree(run)
+    train(data, run, config, **inputs)
+
+
+def _baselines(raw: Path, parts: Path, out: Path) -> None:
+    baselines(parts / "train", parts / "eval", out)
+    if (raw / "oracle").is_dir():
+        ceiling(raw, parts / "eval", parts / "truth.jsonl", out / "ceiling.json")
+        random_ranking(parts / "eval", parts / "truth.jsonl", out / "random.json", read_marker(raw, "raw").get("seed", 0))
+
+
+def _score(work: Path, parts: Path, config: Config) -> None:
+    against = {path.stem: path for path in sorted((work / "baselines").glob("*.json"))}
+    score(work / "result" / "result.json", parts / "truth.jsonl", config.score, against=against, out=work / "score.json")

@@ -1,0 +1,327 @@
+"""The competition's files, read and written: the only place that knows the platform's words.
+
+`seq.jsonl` and `predict_seq.jsonl` (one user per line), their `*_offsets.pkl`, `indexer.pkl`,
+`item_feat_dict.json`, `predict_set.jsonl`, `user_action_type.json`. Embeddings: `embeddings.py`.
+Inside the toolkit a *creative id* is the original id of an item and a *re-id* its number in `indexer.pkl`
+(1..I; 0 = padding or unknown). Lines are read one at a time; every rejection names file and line.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from onepiece_comp.artefacts import read_json, write_json
+from onepiece_comp.errors import InputError
+from onepiece_comp.pickles import load_pickle, save_pickle
+
+EXPOSURE, CLICK, CONVERSION, UNKNOWN_ACTION = 0, 1, 2, 3
+ACTIONS = 4
+FIELDS = "user, item, user features, item features, action, time"
+
+Features = dict  # feature id (str) -> int, str (a value unseen in training) or a list of these
+
+
+class Event(NamedTuple):
+    """One interaction. `item` is a re-id, or in predict files the creative id of an unknown item."""
+
+    item: int
+    features: Features
+    action: int | None
+    time: int  # Unix seconds
+
+
+class UserLine(NamedTuple):
+    """One line of a sequence file. `user` is a re-id, or the original id (str) of an unknown user."""
+
+    user: int | str
+    profile: Features  # {} where the line has no profile record
+    profile_time: int | None  # close to the hidden target's time in the organisers' files: never a feature
+    events: list[Event]  # in file order
+    profile_place: int | None = None  # events that stand before the profile record in the file
+
+
+class Index(NamedTuple):
+    """`indexer.pkl`: original ids and values to re-ids, each from 1."""
+
+    users: dict[str, int]
+    items: dict[int, int]
+    features: dict[str, dict[int, int]]
+
+
+class Candidate(NamedTuple):
+    """One line of `predict_set.jsonl`."""
+
+    creative_id: int
+    retrieval_id: int
+    features: Features
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _features(value: object, place: str, what: str) -> Features:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(place, found=f"{what} that are a {type(value).__name__}", expected="an object or null",
+                         do="write the line again")
+    return value
+
+
+def _event(record: list, place: str, number: int) -> Event:
+    _, item, _, features, action, time = record
+    if not _is_int(item) or item < 0:
+        raise InputError(place, found=f"item {item!r} in event {number}", expected="a whole number from 1",
+                         do="write the line again")
+    if action is not None and not (_is_int(action) and 0 <= action <= 2):
+        raise InputError(place, found=f"action {action!r} in event {number}",
+                         expected="0 exposure, 1 click, 2 conversion or null", do="correct the action")
+    if not _is_int(time) or not 0 <= time < 1 << 40:
+        raise InputError(place, found=f"time {time!r} in event {number}", expected="Unix seconds",
+                         do="correct the time")
+    return Event(item, _features(features, place, "item features"), action, time)
+
+
+def parse_line(line: bytes | str, place: str) -> UserLine:
+    """One line of `seq.jsonl` or `predict_seq.jsonl`; the profile record may stand anywhere in it."""
+    try:
+        records = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(place, found=f"no valid JSON ({error})", expected="a JSON array of records",
+                         do="the file may be cut short: copy it again") from error
+    if not isinstance(records, list) or not records:
+        raise InputError(place, found="no records", expected=f"a JSON array of records ({FIELDS})", do="remove the line")
+    user, profile, profile_time, profile_place, events = None, {}, None, None, []
+    for number, record in enumerate(records):
+        if not isinstance(record, list) or len(record) != 6:
+            found = f"event {number} of {len(record)} fields" if isinstance(record, list) else f"event {number} that is no array"
+            raise InputError(place, found=found, expected=f"6 ({FIELDS})", do="write the line again")
+        if user is None:
+            user = record[0]
+        if record[0] != user or not (_is_int(user) or isinstance(user, str)):
+            raise InputError(place, found=f"user {record[0]!r} in event {number}", expected=f"one user ({user!r}) per line",
+                             do="group the log by user")
+        if record[1] is None:
+            profile, profile_time = _features(record[2], place, "user features"), record[5]
+            profile_place = len(events)
+        else:
+            events.append(_event(record, place, number))
+    return UserLine(user, profile, profile_time, events, profile_place)
+
+
+def read_sequences(path: Path) -> Iterator[UserLine]:
+    """The users of a sequence file, one at a time; InputError with file and line for what is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="a sequence file, one user per line",
+                         do="check the path: a training folder has seq.jsonl, an evaluation folder predict_seq.jsonl")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield parse_line(line, f"{path}:{number}")
+
+
+def check_offsets(sequences: Path, offsets: Path) -> None:
+    """Every offset must be the start of a line, and there must be as many as lines (InputError).
+
+    A missing offsets file is fine: nothing here seeks.
+    """
+    if not offsets.is_file():
+        return
+    stated = load_pickle(offsets, list)
+    actual, position = [], 0
+    with open(sequences, "rb") as file:
+        for line in file:
+            if line.strip():
+                actual.append(position)
+            position += len(line)
+    if stated != actual:
+        first = next((i for i, (a, b) in enumerate(zip(stated, actual)) if a != b), min(len(stated), len(actual)))
+        raise InputError(offsets, found=f"{len(stated)} offsets that part from the file at line {first + 1}",
+                         expected=f"the {len(actual)} line starts of {sequences.name}",
+                         do="copy both files again, or remove the offsets: they are not needed here")
+
+
+class SequenceWriter:
+    """Write `{name}.jsonl` and `{name}_offsets.pkl` line by line; use as a context manager."""
+
+    def __init__(self, folder: Path, name: str = "seq"):
+        self._offsets_path = Path(folder) / f"{name}_offsets.pkl"
+        self._file = open(Path(folder) / f"{name}.jsonl", "wb")
+        self._offsets: list[int] = []
+
+    def write(self, line: UserLine) -> None:
+        """Records in time order, the profile at its own time after the events of that time."""
+        records = [[line.user, e.item, None, e.features, e.action, e.time] for e in line.events]
+        if line.profile_time is not None:
+            after = sum(event.time <= line.profile_time for event in line.events)
+            records.insert(after, [line.user, None, line.profile, None, None, line.profile_time])
+        self._offsets.append(self._file.tell())
+        self._file.write(json.dumps(records).encode() + b"\n")
+
+    def __enter__(self) -> "SequenceWriter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        save_pickle(self._offsets_path, self._offsets)
+
+
+def read_index(path: Path) -> Index:
+    """`indexer.pkl`; item keys may be numbers or numeric strings."""
+    value = load_pickle(path, dict)
+    for key in ("u", "i", "f"):
+        if not isinstance(value.get(key), dict):
+            raise InputError(path, found=f"no mapping under {key!r}", expected="the keys 'u', 'i' and 'f'",
+                             do="check that this is the competition's indexer.pkl")
+    try:
+        items = {int(creative): int(reid) for creative, reid in value["i"].items()}
+        users = {str(user): int(reid) for user, reid in value["u"].items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(path, found=f"an id that is no number ({error})", expected="ids to whole numbers",
+                         do="copy the file again") from error
+    if items and (min(items.values()) < 1 or max(items.values()) > len(items)):
+        raise InputError(path, found=f"item numbers {min(items.values())} to {max(items.values())} for {len(items)} items",
+                         expected="1 to the number of items", do="copy the file again")
+    return Index(users, items, {str(k): dict(v) for k, v in value["f"].items()})
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Write `indexer.pkl` with the organisers' keys and container types."""
+    features = defaultdict(dict)
+    features.update(index.features)
+    save_pickle(path, {"u": index.users, "i": index.items, "f": features, "a": {1: 1, 0: 2}})
+
+
+_CHUNK = 1 << 20
+_BETWEEN = re.compile(r"[\s,{]*")
+_COLON = re.compile(r"\s*:\s*")
+
+
+def read_item_features(path: Path) -> Iterator[tuple[int, Features]]:
+    """`item_feat_dict.json` as (re-id, features), streamed: the file is one object and may be near a gigabyte."""
+    decoder, buffer, position, ended = json.JSONDecoder(), "", 0, False
+    with open(path, encoding="utf-8", errors="replace") as file:
+        while True:
+            start = _BETWEEN.match(buffer, position).end()
+            if buffer[start:start + 1] == "}":
+                return
+            try:
+                key, after = decoder.raw_decode(buffer, start)
+                colon = _COLON.match(buffer, after)
+                if not colon:
+                    raise ValueError("no colon after a key")
+                features, position = decoder.raw_decode(buffer, colon.end())
+            except (ValueError, RecursionError) as error:  # the item may go on in the next chunk
+                if ended:
+                    raise InputError(path, found=f"no whole JSON object ({error})", expected='{"re-id": {features}, ...}',
+                                     do="the file may be cut short: copy it again") from error
+                more = file.read(max(_CHUNK, len(buffer) - position))
+                ended, buffer, position = not more, buffer[position:] + more, 0
+                continue
+            if not (isinstance(key, str) and key.isdigit() and isinstance(features, dict)):
+                raise InputError(f"{path}: key {key!r}", found=type(features).__name__, expected="features of a re-id",
+                                 do="copy the file again")
+            yield int(key), features
+
+
+class ItemFeatureWriter:
+    """Write `item_feat_dict.json` item by item; use as a context manager."""
+
+    def __init__(self, path: Path):
+        self._file, self._separator = open(path, "w", encoding="utf-8"), "{"
+
+    def write(self, reid: int, features: Features) -> None:
+        self._file.write(f'{self._separator}"{reid}": {json.dumps(features)}')
+        self._separator = ", "
+
+    def __enter__(self) -> "ItemFeatureWriter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.write("}" if self._separator == ", " else "{}")
+        self._file.close()
+
+
+def read_candidates(path: Path) -> Iterator[Candidate]:
+    """`predict_set.jsonl`, one candidate at a time; InputError with file and line."""
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="the candidate set", do="check the evaluation folder")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                value = json.loads(line)
+                yield Candidate(int(value["creative_id"]), int(value["retrieval_id"]),
+                                _features(value.get("features"), place, "features"))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise InputError(place, found=f"no candidate ({type(error).__name__}: {error})",
+                                 expected="an object with creative_id, retrieval_id and features",
+                                 do="the file may be cut short: copy it again") from error
+
+
+def write_candidates(path: Path, candidates: Iterator[Candidate]) -> None:
+    """Write `predict_set.jsonl`."""
+    with open(path, "w", encoding="utf-8") as file:
+        for candidate in candidates:
+            file.write(json.dumps(candidate._asdict()) + "\n")
+
+
+def read_action_types(folder: Path) -> dict[str, int]:
+    """`user_action_type.json` of an evaluation folder: original user id to the target's action; {} if absent."""
+    path = Path(folder) / "user_action_type.json"
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict) or not all(action in (0, 1, 2) for action in value.values()):
+        raise InputError(path, found="other values", expected="user id to 0, 1 or 2", do="copy the file again")
+    return {str(user): int(action) for user, action in value.items()}
+
+
+def write_feature_counts(folder: Path, index: Index, user_features: set[str]) -> None:
+    """Write `item_feat_num.json` and `user_feat_num.json`: feature id to vocabulary size."""
+    for name, keep in (("user_feat_num", True), ("item_feat_num", False)):
+        write_json(Path(folder) / f"{name}.json",
+                   {fid: len(values) for fid, values in index.features.items() if (fid in user_features) == keep})
+
+
+class Truth(NamedTuple):
+    """One line of `truth.jsonl`: what was withheld from a user."""
+
+    user: str  # original user id
+    item: int  # creative id
+    action: int
+    time: int
+
+
+def read_truth(path: Path) -> list[Truth]:
+    """`truth.jsonl`; InputError with file and line, also for a user that stands twice."""
+    path, truths, seen = Path(path), [], set()
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="truth.jsonl of a split", do="check the path")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                truth = Truth(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{path}:{number}", found=f"no truth record ({error})",
+                                 expected="an object with user, item, action and time", do="make the split again") from error
+            if truth.user in seen:
+                raise InputError(f"{path}:{number}", found=f"user {truth.user} twice", expected="each user once",
+                                 do="make the split again")
+            seen.add(truth.user)
+            truths.append(truth)
+    return truths
+
+
+def write_truth(path: Path, truths: Iterator[Truth]) -> None:
+    """Write `truth.jsonl`."""
+    with open(path, "w", encoding="utf-8") as file:
+        for truth in truths:
+            file.write(json.dumps(truth._asdict()) + "\n")

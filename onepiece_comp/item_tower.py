@@ -1,0 +1,68 @@
+"""Item and user towers: ids, hashed ids, sparse features, embeddings and codes to one vector.
+
+Source: OnePiece (arXiv 2512.07424) and its technical report: one tower serves both sides, with a ReLU on the history
+side and the identity on the candidate side (asymmetric activation), so that cosines of candidates span [-1, 1].
+Deviation: a two-layer network beside the linear map, and missing embeddings have a learned stand-in.
+Legend: B users, N items, D width, F features, L code levels.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from onepiece_comp.batches import ItemBatch
+from onepiece_comp.config import ModelConfig
+from onepiece_comp.features import Schema, vocabulary_size
+
+
+class ItemTower(nn.Module):
+    """ItemDNN. `codes` [items + 1, L] are the semantic ids when they are an input, by catalogue row; row 0 is -1."""
+
+    def __init__(self, config: ModelConfig, schema: Schema, codes: torch.Tensor | None = None):
+        super().__init__()
+        self.config = config
+        self.id_table = nn.Embedding(schema.items + 1, config.id_width) if config.id_width else None
+        self.hash_tables = nn.ModuleList(nn.Embedding(size, config.hash_width) for size in config.hash_sizes)
+        self.feature_table = nn.Embedding(max(1, vocabulary_size(schema.item_features)), config.feature_width)
+        self.project = nn.ModuleDict({fid: nn.Linear(width, config.embedding_width) for fid, width in schema.embeddings.items()})
+        self.absent = nn.ParameterDict({fid: nn.Parameter(torch.zeros(config.embedding_width)) for fid in schema.embeddings})
+        width = config.id_width + config.hash_width * len(config.hash_sizes)
+        width += config.feature_width * len(schema.item_features) + config.embedding_width * len(schema.embeddings)
+        self.code_tables = nn.ModuleList()
+        if config.codes_as_input and codes is not None:
+            self.register_buffer("codes", codes, persistent=False)
+            self.code_tables.extend(nn.Embedding(int(codes.max()) + 2, config.id_width or config.width) for _ in codes[0])
+            width += sum(table.embedding_dim for table in self.code_tables)
+        self.linear = nn.Linear(width, config.width)
+        self.hidden = nn.Linear(width, 2 * config.width)
+        self.out = nn.Linear(2 * config.width, config.width, bias=False)
+
+    def forward(self, items: ItemBatch) -> torch.Tensor:
+        """Item vectors [N, D] without activation: the candidate side. The history side is their ReLU."""
+        row = items.id_row_N
+        if self.training and self.config.id_dropout:
+            row = row * (torch.rand(len(row), device=row.device) >= self.config.id_dropout)
+        known = (row > 0).unsqueeze(1)
+        parts = [self.feature_table(items.feature_NF).flatten(1)]
+        if self.id_table is not None:
+            parts.append(self.id_table(row) * known)
+        parts += [table(items.creative_id_N % table.num_embeddings) * known for table in self.hash_tables]
+        for fid, project in self.project.items():
+            present = items.present[fid]
+            parts.append(project(items.embeddings[fid]) * present + self.absent[fid] * (1 - present))
+        parts += [table(self.codes[row, level] + 1) for level, table in enumerate(self.code_tables)]
+        x = torch.cat(parts, dim=1)
+        return self.linear(x) + self.out(F.relu(self.hidden(x)))
+
+
+class UserTower(nn.Module):
+    """UserDNN: the sum of a profile's token vectors, then ReLU."""
+
+    def __init__(self, config: ModelConfig, schema: Schema):
+        super().__init__()
+        self.table = nn.EmbeddingBag(max(1, vocabulary_size(schema.user_features)), config.width, mode="sum")
+        self.start = nn.Parameter(torch.zeros(config.width))
+
+    def forward(self, token: torch.Tensor, token_start_B: torch.Tensor) -> torch.Tensor:
+        """User vectors [B, D] from flat bags of tokens; an empty bag is a user without profile."""
+        return F.relu(self.start + self.table(token, token_start_B))

@@ -1,0 +1,106 @@
+"""Softmax losses over many keys, computed a block of rows at a time with the gradient taken in the forward pass.
+
+The logits [N, K] never exist as a whole: memory is one block, not rows times keys. InfoNCE with LogQ and the
+semantic-id cross-entropies are the same function with other biases. Legend: N rows, K keys, D width, R bias rows.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from onepiece_comp.batches import TrainBatch
+
+ROWS_PER_BLOCK = 256  # logits of a block should stay in the processor's cache
+
+
+class _BlockedSoftmaxLoss(torch.autograd.Function):
+    """sum_n weight_n * (logsumexp_k logit_nk - logit_n,target); see `softmax_loss`."""
+
+    @staticmethod
+    def forward(ctx, query_ND, key_KD, bias_RK, rows):  # noqa: N803
+        grad_query, grad_key = torch.zeros_like(query_ND), torch.zeros_like(key_KD, dtype=torch.float32)
+        grad_bias = None if bias_RK is None else torch.zeros_like(bias_RK)
+        loss = query_ND.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(query_ND), ROWS_PER_BLOCK):
+            block = slice(start, start + ROWS_PER_BLOCK)
+            query, target, weight = query_ND[block], rows.target_N[block, None], rows.weight_N[block]
+            logit = (query @ key_KD.T).float()
+            if bias_RK is not None:
+                logit += bias_RK[rows.bias_row_N[block]]
+            if rows.target_shift_N is not None:
+                logit.scatter_add_(1, target, rows.target_shift_N[block, None])
+            if rows.hidden_BK is not None:
+                hidden = rows.hidden_BK[rows.hidden_row_N[block]].scatter(1, target, False)
+                logit.masked_fill_(hidden, -torch.inf)
+            loss += (weight * (torch.logsumexp(logit, 1) - logit.gather(1, target)[:, 0])).sum()
+            grad = torch.softmax(logit, 1).mul_(weight[:, None])
+            grad.scatter_add_(1, target, -weight[:, None])
+            if grad_bias is not None:
+                grad_bias.index_add_(0, rows.bias_row_N[block], grad)
+            grad = grad.to(query.dtype)
+            grad_query[block] = grad @ key_KD
+            grad_key += (grad.T @ query).float()
+        ctx.save_for_backward(grad_query, grad_key.to(key_KD.dtype), grad_bias)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        query, key, bias = ctx.saved_tensors
+        return query * grad_loss, key * grad_loss, None if bias is None else bias * grad_loss, None
+
+
+class Rows(NamedTuple):
+    """What belongs to each row of a softmax loss; none of it receives a gradient."""
+
+    target_N: torch.Tensor  # int64, the positive key
+    weight_N: torch.Tensor  # float32
+    bias_row_N: torch.Tensor | None = None  # int64, the row's bias
+    target_shift_N: torch.Tensor | None = None  # float32, added to the positive's logit
+    hidden_BK: torch.Tensor | None = None  # bool, keys to leave out (never the row's own target) ...
+    hidden_row_N: torch.Tensor | None = None  # int64, ... by this row of hidden_BK
+
+
+def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows,  # noqa: N803
+                 bias_RK: torch.Tensor | None = None) -> torch.Tensor:
+    """Weighted sum over rows of the softmax cross-entropy of logits query . key + bias[bias_row].
+
+    Gradients flow to queries, keys and biases. Returns a float32 scalar.
+    """
+    return _BlockedSoftmaxLoss.apply(query_ND, key_KD, bias_RK, rows)
+
+
+def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: "TrainBatch",  # noqa: N803
+             trend_RK: torch.Tensor | None, *, positive_logq: bool = False) -> torch.Tensor:
+    """Mean InfoNCE with LogQ; `query_ND` is already divided by the temperature.
+
+    A key that was drawn m times where E draws were to be expected stands for m / E items: log m - log E joins its
+    logit, which makes the sum over distinct keys equal to the sum over draws (the sampling-bias correction of Yi et
+    al. 2019, with the expectation of the mixed proposal in the place of Q). Keys of the user's own log are no
+    negatives of that user. The positive is no draw but known, so it stands for itself (Khrylchenko et al. 2025, arXiv
+    2507.09331); with `positive_logq` it is corrected by its own -log E, as in OnePiece (arXiv 2512.07424, eq. 2).
+    """
+    correction_K = batch.log_repeats_K - batch.log_expected_K
+    shift_K = -batch.log_repeats_K if positive_logq else -correction_K
+    rows = Rows(batch.target_N, batch.weight_N, target_shift_N=shift_K[batch.target_N],
+                hidden_BK=batch.own_BK, hidden_row_N=batch.user_N,
+                bias_row_N=torch.zeros_like(batch.target_N) if trend_RK is None else batch.trend_row_N)
+    bias_RK = correction_K[None] if trend_RK is None else trend_RK + correction_K
+    return softmax_loss(query_ND, key_KD, rows, bias_RK) / batch.weight_N.sum().clamp_min(1e-6)
+
+
+def load_balance(gate_NE: torch.Tensor, chosen_NA: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    """E * sum_e share of tokens sent to e * mean gate of e: 1 at balance (Fedus et al. 2021, eq. 4)."""
+    experts = gate_NE.shape[1]
+    share_E = torch.bincount(chosen_NA.flatten(), minlength=experts).float() / max(1, chosen_NA.numel())
+    return experts * (share_E * gate_NE.float().mean(0)).sum()
+
+
+def gini(load_E: torch.Tensor) -> float:  # noqa: N803
+    """Gini coefficient of non-negative loads: 0 = equal, 1 - 1/E = one has all."""
+    load = load_E.double().sort().values
+    count = len(load)
+    if not load.sum() > 0:
+        return 0.0
+    rank = torch.arange(1, count + 1, dtype=torch.float64, device=load.device)
+    return float((2 * (rank * load).sum() / (count * load.sum())) - (count + 1) / count)

@@ -1,0 +1,201 @@
+"""OnePiece: towers, HSTU + MoE encoder, InfoNCE queries, semantic-id decoder, joined into one model.
+
+Source: OnePiece (arXiv 2512.07424). Deviations: MoE follows the HSTU block as a sublayer of its own (the released code
+cannot combine them), LogQ corrects a mixed proposal, popularity windows are an additive logit of the retrieval head.
+Legend: B users, T positions, D width, N rows or items, K keys, L code levels, C codes, R popularity buckets.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from onepiece_comp.batches import NO_ACTION, History, ItemBatch, TrainBatch
+from onepiece_comp.config import ModelConfig
+from onepiece_comp.features import Schema
+from onepiece_comp.hstu import HSTUBlock, gaps, residual_scale
+from onepiece_comp.item_tower import ItemTower, UserTower
+from onepiece_comp.losses import Rows, info_nce, softmax_loss
+from onepiece_comp.moe import Routing, SparseMoE
+from onepiece_comp.sid_decoder import SemanticIdDecoder
+from onepiece_comp.trend import WIDTH as TREND_WIDTH
+
+_CONDITIONS = NO_ACTION + 1
+_HOUR, _WEEK = 3600, 7 * 24
+_TREND_STEP = 8.0  # the trend weights move this much faster than the optimiser's step
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a batch of histories."""
+
+    hidden_BTD: torch.Tensor  # after the last block and its LayerNorm
+    states: list[torch.Tensor]  # [B, T, D] after each block
+    routing: list[Routing]  # one per MoE sublayer
+
+
+class Losses(NamedTuple):
+    """Parts of a training loss; `total` is what is minimised."""
+
+    total: torch.Tensor
+    retrieval: torch.Tensor
+    semantic: torch.Tensor  # sum over levels; zero without semantic ids
+    balance: torch.Tensor
+    expert_load: torch.Tensor | None  # tokens per expert, summed over layers
+
+
+class EncoderLayer(nn.Module):
+    """An HSTU block, then a mixture of experts over the valid positions."""
+
+    def __init__(self, config: ModelConfig, max_length: int):
+        super().__init__()
+        self.hstu = HSTUBlock(width=config.width, heads=config.heads, max_length=max_length, dropout=config.dropout)
+        self.moe = SparseMoE(width=config.width, experts=config.experts, active=config.active_experts,
+                             hidden=config.expert_width) if config.experts else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: torch.Tensor, gap_BTS: torch.Tensor, valid_BT: torch.Tensor,
+                ) -> tuple[torch.Tensor, Routing | None]:
+        x_BTD = self.hstu(x_BTD, gap_BTS)
+        if self.moe is None:
+            return x_BTD, None
+        x_ND = x_BTD[valid_BT]
+        mixed_ND, routing = self.moe(F.layer_norm(x_ND, x_ND.shape[-1:]))
+        return x_BTD.index_put((valid_BT,), x_ND + self.dropout(mixed_ND)), routing
+
+
+class OnePiece(nn.Module):
+    """The joint model. `codes` [items + 1, L] (row 0 and items without an id: -1) switches the semantic-id head on."""
+
+    def __init__(self, config: ModelConfig, schema: Schema, codes: torch.Tensor | None = None):
+        super().__init__()
+        self.config, self.schema = config, schema
+        self.max_length = config.max_events + 1
+        self.item_tower = ItemTower(config, schema, codes)
+        self.user_tower = UserTower(config, schema)
+        self.action = nn.Embedding(_CONDITIONS, config.width)
+        self.next_action = nn.Embedding(_CONDITIONS, config.width) if config.next_action else None
+        self.hour_of_week = nn.Embedding(_WEEK + 1, config.width) if config.time_features else None
+        self.layers = nn.ModuleList(EncoderLayer(config, self.max_length) for _ in range(config.layers))
+        self.trend = nn.Parameter(torch.zeros(_CONDITIONS, TREND_WIDTH)) if config.trend else None
+        self.register_buffer("trend_now_IW", torch.zeros(schema.items + 1, TREND_WIDTH))
+        self.register_buffer("codes", torch.empty(0, 0, dtype=torch.int32) if codes is None else codes.int())
+        self.decoder = None
+        if codes is not None:
+            self.decoder = SemanticIdDecoder(config, levels=codes.shape[1], codes=int(codes.max()) + 1,
+                                             max_length=self.max_length)
+        initialise(self)
+
+    def encode_items(self, items: ItemBatch) -> torch.Tensor:
+        """Candidate-side item vectors [N, D], not normalised."""
+        return self.item_tower(items)
+
+    def encode(self, history: History, item_ND: torch.Tensor) -> Encoded:
+        """Encode histories whose items are rows of `item_ND`."""
+        batch, length = history.item_BT.shape
+        valid_BT = torch.arange(length, device=item_ND.device)[None] < history.length_B[:, None]
+        x_BTD = F.relu(item_ND[history.item_BT]) + self.action(history.action_BT)
+        user_BD = self.user_tower(history.user_token, history.user_token_start_B)
+        x_BTD[:, 0] = user_BD
+        x_BTD = x_BTD + user_BD[:, None]
+        if self.next_action is not None:
+            x_BTD = x_BTD + self.next_action(history.next_action_BT)
+        if self.hour_of_week is not None:
+            hour = torch.div(history.time_BT, _HOUR, rounding_mode="floor") % _WEEK
+            x_BTD = x_BTD + self.hour_of_week(torch.where(history.time_BT > 0, hour, _WEEK))
+        x_BTD = x_BTD * valid_BT[:, :, None]
+        gap_BTS, states, routing = gaps(history.time_BT), [], []
+        for layer in self.layers:
+            x_BTD, routed = layer(x_BTD, gap_BTS, valid_BT)
+            states.append(x_BTD)
+            routing += [routed] if routed else []
+        return Encoded(F.layer_norm(x_BTD, x_BTD.shape[-1:]), states, routing)
+
+    def retrieval_query(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Unit user vectors divided by the temperature: their dot product with unit item vectors is the logit."""
+        return F.normalize(hidden_ND.float(), dim=-1).to(hidden_ND.dtype) / self.config.temperature
+
+    def trend_bias(self, trend_KRW: torch.Tensor) -> torch.Tensor:
+        """Additive logits of popularity windows; the row of a bucket and a next action is `trend_row`."""
+        weight_AW = self.trend * _TREND_STEP if self.next_action is not None else (self.trend[:1] * _TREND_STEP).expand(
+            _CONDITIONS, -1)
+        return (trend_KRW @ weight_AW.T).permute(1, 2, 0).flatten(0, 1)
+
+    def losses(self, batch: TrainBatch, *, semantic_weight: float, positive_logq: bool = False) -> Losses:
+        """The training loss and its parts on one batch."""
+        item_ND = self.encode_items(batch.items)
+        encoded = self.encode(batch.history, item_ND)
+        hidden_ND = encoded.hidden_BTD.flatten(0, 1)[batch.position_N]
+        key_KD = F.normalize(item_ND[1:].float(), dim=-1).to(hidden_ND.dtype)
+        trend_RK = None
+        if self.trend is not None:
+            condition_N = batch.history.next_action_BT.flatten()[batch.position_N]
+            batch = batch._replace(trend_row_N=trend_row(batch.trend_row_N, condition_N))
+            trend_RK = self.trend_bias(batch.trend_KRW)
+        retrieval = info_nce(self.retrieval_query(hidden_ND), key_KD, batch, trend_RK,
+                             positive_logq=positive_logq)
+        zero = retrieval.new_zeros(())
+        semantic = self.semantic_loss(batch, encoded) if self.decoder is not None and semantic_weight else zero
+        balance = sum((routing.balance for routing in encoded.routing), zero) / max(1, len(encoded.routing))
+        load = torch.stack([routing.load_E for routing in encoded.routing]).sum(0) if encoded.routing else None
+        total = retrieval + semantic_weight * semantic + self.config.balance_weight * balance
+        return Losses(total, retrieval.detach(), semantic.detach(), balance.detach(), load)
+
+    def semantic_loss(self, batch: TrainBatch, encoded: Encoded) -> torch.Tensor:
+        """Mean over rows of the summed cross-entropies of the target's codes, teacher forced."""
+        users, length, _ = encoded.hidden_BTD.shape
+        target_row = batch.items.id_row_N[1:][batch.target_N]
+        code_NL = self.codes[target_row].long()
+        known = (code_NL >= 0).all(1)
+        code_BTL = code_NL.new_zeros(users * length, code_NL.shape[1])
+        code_BTL[batch.position_N] = code_NL.clamp_min(0)
+        code_BTL = code_BTL.view(users, length, -1)
+        memories = self.decoder.memories(encoded.states)
+        causal_1TS = torch.ones(1, length, length, dtype=torch.bool, device=code_NL.device).tril()
+        weight_N = batch.weight_N * known
+        total = encoded.hidden_BTD.new_zeros(())
+        for level in range(self.decoder.levels):
+            query_BTD = self.decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
+            rows = Rows(code_NL[:, level].clamp_min(0), weight_N)
+            total = total + softmax_loss(query_BTD.flatten(0, 1)[batch.position_N], self.decoder.code_LCD[level], rows)
+        return total / weight_N.sum().clamp_min(1e-6)
+
+
+def trend_row(bucket_row: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    """The row of `OnePiece.trend_bias` for a bucket's place in its input and the next action."""
+    return bucket_row * _CONDITIONS + condition
+
+
+@torch.no_grad()
+def initialise(model: OnePiece) -> None:
+    """All initial values: matrices by fan-in, output matrices of residual branches smaller with depth, ids at zero."""
+    scale = residual_scale(model.config.layers)
+    for name, parameter in model.named_parameters():
+        if "id_table" in name or "hash_tables" in name:
+            parameter.zero_()
+        elif "table" in name or name.startswith(("action", "next_action", "hour_of_week")) or ".prefix." in name:
+            parameter.normal_(0, 0.05)
+        elif name.endswith("code_LCD"):
+            parameter.normal_(0, 0.02)
+        elif parameter.dim() >= 2 and not name.endswith(("_HC", "trend")):
+            fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD", "_DF", "_FD")) else parameter.shape[-1]
+            branch_end = name.endswith(("hstu.out.weight", "down_EFD", "down_FD")) or ".blocks." in name and "out.weight" in name
+            parameter.normal_(0, (scale if branch_end else 1.0) * fan_in ** -0.5)
+        else:
+            parameter.zero_()
+
+
+class Size(NamedTuple):
+    """Parameters of a model: embedding tables, and everything else."""
+
+    tables: int
+    dense: int
+
+
+def size(model: nn.Module) -> Size:
+    """Count parameters, embedding tables apart."""
+    tables = {id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()}
+    counts = [0, 0]
+    for parameter in model.parameters():
+        counts[id(parameter) not in tables] += parameter.numel()
+    return Size(*counts)

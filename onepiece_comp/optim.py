@@ -1,0 +1,101 @@
+"""Optimisers: Muon for hidden matrices, AdamW for tables, vectors and heads; warm-up and cosine for both.
+
+Source of Muon: Jordan et al. 2024 (Newton-Schulz orthogonalised momentum); used as in OnePiece (arXiv 2512.07424):
+momentum .95 with Nesterov, five steps, scale sqrt(max(1, rows / columns)). Ours also takes stacks of matrices
+(experts), and runs where torch has no Muon of its own.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+_MUON_ENDINGS = ("uvqk.weight", "gate_query.weight", "value_key.weight", ".out.weight", "gate_up_EDF", "down_EFD",
+                 "gate_up_DF", "down_FD", "item_tower.hidden.weight")
+
+
+def orthogonalise(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Push the singular values of the last two dimensions towards 1 by a quintic Newton-Schulz iteration."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = gradient.to(torch.bfloat16) if gradient.is_cuda else gradient.float()
+    transposed = x.shape[-2] > x.shape[-1]
+    x = x.mT if transposed else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if transposed else x).to(gradient.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is orthogonalised; parameters of two or more dimensions only."""
+
+    def __init__(self, parameters: list[nn.Parameter], *, lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                direction = orthogonalise(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                scale = math.sqrt(max(1.0, parameter.shape[-2] / parameter.shape[-1]))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction, alpha=-group["lr"] * scale)
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Every parameter in exactly one of `muon`, `decayed` and `plain`; fails when a pattern matches nothing."""
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "plain": []}
+    for name, parameter in model.named_parameters():
+        if name.endswith(_MUON_ENDINGS):
+            groups["muon"].append(parameter)
+        elif parameter.dim() >= 2 and "table" not in name and not name.endswith(("_HC", "trend")):
+            groups["decayed"].append(parameter)
+        else:
+            groups["plain"].append(parameter)
+    assert all(groups.values()), f"an optimiser group is empty: { {k: len(v) for k, v in groups.items()} }"
+    claimed = [id(p) for group in groups.values() for p in group]
+    assert len(claimed) == len(set(claimed)) == sum(1 for _ in model.parameters()), "a parameter is unclaimed"
+    return groups
+
+
+class Optimisers:
+    """Both optimisers as one, with their schedule."""
+
+    def __init__(self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float,
+                 warmup_steps: int, total_steps: int):
+        groups = parameter_groups(model)
+        self.muon = Muon(groups["muon"], lr=muon_learning_rate, weight_decay=weight_decay)
+        self.adam = torch.optim.AdamW(
+            [{"params": groups["decayed"], "weight_decay": weight_decay}, {"params": groups["plain"], "weight_decay": 0.0}],
+            lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
+        self._peaks = [(self.muon, muon_learning_rate), (self.adam, learning_rate)]
+        self._warmup, self._total = max(1, warmup_steps), total_steps
+
+    def factor(self, step: int) -> float:
+        """Linear from 0 over the warm-up, then half a cosine to 0 at the last step."""
+        if step < self._warmup:
+            return (step + 1) / self._warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - self._warmup) / max(1, self._total - self._warmup)))
+
+    def step(self, step: int) -> float:
+        """Update the weights with the learning rates of `step`, clear the gradients; returns AdamW's rate."""
+        for optimiser, peak in self._peaks:
+            for group in optimiser.param_groups:
+                group["lr"] = peak * self.factor(step)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return self.adam.param_groups[0]["lr"]
+
+    def state_dict(self) -> dict:
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])

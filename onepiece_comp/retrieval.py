@@ -1,0 +1,71 @@
+"""Exact retrieval: the best K of M candidates for each user, tile by tile, and the rank of a known target.
+
+Scores are dot products plus a bias per candidate. Memory is one tile of B x TILE scores, whatever M is.
+Legend: B users, M candidates, D width, K best.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from onepiece_comp.batches import item_batch, move
+from onepiece_comp.model import OnePiece
+from onepiece_comp.preprocess import ItemTable
+
+TILE = 16384
+
+
+class Best(NamedTuple):
+    """The best candidates of each user, highest score first; -inf and index 0 where fewer are allowed."""
+
+    score_BK: torch.Tensor
+    index_BK: torch.Tensor  # int64, candidate number
+
+
+@torch.no_grad()
+def encode_item_table(model: OnePiece, table: ItemTable, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Unit item vectors [len(rows), D] of a table's rows, a block at a time."""
+    blocks = [F.normalize(model.encode_items(move(item_batch(table, part, model.schema.item_features), device)).float(), dim=-1)
+              for part in np.array_split(rows, max(1, -(-len(rows) // TILE)))]
+    return torch.cat(blocks)
+
+
+def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias_BM: torch.Tensor | None = None,
+          hidden: tuple[torch.Tensor, torch.Tensor] | None = None) -> Best:
+    """Exact top-k of query . candidate + bias. `hidden` = (user, candidate) index pairs to leave out.
+
+    `bias_BM` may be [1, M]. Ties go to the lower candidate number.
+    """
+    users, candidates = len(query_BD), len(candidate_MD)
+    k = min(k, candidates)
+    best = Best(query_BD.new_full((users, k), -torch.inf), torch.zeros(users, k, dtype=torch.long, device=query_BD.device))
+    for start in range(0, candidates, TILE):
+        tile = slice(start, min(start + TILE, candidates))
+        score = query_BD @ candidate_MD[tile].T
+        if bias_BM is not None:
+            score = score + bias_BM[:, tile]
+        if hidden is not None:
+            inside = (hidden[1] >= tile.start) & (hidden[1] < tile.stop)
+            score[hidden[0][inside], hidden[1][inside] - start] = -torch.inf
+        found = score.topk(min(k, score.shape[1]), dim=1)
+        both = torch.cat([best.score_BK, found.values], 1)
+        index = torch.cat([best.index_BK, found.indices + start], 1)
+        kept = both.sort(dim=1, descending=True, stable=True)
+        best = Best(kept.values[:, :k], index.gather(1, kept.indices[:, :k]))
+    return best
+
+
+def target_rank(query_BD: torch.Tensor, candidate_MD: torch.Tensor, target_B: torch.Tensor, *,
+                bias_BM: torch.Tensor | None = None, hidden: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+    """1-based rank of each user's target among all candidates; a hidden target has rank M + 1."""
+    users = torch.arange(len(query_BD), device=query_BD.device)
+    score = query_BD @ candidate_MD.T
+    if bias_BM is not None:
+        score = score + bias_BM
+    if hidden is not None:
+        score[hidden] = -torch.inf
+    target = score[users, target_B][:, None]
+    ahead = (score > target) | ((score == target) & (torch.arange(len(candidate_MD), device=score.device) < target_B[:, None]))
+    return torch.where(target[:, 0] == -torch.inf, len(candidate_MD) + 1, ahead.sum(1) + 1)

@@ -1,0 +1,211 @@
+"""The judge as a stage: a result file against truth.jsonl gives tables and score.json.
+
+HR@k, NDCG@k and score with 95 % bootstrap intervals, the second round's action-weighted forms, the same by history
+length, warm or cold target and action, and paired differences to other results on the same users. Arithmetic:
+`metrics.py`; source: Tencent Advertising Algorithm Challenge 2025 (arXiv 2604.04976), section 6.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp import console, metrics
+from onepiece_comp.artefacts import fingerprint, read_json, write_json
+from onepiece_comp.config import ScoreConfig, to_dict
+from onepiece_comp.errors import InputError
+from onepiece_comp.formats import ACTIONS, CLICK, CONVERSION, EXPOSURE, Truth, read_index, read_sequences, read_truth
+from onepiece_comp.raw_folder import OriginalIds
+
+LIST = 10
+ACTION_NAMES = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion", ACTIONS - 1: "unknown"}
+HISTORY_EDGES = (0, 1, 5, 10, 20, 50)  # first length of each bucket, in events
+
+Measure = Callable[..., metrics.Interval]
+
+
+class Ranks(NamedTuple):
+    """Where a result has the target of each user of the truth."""
+
+    rank: np.ndarray  # int64 [users], 1-based, 0 = not in the list
+    missing: int  # users of the truth that the result lacks: misses
+    ignored: int  # users of the result that the truth lacks
+
+
+def score(result: Path, truth: Path, config: ScoreConfig, *, against: Mapping[str, Path] | None = None,
+          history: Path | None = None, train_index: Path | None = None, out: Path | None = None) -> dict:
+    """Judge `result`, print tables, write score.json beside it (or to `out`) and return what it holds.
+
+    `against` names other results for paired differences (ours - theirs). `history` is predict_seq.jsonl, beside which
+    an indexer.pkl is read, `train_index` the training folder's indexer.pkl; they default to eval/ and train/ beside
+    `truth` where these exist, and without them there are no slices by length or warmth. InputError for a broken file.
+    """
+    result, truth = Path(result), Path(truth)
+    if not 1 <= config.k <= LIST or config.resamples < 1:
+        raise InputError("score", found=f"k={config.k}, resamples={config.resamples}",
+                         expected=f"k from 1 to {LIST}, at least one resample", do="correct the value")
+    truths = read_truth(truth)
+    if not truths:
+        raise InputError(truth, found="no users", expected="at least one line", do="make the split again")
+    history = history or _existing(truth.parent / "eval" / "predict_seq.jsonl")
+    train_index = train_index or _existing(truth.parent / "train" / "indexer.pkl")
+    ours, theirs = read_ranks(result, truths), {n: read_ranks(Path(p), truths) for n, p in (against or {}).items()}
+    report = {
+        "result": str(result), "truth": str(truth), "truth_fingerprint": fingerprint(truth), "config": to_dict(config),
+        "users": len(truths), **_judged(ours, config),
+        "weighted": _weighted_forms(ours.rank, truths, config),
+        "slices": {kind: _sliced(labels, ours.rank, config) for kind, labels in _slices(truths, history, train_index).items()},
+        "against": {name: {"result": str(against[name]), **_judged(other, config), "difference": _difference(ours, other, config)}
+                    for name, other in theirs.items()}}
+    out = Path(out) if out else result.parent / "score.json"
+    write_json(out, report)
+    _show(report, out)
+    return report
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def read_ranks(path: Path, truths: list[Truth]) -> Ranks:
+    """The rank of each user's target in a result file; InputError where the file is not a whole, valid result."""
+    lists = _read_result(path)
+    known = {truth.user for truth in truths}
+    ignored = sum(user not in known for user in lists)
+    if ignored == len(lists):
+        raise InputError(path, found="none of the users of the truth", expected="a result for the same split",
+                         do="check that both paths belong together")
+    rank = [_rank(lists.get(truth.user, ()), truth.item) for truth in truths]
+    return Ranks(np.array(rank, np.int64), len(truths) - (len(lists) - ignored), ignored)
+
+
+def _rank(items: list[int] | tuple, target: int) -> int:
+    return items.index(target) + 1 if target in items else 0
+
+
+def _read_result(path: Path) -> dict[str, list[int]]:
+    """User to list, checked: the keys, as many lists as users, each user once, ten distinct whole numbers."""
+    value, again = read_json(path), "write the result again with infer"
+    if not isinstance(value, dict) or not {"time", "top10s", "user"} <= value.keys():
+        found = f"the keys {', '.join(sorted(value)) or 'of nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise InputError(path, found=found, expected="an object with time, top10s and user", do=again)
+    lists, users = value["top10s"], value["user"]
+    if not (isinstance(lists, list) and isinstance(users, list) and len(lists) == len(users)):
+        sizes = " and ".join(str(len(part)) if isinstance(part, list) else type(part).__name__ for part in (lists, users))
+        raise InputError(path, found=f"top10s and user of lengths {sizes}", expected="lists of equal length", do=again)
+    for user, items in zip(users, lists):
+        if not isinstance(user, str):
+            raise InputError(path, found=f"the user {user!r}", expected="original ids as text", do=again)
+        if not isinstance(items, list) or not all(type(item) is int for item in items):
+            raise InputError(f"{path}: user {user}", found=f"items {items!r}", expected="whole numbers (creative ids)", do=again)
+        if len(items) != LIST or len(set(items)) != LIST:
+            raise InputError(f"{path}: user {user}", found=f"{len(items)} items, {len(set(items))} distinct",
+                             expected=f"{LIST} distinct items", do=again)
+    by_user = dict(zip(users, lists))
+    if len(by_user) < len(users):
+        raise InputError(path, found=f"{len(users) - len(by_user)} users that stand twice", expected="each user once", do=again)
+    return by_user
+
+
+def _measures(rank: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """The three figures of each user."""
+    hit, gain = metrics.hit_rate(rank, k), metrics.ndcg(rank, k)
+    return {"hr": hit, "ndcg": gain, "score": metrics.score(hit, gain)}
+
+
+def _intervals(values: Mapping[str, np.ndarray], config: ScoreConfig, weight: np.ndarray | None = None) -> dict[str, dict]:
+    return {name: metrics.bootstrap_mean(column, resamples=config.resamples, seed=config.seed, weight=weight)._asdict()
+            for name, column in values.items()}
+
+
+def _judged(ranks: Ranks, config: ScoreConfig) -> dict:
+    return {"missing_users": ranks.missing, "ignored_users": ranks.ignored,
+            **_intervals(_measures(ranks.rank, config.k), config)}
+
+
+def _weighted_forms(rank: np.ndarray, truths: list[Truth], config: ScoreConfig) -> dict[str, dict | None]:
+    """The two readings of the second round; None where no target has weight."""
+    weight = metrics.relevance([truth.action for truth in truths])
+    if not weight.any():
+        return {"per_user": None, "global": None}
+    measures = _measures(rank, config.k)
+    ratios = {name: metrics.per_user_ratio(values, weight) for name, values in measures.items()}
+    return {"per_user": {"users": int((weight > 0).sum()), **_intervals(ratios, config)},
+            "global": {"users": len(truths), **_intervals(measures, config, weight)}}
+
+
+def _slices(truths: list[Truth], history: Path | None, train_index: Path | None) -> dict[str, list[str]]:
+    """A label for each user of the truth, by each way to slice that the files at hand allow."""
+    labels = {}
+    if history:
+        lengths = history_lengths(history)
+        labels["history"] = [bucket(lengths[truth.user]) if truth.user in lengths else "not in the file" for truth in truths]
+    if train_index:
+        known = read_index(train_index).items
+        labels["target"] = ["warm" if truth.item in known else "cold" for truth in truths]
+    labels["action"] = [ACTION_NAMES[truth.action] for truth in truths]
+    return labels
+
+
+def history_lengths(path: Path) -> dict[str, int]:
+    """Events of each user of predict_seq.jsonl by original id; re-ids are undone with the indexer.pkl beside it."""
+    index = read_index(Path(path).with_name("indexer.pkl"))
+    names = OriginalIds(index._replace(items={}, features={}))
+    return {names.user(line.user): len(line.events) for line in read_sequences(path)}
+
+
+def bucket(length: int) -> str:
+    """The bucket of a history length: 0, 1-4, 5-9, 10-19, 20-49, 50+."""
+    number = int(np.searchsorted(HISTORY_EDGES, length, side="right")) - 1
+    low = HISTORY_EDGES[number]
+    if number == len(HISTORY_EDGES) - 1:
+        return f"{low}+"
+    high = HISTORY_EDGES[number + 1] - 1
+    return f"{low}-{high}" if high > low else str(low)
+
+
+def _sliced(labels: list[str], rank: np.ndarray, config: ScoreConfig) -> dict[str, dict]:
+    """Figures of each label that occurs, lengths in ascending order."""
+    places = {label: np.flatnonzero(np.array(labels) == label) for label in set(labels)}
+    order = sorted(places, key=lambda label: (not label[0].isdigit(), int(label.rstrip("+").split("-")[0])
+                                              if label[0].isdigit() else 0, label))
+    return {label: {"users": len(places[label]), **_intervals(_measures(rank[places[label]], config.k), config)}
+            for label in order}
+
+
+def _difference(ours: Ranks, other: Ranks, config: ScoreConfig) -> dict[str, dict]:
+    """Paired intervals of ours - theirs for each figure."""
+    mine, yours, differences = _measures(ours.rank, config.k), _measures(other.rank, config.k), {}
+    for name in mine:
+        interval = metrics.bootstrap_difference(mine[name], yours[name], resamples=config.resamples, seed=config.seed)
+        differences[name] = {**interval._asdict(), "excludes_zero": interval.excludes_zero}
+    return differences
+
+
+def _figures(row: dict) -> tuple[str, ...]:
+    return (*(f"{row[name]['mean']:.5f}" for name in ("hr", "ndcg", "score")), _range(row["score"]))
+
+
+def _range(interval: dict, sign: str = "") -> str:
+    return f"{interval['low']:{sign}.5f} .. {interval['high']:{sign}.5f}"
+
+
+def _show(report: dict, out: Path) -> None:
+    k, users = report["config"]["k"], report["users"]
+    columns = ("ranking", "users", f"HR@{k}", f"NDCG@{k}", "score", "95 % interval", "ours - it", "95 % interval", "differs")
+    rows = [("ours", f"{users:,}", *_figures(report), "", "", "")]
+    for name, other in report["against"].items():
+        difference = other["difference"]["score"]
+        rows.append((name, f"{users:,}", *_figures(other), f"{difference['mean']:+.5f}", _range(difference, "+"),
+                     "yes" if difference["excludes_zero"] else "no"))
+    console.table(f"Score of {report['result']}", columns, rows)
+    slices = [(f"{kind}: {label}", row) for kind, labels in report["slices"].items() for label, row in labels.items()]
+    forms = [(f"weighted by action, {form.replace('_', ' ')}", row) for form, row in report["weighted"].items() if row]
+    console.table("Ours by slice, and weighted as in the second round", columns[:6],
+                  [(name, f"{row['users']:,}", *_figures(row)) for name, row in slices + forms])
+    for name, judged in (("ours", report), *report["against"].items()):
+        if judged["missing_users"] or judged["ignored_users"]:
+            console.say(f"{name}: {judged['missing_users']:,} users of the truth are missing (counted as misses), "
+                        f"{judged['ignored_users']:,} users that the truth lacks were ignored")
+    console.say(f"wrote {out}")

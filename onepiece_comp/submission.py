@@ -1,0 +1,138 @@
+"""Inference as a stage: a checkpoint and an evaluation folder in, a checked result.json out.
+
+`result.json` has the form that the platform's driver writes: {"time": seconds, "top10s": [...], "user": [...]}, plain
+ints, ten distinct candidates for each user of `predict_seq.jsonl`. `funnel.json` tells how many candidates each step
+kept and, where the truth is at hand, how many targets survived it.
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp.artefacts import peak_memory_mib, read_json, write_json
+from onepiece_comp.cascade import LIST, Ranker
+from onepiece_comp.checkpoint import CONFIG, Checkpoint, find_checkpoint, load_checkpoint
+from onepiece_comp.config import Config, InferConfig, from_dict, override
+from onepiece_comp.console import progress, say, table
+from onepiece_comp.errors import InputError
+from onepiece_comp.evaluation import Evaluation, read_evaluation
+from onepiece_comp.formats import read_truth
+from onepiece_comp.training import choose_device, set_threads
+
+MODES = ("retrieval", "beam", "cascade")
+
+
+class Submission(NamedTuple):
+    """What the platform's `infer()` returns, and the funnel."""
+
+    top10s: list[list[int]]  # creative ids
+    users: list[str]
+    funnel: dict
+
+
+def recommend(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, *, truth: Path | None = None) -> Submission:
+    """Rank the candidates for every user of the evaluation, users of like history length together."""
+    config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
+    device = next(checkpoint.model.parameters()).device
+    ranker = Ranker(checkpoint.model, evaluation, config, device)
+    users = np.argsort(np.diff(evaluation.user_start), kind="stable")
+    target = _targets(truth, evaluation, ranker) if truth else None
+    chosen = np.zeros((len(users), LIST), np.int64)
+    kept, survived, filled, started = Counter(), Counter(), Counter(), time.monotonic()
+    batches = [users[i:i + config.batch_users] for i in range(0, len(users), config.batch_users)]
+    for batch in progress(batches, total=len(batches), what=f"{config.mode}, {config.batch_users} users a step"):
+        ranked = ranker.rank(batch)
+        chosen[batch] = ranked.index
+        filled.update(ranked.filled)
+        for step, numbers in ranked.stages.items():
+            kept[step] += sum(len(row) for row in numbers)
+            if target is not None:
+                survived[step] += sum(int(target[user] in row) for user, row in zip(batch, numbers))
+    seconds = time.monotonic() - started
+    creative = evaluation.items.creative_id[evaluation.candidate[chosen]]
+    funnel = _funnel(evaluation, ranker, config.mode, kept, survived if target is not None else None, filled, seconds)
+    submission = Submission(creative.tolist(), evaluation.users, funnel)
+    check(submission, set(evaluation.items.creative_id[evaluation.candidate].tolist()))
+    return submission
+
+
+def choose_mode(mode: str, checkpoint: Checkpoint) -> str:
+    """`auto` is the cascade where the checkpoint has semantic ids; InputError where it lacks what the mode needs."""
+    has_ids = checkpoint.model.decoder is not None
+    if mode == "auto":
+        return "cascade" if has_ids else "retrieval"
+    if mode not in MODES:
+        raise InputError("infer.mode", found=repr(mode), expected=f"auto or one of {', '.join(MODES)}", do="correct the mode")
+    if mode != "retrieval" and not has_ids:
+        raise InputError(checkpoint.path, found="a checkpoint without semantic ids", expected=f"one trained with a tokenizer for mode {mode}",
+                         do="train with --tokenizer, or use mode retrieval")
+    return mode
+
+
+def _targets(truth: Path, evaluation: Evaluation, ranker: Ranker) -> np.ndarray:
+    """Each user's target as a candidate number, -1 where unknown."""
+    local = {int(creative): row for row, creative in enumerate(evaluation.items.creative_id)}
+    target_of = {record.user: record.item for record in read_truth(truth)}
+    rows = [local.get(target_of.get(user, 0), 0) for user in evaluation.users]
+    return ranker.candidates.number[rows]
+
+
+def _funnel(evaluation: Evaluation, ranker: Ranker, mode: str, kept: Counter, survived: Counter | None, filled: Counter,
+            seconds: float) -> dict:
+    users = len(evaluation.users)
+    steps = [{"step": "candidates", "per_user": float(len(evaluation.candidate))},
+             {"step": "seen in training", "per_user": float(ranker.candidates.warm_M.sum())}]
+    for step in kept:
+        steps.append({"step": step, "per_user": kept[step] / users})
+        if survived is not None:
+            steps[-1]["targets"] = survived[step] / users
+    without = int((np.diff(evaluation.user_start) == 0).sum())
+    return {"mode": mode, "users": users, "users_without_history": without, "steps": steps, "filled": dict(filled),
+            "seconds": round(seconds, 2), "users_per_second": round(users / seconds, 1), "peak_memory_mib": round(peak_memory_mib())}
+
+
+def check(submission: Submission, candidates: set[int]) -> None:
+    """Our own promise: ten distinct candidates, plain ints, for every user, each user once."""
+    assert len(submission.top10s) == len(submission.users) == len(set(submission.users)), "a user is lost or doubled"
+    for user, ten in zip(submission.users, submission.top10s):
+        assert len(set(ten)) == LIST and candidates.issuperset(ten), f"user {user} got {ten}"
+        assert all(type(item) is int for item in ten), f"user {user} got items that are no plain ints"
+
+
+def stored_config(checkpoint: Path, file: Path | None, sets: Sequence[str]) -> InferConfig:
+    """The inference settings that a checkpoint carries, changed by a YAML file and overrides."""
+    path = find_checkpoint(checkpoint) / CONFIG
+    stored = from_dict(InferConfig, read_json(path).get("infer", {}), path)
+    return override(Config(infer=stored), file, sets).infer
+
+
+def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None = None, truth: Path | None = None) -> Path:
+    """Write out/result.json and out/funnel.json; `data` defaults to the evaluation folder that the run remembers."""
+    started, out = time.monotonic(), Path(out)
+    set_threads(config.threads)
+    loaded = load_checkpoint(checkpoint, choose_device(config.device))
+    data = data or (Path(loaded.evaluation) if loaded.evaluation else None)
+    if data is None:
+        raise InputError("--data", found="nothing, and the run remembers no evaluation folder", expected="a folder with predict_seq.jsonl",
+                         do="give --data EVAL")
+    evaluation = read_evaluation(data, loaded.model.schema)
+    submission = recommend(loaded, evaluation, config, truth=truth)
+    write_json(out / "funnel.json", submission.funnel)
+    result = {"time": round(time.monotonic() - started, 3), "top10s": submission.top10s, "user": submission.users}
+    write_json(out / "result.json", result, indent=None)
+    _report(submission.funnel, out)
+    return out / "result.json"
+
+
+def _report(funnel: dict, out: Path) -> None:
+    rows = [(step["step"], f"{step['per_user']:,.1f}", f"{step['targets']:.4f}" if "targets" in step else "")
+            for step in funnel["steps"]]
+    rows += [(f"places filled: {name}", f"{count:,}", "") for name, count in funnel["filled"].items() if count]
+    table(f"infer: {funnel['mode']}, {funnel['users']:,} users, {funnel['users_per_second']:,} users/s, "
+          f"{funnel['users_without_history']:,} without history", ("step", "kept per user", "targets kept"), rows)
+    say(f"wrote {out / 'result.json'}")

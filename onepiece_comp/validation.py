@@ -1,0 +1,82 @@
+"""Validation during training: users whose last click is held out, ranked against the whole catalogue.
+
+The users are chosen by seed; what follows the held-out click is dropped from training too. The score is the judge's
+(0.31 HR@10 + 0.69 NDCG@10, seen items filtered). Other users' later events are in training, so it compares
+checkpoints of one run; for a figure to report, split by time.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onepiece_comp import metrics
+from onepiece_comp.batches import build_history, event_columns, item_batch, last_position, move
+from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.model import OnePiece, trend_row
+from onepiece_comp.preprocess import Dataset
+from onepiece_comp.retrieval import encode_item_table, target_rank
+
+_USERS_PER_STEP = 64
+
+
+class HeldOut(NamedTuple):
+    """Validation users and the events that they must predict."""
+
+    user: np.ndarray  # int64 [users]
+    event: np.ndarray  # int64 [users], index of the target in the event columns
+    stop: np.ndarray  # int64 [all users], where training must stop reading each user
+
+
+def hold_out(dataset: Dataset, *, users: int, seed: int) -> HeldOut:
+    """Draw at most `users` (and a tenth of) users with a click after at least two events; their last click is the target."""
+    start = np.asarray(dataset.user_start[:-1])
+    stop = np.array(dataset.user_start[1:])
+    clicked = np.flatnonzero(np.isin(dataset.action, (CLICK, CONVERSION)))
+    owner = np.searchsorted(dataset.user_start, clicked, side="right") - 1
+    last = np.full(len(start), -1)
+    last[owner] = clicked  # ascending: the last assignment stays
+    eligible = np.flatnonzero(last - start >= 2)
+    wanted = min(users, len(start) // 10, len(eligible))
+    chosen = np.sort(np.random.default_rng([seed, 1]).choice(eligible, wanted, replace=False)) if wanted else eligible[:0]
+    stop[chosen] = last[chosen]
+    return HeldOut(chosen, last[chosen], stop)
+
+
+@torch.no_grad()
+def validate(model: OnePiece, dataset: Dataset, held_out: HeldOut, device: torch.device) -> tuple[float, float, float]:
+    """(HR@10, NDCG@10, score) of exact retrieval over the catalogue for the held-out users."""
+    was_training = model.training
+    model.eval()
+    catalogue = np.arange(1, dataset.schema.items + 1)
+    candidate_MD = encode_item_table(model, dataset.items, catalogue, device)
+    ranks = [_ranks(model, dataset, held_out.user[part], held_out.event[part], candidate_MD, device)
+             for part in np.array_split(np.arange(len(held_out.user)), -(-len(held_out.user) // _USERS_PER_STEP))]
+    model.train(was_training)
+    rank = np.concatenate(ranks)
+    rank[rank > 10] = 0
+    hit, gain = metrics.hit_rate(rank, 10).mean(), metrics.ndcg(rank, 10).mean()
+    return float(hit), float(gain), float(metrics.score(hit, gain))
+
+
+def _ranks(model: OnePiece, dataset: Dataset, users: np.ndarray, event: np.ndarray, candidate_MD: torch.Tensor,
+           device: torch.device) -> np.ndarray:
+    start = np.maximum(dataset.user_start[users], event - model.config.max_events)
+    history, item = build_history(event_columns(dataset), users=users, start=start, stop=event,
+                                  last_action=dataset.action[event].astype(np.int64))
+    rows = np.unique(item)  # 0, the padding, stands first
+    item_ND = model.encode_items(move(item_batch(dataset.items, rows, dataset.schema.item_features), device))
+    history = move(history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item))), device)
+    query_BD = model.retrieval_query(last_position(history, model.encode(history, item_ND).hidden_BTD))
+    bias_BM = None
+    if model.trend is not None:
+        counts = dataset.trend.window_counts(dataset.trend.bucket_of(dataset.time_seconds[event]),
+                                             np.arange(1, dataset.schema.items + 1))
+        condition_B = last_position(history, history.next_action_BT)
+        bias_BM = model.trend_bias(torch.from_numpy(counts).log1p_().to(device))[
+            trend_row(torch.arange(len(users), device=device), condition_B)]
+    seen = [np.asarray(dataset.item_row[a:b], np.int64) - 1 for a, b in zip(dataset.user_start[users], event)]
+    seen_by = np.repeat(np.arange(len(users)), [len(part) for part in seen])
+    hidden = tuple(torch.from_numpy(part).to(device) for part in (seen_by, np.concatenate(seen)))
+    target = torch.from_numpy(dataset.item_row[event].astype(np.int64) - 1).to(device)
+    return target_rank(query_BD, candidate_MD, target, bias_BM=bias_BM, hidden=hidden).cpu().numpy()

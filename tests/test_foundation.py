@@ -1,0 +1,159 @@
+"""Artefacts are whole or absent; configuration is strict; one error says it all."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from onepiece_comp import artefacts
+from onepiece_comp.artefacts import ColumnWriter, atomic_file, atomic_folder, fingerprint, load_column, read_marker, write_json
+from onepiece_comp.config import Config, ModelConfig, from_dict, load_config, to_dict
+from onepiece_comp.errors import InputError
+
+
+def test_a_folder_appears_only_when_its_block_ends_well(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), atomic_folder(out, "schema.json") as folder:
+        (folder / "column").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(out, "schema.json") as folder:
+        write_json(folder / "schema.json", {"a": 1})
+        assert not out.exists()
+    assert read_marker(out, "dataset") == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_earlier_output_stays_until_the_new_one_is_whole_and_foreign_folders_are_never_replaced(tmp_path):
+    out = tmp_path / "out"
+    with atomic_folder(out, "schema.json") as folder:
+        write_json(folder / "schema.json", {"version": 1})
+    with pytest.raises(RuntimeError), atomic_folder(out, "schema.json"):
+        raise RuntimeError
+    assert read_marker(out, "dataset") == {"version": 1}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="did not write"), atomic_folder(tmp_path / "mine", "schema.json"):
+        pass
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="full disk"), atomic_file(tmp_path / "x.json") as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_not_taken_for_whole_and_is_swept_by_the_next(tmp_path):
+    script = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from onepiece_comp.artefacts import atomic_folder
+        with atomic_folder(Path({str(tmp_path)!r}) / "out", "schema.json") as folder:
+            (folder / "column").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
+    with atomic_folder(tmp_path / "out", "schema.json") as folder:
+        write_json(folder / "schema.json", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_wrong_folder_is_named_for_what_it_is(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        read_marker(tmp_path / "none", "dataset")
+    write_json(tmp_path / "tokenizer.json", {})
+    with pytest.raises(InputError, match="found a tokenizer folder, expected a dataset folder"):
+        read_marker(tmp_path, "dataset")
+
+
+def test_a_column_written_in_blocks_loads_as_one_array(tmp_path):
+    with ColumnWriter(tmp_path, "ids", "int32") as ids, ColumnWriter(tmp_path, "vectors", "float16", width=3) as vectors:
+        for block in range(5):
+            ids.append(np.arange(block))
+            vectors.append(np.full((2, 3), block))
+    np.testing.assert_array_equal(load_column(tmp_path, "ids"), np.concatenate([np.arange(b) for b in range(5)]))
+    assert load_column(tmp_path, "vectors").shape == (10, 3)
+
+
+def test_a_column_cut_short_is_refused(tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(100))
+    whole = (tmp_path / "ids.npy").read_bytes()
+    for length in (0, 5, 60, 200, len(whole) - 8):
+        (tmp_path / "ids.npy").write_bytes(whole[:length])
+        with pytest.raises(InputError, match="cut short"):
+            load_column(tmp_path, "ids")
+
+
+def test_an_empty_column_loads(tmp_path):
+    with ColumnWriter(tmp_path, "ids", "int32"):
+        pass
+    assert load_column(tmp_path, "ids").shape == (0,)
+
+
+def test_fingerprints_follow_content(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = fingerprint(tmp_path / "a", {"x": 1}, np.arange(3))
+    assert first == fingerprint(tmp_path / "a", {"x": 1}, np.arange(3))
+    assert first != fingerprint(tmp_path / "a", {"x": 1}, np.arange(4))
+    (tmp_path / "a").write_text("2")
+    assert first != fingerprint(tmp_path / "a", {"x": 1}, np.arange(3))
+
+
+def test_files_and_overrides_win_over_presets_in_this_order(tmp_path):
+    (tmp_path / "c.yaml").write_text("model:\n  width: 32\n  layers: 3\ntrain: {epochs: 2}\n")
+    config = load_config("small", tmp_path / "c.yaml", ["model.layers=5", "infer.mode=beam", "model.hash_sizes=[3, 5]"])
+    assert (config.model.width, config.model.layers, config.model.heads) == (32, 5, 4)
+    assert config.train.epochs == 2.0 and config.infer.mode == "beam" and config.model.hash_sizes == (3, 5)
+
+
+@pytest.mark.parametrize(("text", "line", "words"), [
+    ("model:\n  wdith: 3\n", 2, "did you mean 'width'"), ("modle:\n  width: 3\n", 1, "did you mean 'model'"),
+    ("train:\n  epochs: many\n", 2, "expected a float"), ("train:\n  seed: 1.5\n", 2, "expected a int"),
+    ("train:\n  seed: true\n", 2, "expected a int"), ("train: 3\n", 1, "expected keys"),
+    ("model:\n  width: 3\n  width: 4\n", 3, "second time"), ("model:\n  hash_sizes: 3\n", 2, "expected a list")])
+def test_a_wrong_key_or_type_is_named_with_file_and_line(tmp_path, text, line, words):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"c.yaml:{line}: ") as caught:
+        load_config("tiny", tmp_path / "c.yaml")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("file", "words"), [("a: [", "no valid YAML"), ("- 1", "list")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, file, words):
+    (tmp_path / "c.yaml").write_text(file)
+    with pytest.raises(InputError, match=words):
+        load_config("tiny", tmp_path / "c.yaml")
+
+
+def test_a_config_survives_json():
+    config = load_config("full")
+    for section in ("model", "train", "infer"):
+        value = getattr(config, section)
+        assert from_dict(type(value), to_dict(value), "x") == value
+    with pytest.raises(InputError, match="unknown key"):
+        from_dict(ModelConfig, {"depth": 3}, "config.json")
+
+
+def test_every_field_of_the_configuration_is_explained_beside_it():
+    import inspect
+
+    import onepiece_comp.config as module
+    for section in vars(module).values():
+        if isinstance(section, type) and section.__name__.endswith("Config") and section is not Config:
+            for line in inspect.getsource(section).splitlines():
+                if line.startswith("    ") and " = " in line:
+                    assert "  # " in line, line
+
+
+def test_one_process_does_not_sweep_what_another_is_writing(tmp_path):
+    living = tmp_path / f".out.writing-{os.getppid()}"
+    living.mkdir()
+    artefacts._sweep(tmp_path / "out")
+    assert living.exists()

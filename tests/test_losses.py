@@ -1,0 +1,136 @@
+"""The losses against slow loops, known answers and what LogQ promises."""
+
+import numpy as np
+import torch
+
+from onepiece_comp.losses import ROWS_PER_BLOCK, Rows, gini, info_nce, load_balance, softmax_loss
+
+torch.manual_seed(0)
+
+
+def _loop(query, key, rows, bias):
+    """The same loss one row at a time, by autograd."""
+    total = 0.0
+    for n in range(len(query)):
+        logits = []
+        for k in range(len(key)):
+            if rows.hidden_BK is not None and rows.hidden_BK[rows.hidden_row_N[n], k] and k != rows.target_N[n]:
+                continue
+            value = query[n] @ key[k]
+            if bias is not None:
+                value = value + bias[rows.bias_row_N[n], k]
+            if k == rows.target_N[n]:
+                if rows.target_shift_N is not None:
+                    value = value + rows.target_shift_N[n]
+                positive = value
+            logits.append(value)
+        total = total + rows.weight_N[n] * (torch.logsumexp(torch.stack(logits), 0) - positive)
+    return total
+
+
+def _inputs(count):
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float32)
+    query, key, bias = draw(count, 5).requires_grad_(), draw(7, 5).requires_grad_(), draw(3, 7).requires_grad_()
+    integers = lambda high: torch.randint(0, high, (count,), generator=generator)
+    rows = Rows(integers(7), torch.rand(count, generator=generator), integers(3), draw(count),
+                torch.rand(4, 7, generator=generator) < 0.3, integers(4))
+    return query, key, bias, rows
+
+
+def test_loss_and_gradients_equal_a_loop_over_rows_and_keys():
+    query, key, bias, rows = _inputs(9)
+    fast = softmax_loss(query, key, rows, bias)
+    gradients = torch.autograd.grad(3 * fast, (query, key, bias))
+    slow = _loop(query, key, rows, bias)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+    for ours, reference in zip(gradients, torch.autograd.grad(3 * slow, (query, key, bias))):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_beyond_one_block_count_like_those_of_the_first():
+    query, key, bias, rows = _inputs(2 * ROWS_PER_BLOCK + 3)
+    whole = softmax_loss(query, key, rows, bias)
+    one_by_one = sum(softmax_loss(query[n:n + 1], key, Rows(*(None if part is None else part if i == 4 else part[n:n + 1]
+                                                              for i, part in enumerate(rows))), bias)
+                     for n in range(len(query)))
+    torch.testing.assert_close(whole, one_by_one, rtol=1e-4, atol=1e-3)
+
+
+def test_a_hidden_key_has_no_gradient_unless_it_is_the_target():
+    query, key = torch.randn(1, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    rows = Rows(torch.tensor([1]), torch.ones(1), hidden_BK=torch.tensor([[True, True, False]]), hidden_row_N=torch.tensor([0]))
+    softmax_loss(query, key, rows).backward()
+    assert key.grad[0].abs().sum() == 0
+    assert key.grad[1].abs().sum() > 0 and key.grad[2].abs().sum() > 0
+
+
+class _Batch:
+    """The parts of a TrainBatch that InfoNCE reads."""
+
+    def __init__(self, target, counts, repeats):
+        self.target_N = torch.as_tensor(target)
+        self.weight_N = torch.ones(len(target))
+        self.log_repeats_K = torch.log(torch.as_tensor(repeats, dtype=torch.float32))
+        self.log_expected_K = torch.log(torch.as_tensor(counts, dtype=torch.float32))
+        self.own_BK = torch.zeros(len(target), len(counts), dtype=torch.bool)
+        self.user_N = torch.arange(len(target))
+        self.trend_row_N = torch.zeros(len(target), dtype=torch.long)
+
+
+def test_distinct_keys_with_repeats_equal_the_sum_over_draws():
+    """Two draws of key 0 and one each of keys 1 and 2, against the positive 1 of one row: written out by hand."""
+    query, key = torch.randn(1, 4), torch.randn(3, 4)
+    expected = [2.5, 0.5, 1.0]
+    batch = _Batch([1], expected, [2, 3, 1])  # the positive's own repeats (3) must not matter
+    score = (query @ key.T)[0].double()
+    log_q = torch.log(torch.tensor(expected, dtype=torch.float64))
+    for both_sides, positive in ((False, score[1]), (True, score[1] - log_q[1])):
+        draws = [score[0] - log_q[0], score[0] - log_q[0], positive, score[2] - log_q[2]]
+        by_hand = torch.logsumexp(torch.stack(draws), 0) - positive
+        ours = info_nce(query, key, batch, None, positive_logq=both_sides).double()
+        torch.testing.assert_close(ours, by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_logq_recovers_the_preference_that_popular_negatives_hide():
+    """Targets are drawn 3:1; negatives by a skewed popularity. The corrected scores must differ by log 3."""
+    rng = np.random.default_rng(0)
+    popularity = np.array([0.9, 0.1])
+    key, query = torch.eye(2), torch.zeros(2, requires_grad=True)
+    optimiser = torch.optim.SGD([query], lr=0.05)
+    for _ in range(1500):
+        target = (rng.random(64) < 0.25).astype(np.int64)  # key 0 three times as often as key 1
+        repeats = rng.multinomial(64, popularity) + 1e-3
+        loss = info_nce(query.expand(64, 2), key, _Batch(target, 64 * popularity, repeats), None)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert abs(float((query[0] - query[1]).detach()) - np.log(3)) < 0.25
+
+
+def test_keys_of_the_users_own_log_are_no_negatives():
+    query, key = torch.randn(1, 4), torch.randn(3, 4)
+    batch = _Batch([1], [1, 1, 1], [1, 1, 1])
+    batch.own_BK = torch.tensor([[True, True, False]])
+    score = (query @ key.T)[0]
+    torch.testing.assert_close(info_nce(query, key, batch, None), torch.logsumexp(score[1:], 0) - score[1])
+
+
+def test_trend_logits_are_added_by_the_rows_own_bucket():
+    query, key, trend = torch.randn(2, 4), torch.randn(3, 4), torch.randn(2, 3)
+    batch = _Batch([0, 2], [1, 1, 1], [1, 1, 1])
+    batch.trend_row_N = torch.tensor([1, 0])
+    score = query @ key.T + trend[[1, 0]]
+    torch.testing.assert_close(info_nce(query, key, batch, trend), torch.nn.functional.cross_entropy(score, batch.target_N))
+
+
+def test_balance_is_one_when_equal_and_grows_with_concentration():
+    equal = load_balance(torch.full((8, 4), 0.25), torch.arange(8)[:, None] % 4)
+    assert abs(float(equal) - 1) < 1e-6
+    gate = torch.tensor([[0.97, 0.01, 0.01, 0.01]]).expand(8, 4)
+    assert float(load_balance(gate, torch.zeros(8, 1, dtype=torch.long))) > 3.8
+
+
+def test_gini_is_zero_when_equal_and_three_quarters_when_one_of_four_has_all():
+    assert abs(gini(torch.tensor([5, 5, 5, 5]))) < 1e-9
+    assert abs(gini(torch.tensor([0, 0, 8, 0])) - 0.75) < 1e-9

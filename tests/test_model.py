@@ -1,0 +1,177 @@
+"""The joint model: nobody's score depends on batch-mates, padding or the future; codes and trend act as they should."""
+
+import numpy as np
+import pytest
+import torch
+
+from onepiece_comp.batches import NO_ACTION, TrainingBatches, build_history, event_columns, item_batch, last_position
+from onepiece_comp.config import ModelConfig
+from onepiece_comp.model import OnePiece
+from onepiece_comp.optim import Optimisers, orthogonalise, parameter_groups
+
+CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, expert_width=8, dropout=0.0,
+                     id_dropout=0.0, hash_sizes=(17,), hash_width=3)
+
+
+def random_codes(items: int, codes: int = 8) -> torch.Tensor:
+    """Distinct random pairs of codes, row 0 without an id."""
+    pairs = torch.randperm(codes * codes * 4, generator=torch.Generator().manual_seed(0))[:items]
+    table = torch.stack([pairs // (4 * codes), pairs % (4 * codes)], 1)
+    return torch.cat([torch.full((1, 2), -1), table]).int()
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    torch.manual_seed(0)
+    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+    for parameter in model.parameters():  # also what starts at zero
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def _hidden(model, dataset, users, *, stop=None):
+    users = np.asarray(users)
+    start = np.asarray(dataset.user_start[users])
+    stop = np.asarray(dataset.user_start[users + 1]) if stop is None else stop
+    history, item = build_history(event_columns(dataset), users=users, start=start, stop=stop,
+                                  last_action=np.full(len(users), 1))
+    rows = np.unique(np.append(item, 0))
+    history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
+    with torch.no_grad():
+        vectors = model.encode_items(item_batch(dataset.items, rows, dataset.schema.item_features))
+        encoded = model.encode(history, vectors)
+    return encoded.hidden_BTD, last_position(history, encoded.hidden_BTD)
+
+
+def test_a_users_vector_does_not_depend_on_who_shares_the_batch(model, dataset):
+    lengths = np.diff(dataset.user_start)
+    users = [int(lengths.argmin()), int(lengths.argmax()), 3]
+    _, together = _hidden(model, dataset, users)
+    for place, user in enumerate(users):
+        torch.testing.assert_close(_hidden(model, dataset, [user])[1][0], together[place], rtol=1e-4, atol=1e-5)
+
+
+def test_a_position_does_not_see_later_events(model, dataset):
+    user = int(np.diff(dataset.user_start).argmax())
+    start, stop = int(dataset.user_start[user]), int(dataset.user_start[user + 1])
+    whole, _ = _hidden(model, dataset, [user])
+    short, _ = _hidden(model, dataset, [user], stop=np.array([stop - 3]))
+    kept = stop - start - 3  # the last kept position is conditioned on another next action
+    torch.testing.assert_close(short[0, :kept], whole[0, :kept], rtol=1e-4, atol=1e-5)
+
+
+def test_each_part_of_the_input_reaches_the_output(model, dataset):
+    """Take one part away at a time: a part that changes nothing is not connected."""
+    users = np.arange(6)
+    reference = _hidden(model, dataset, users)[1]
+    names = ("action.weight", "next_action.weight", "hour_of_week.weight", "user_tower.table.weight", "item_tower.id_table.weight",
+             "item_tower.hash_tables.0.weight", "item_tower.feature_table.weight", "item_tower.project.81.weight",
+             "item_tower.absent.82", "layers.0.hstu.bias.time_HC", "layers.1.hstu.bias.position_HC")
+    parameters = dict(model.named_parameters())
+    for name in names:
+        kept = parameters[name].detach().clone()
+        parameters[name].data.add_(torch.randn(kept.shape, generator=torch.Generator().manual_seed(1)))
+        assert not torch.allclose(_hidden(model, dataset, users)[1], reference, atol=1e-4), name
+        parameters[name].data.copy_(kept)
+
+
+def test_next_action_is_what_follows_and_the_last_is_the_one_asked_for(dataset):
+    users, data = np.array([0]), dataset
+    start, stop = data.user_start[:1], data.user_start[1:2]
+    history, _ = build_history(event_columns(data), users=users, start=start, stop=stop, last_action=np.array([2]))
+    events = np.asarray(data.action[start[0]:stop[0]])
+    assert history.next_action_BT[0].tolist() == [*events.tolist(), 2]
+    assert history.length_B.tolist() == [len(events) + 1]
+    assert int(history.time_BT[0, 0]) == int(data.time_seconds[start[0]])
+
+
+def test_a_user_without_history_is_a_user_token(model, dataset):
+    start = np.asarray(dataset.user_start[:1])
+    history, item = build_history(event_columns(dataset), users=np.array([0]), start=start, stop=start,
+                                  last_action=np.array([NO_ACTION]))
+    assert item.tolist() == [[0]] and history.time_BT.tolist() == [[0]]
+
+
+def _batches(dataset, **changes):
+    settings = dict(stop=np.array(dataset.user_start[1:]), batch_users=16, max_events=100, sampled_negatives=20,
+                    action_weights=(1.0, 2.0, 3.0, 0.5), trend_lag_seconds=0.0, seed=0)
+    return TrainingBatches(dataset, **{**settings, **changes})
+
+
+def test_a_batch_holds_every_event_once_as_a_target(dataset):
+    seen = np.zeros(dataset.schema.items + 1, np.int64)
+    for batch in _batches(dataset).epoch(0):
+        key = batch.items.id_row_N[1:].numpy()
+        np.add.at(seen, key[batch.target_N.numpy()], 1)
+        flat = batch.history.item_BT.flatten()[batch.position_N]
+        own = batch.own_BK[batch.user_N, batch.target_N]
+        assert own.all() and len(flat) == len(batch.target_N)
+    np.testing.assert_array_equal(seen, dataset.item_count)
+
+
+def test_the_event_after_a_position_is_its_target(dataset):
+    batch = next(_batches(dataset).epoch(0))
+    key = batch.items.id_row_N.numpy()
+    width = batch.history.item_BT.shape[1]
+    position, user = batch.position_N.numpy() % width, batch.user_N.numpy()
+    for n in range(len(position) - 1):
+        if user[n + 1] == user[n]:
+            following = batch.history.item_BT[user[n], position[n] + 1]
+            assert key[following] == key[batch.target_N[n] + 1] and position[n + 1] == position[n] + 1
+
+
+def test_epochs_differ_in_order_and_a_later_start_sees_the_same_rest(dataset):
+    batches = _batches(dataset)
+    whole = [batch.target_N for batch in batches.epoch(0)]
+    rest = [batch.target_N for batch in batches.epoch(0, first_step=2)]
+    assert len(rest) == len(whole) - 2 and all(torch.equal(a, b) for a, b in zip(rest, whole[2:]))
+    assert not all(len(a) == len(b) and torch.equal(a, b) for a, b in zip(whole, [b.target_N for b in batches.epoch(1)]))
+
+
+def test_popularity_windows_hold_nothing_of_the_event_itself_or_later(dataset):
+    """Count by hand what was shown before the bucket of each event."""
+    trend = dataset.trend
+    times, items = np.asarray(dataset.time_seconds), np.asarray(dataset.item_row)
+    bucket = trend.bucket_of(times)
+    for n in range(0, len(times), 37):
+        begin = trend.first_second + bucket[n] * trend.bucket_seconds
+        counts = trend.window_counts(bucket[n:n + 1], items[n:n + 1])[0, 0]
+        shown = (items == items[n]) & (times < begin)
+        assert counts[-2] == shown.sum()
+        assert counts[-1] == (shown & (np.asarray(dataset.action) == 1)).sum()
+        day = shown & (times >= begin - max(1, round(86400 / trend.bucket_seconds)) * trend.bucket_seconds)
+        assert counts[2] == day.sum()
+
+
+def test_training_lowers_both_losses(dataset):
+    torch.manual_seed(0)
+    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=2, total_steps=40)
+    batches = _batches(dataset)
+    trace = []
+    for step in range(40):
+        batch = batches.batch(batches.users[:32], np.random.default_rng(step))
+        losses = model.losses(batch, semantic_weight=1.0)
+        losses.total.backward()
+        optimisers.step(step)
+        trace.append((float(losses.retrieval), float(losses.semantic)))
+    assert trace[-1][0] < trace[0][0] - 0.5 and trace[-1][1] < trace[0][1] - 0.5
+
+
+def test_every_parameter_has_one_optimiser_group_and_a_gradient(dataset):
+    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+    groups = parameter_groups(model)
+    assert sum(len(group) for group in groups.values()) == len(list(model.parameters()))
+    batches = _batches(dataset)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.losses(batches.batch(batches.users, np.random.default_rng(0)), semantic_weight=1.0).total.backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum()]
+    assert without == ["item_tower.absent.81"]  # every item has that embedding
+
+
+def test_orthogonalise_makes_singular_values_one():
+    torch.manual_seed(0)
+    for shape in ((6, 6), (8, 3), (3, 8), (2, 5, 4)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(*shape), steps=12))
+        assert float(values.min()) > 0.6 and float(values.max()) < 1.4

@@ -1,0 +1,197 @@
+"""Exact retrieval, beam search and the cascade: exhaustive references, filters, and the promise of ten items."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from onepiece_comp.batches import build_history, event_columns, item_batch
+from onepiece_comp.beam import beam_search, build_prefix_table, item_log_prob
+from onepiece_comp.cascade import Ranker
+from onepiece_comp.checkpoint import Checkpoint
+from onepiece_comp.config import InferConfig, ModelConfig
+from onepiece_comp.evaluation import read_evaluation
+from onepiece_comp.model import OnePiece
+from onepiece_comp.retrieval import TILE, target_rank, top_k
+from onepiece_comp.submission import recommend
+
+CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, experts=0, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    """Random weights; distinct random ids of three levels of five codes for every item but the last four."""
+    torch.manual_seed(0)
+    number = torch.randperm(125, generator=torch.Generator().manual_seed(3))[:dataset.schema.items]
+    codes = torch.cat([torch.full((1, 3), -1), torch.stack([number // 25, number // 5 % 5, number % 5], 1)])
+    codes[-4:] = -1
+    codes[1] = torch.tensor([4, 4, 4])
+    codes[2:-4][(codes[2:-4] == 4).all(1)] = torch.tensor([0, 0, 0])
+    model = OnePiece(CONFIG, dataset.schema, codes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.trend_now_IW.copy_(torch.rand(model.trend_now_IW.shape))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def encoded(model, dataset):
+    users = np.arange(5)
+    history, item = build_history(event_columns(dataset), users=users, start=np.asarray(dataset.user_start[users]),
+                                  stop=np.asarray(dataset.user_start[users + 1]), last_action=np.ones(5, np.int64))
+    rows = np.unique(np.append(item, 0))
+    history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
+    with torch.no_grad():
+        return history, model.encode(history, model.encode_items(item_batch(dataset.items, rows, dataset.schema.item_features)))
+
+
+def _by_hand(model, history, encoded, codes, legal):
+    """log p of each legal id for user 0, level by level over the children that exist, one prefix at a time."""
+    decoder, last = model.decoder, int(history.length_B[0]) - 1
+    memories = decoder.memories([state[:1, :last + 1] for state in encoded.states])
+    hidden = encoded.hidden_BTD[:1, last:last + 1]
+    answers = {}
+    for path in legal:
+        total = 0.0
+        for level in range(len(path)):
+            children = sorted({other[level] for other in legal if other[:level] == path[:level]})
+            prefix = torch.tensor(path[:level]).view(1, 1, -1)
+            query = decoder.query(level, hidden, prefix, memories, torch.ones(1, 1, last + 1, dtype=torch.bool))[0, 0]
+            log_prob = torch.log_softmax(decoder.code_LCD[level][children] @ query, 0)
+            total += float(log_prob[children.index(path[level])])
+        answers[path] = total
+    return answers
+
+
+@torch.no_grad()
+def test_a_wide_beam_is_exhaustive_search(model, encoded):
+    history, states = encoded
+    candidate = torch.arange(1, len(model.codes))[torch.randperm(len(model.codes) - 1, generator=torch.Generator().manual_seed(1))][:40]
+    codes = model.codes[candidate].long()
+    table = build_prefix_table(codes)
+    found = beam_search(model, table, states, history.length_B, beam=1000, survivors=1000)
+    legal = [tuple(row) for row in codes.tolist() if row[0] >= 0]
+    by_hand = _by_hand(model, history, states, codes, legal)
+    listed = found.log_prob_BK[0] > -torch.inf
+    ours = {tuple(codes[i].tolist()): float(p) for i, p in zip(found.index_BK[0][listed], found.log_prob_BK[0][listed])}
+    assert ours.keys() == by_hand.keys()
+    assert all(abs(ours[path] - by_hand[path]) < 1e-4 for path in by_hand)
+    torch.testing.assert_close(found.log_prob_BK.exp().sum(1), torch.ones(5), rtol=1e-4, atol=1e-4)
+    assert (found.log_prob_BK.diff(dim=1) <= 1e-6)[found.log_prob_BK[:, 1:] > -torch.inf].all()
+
+
+@torch.no_grad()
+def test_given_items_are_scored_as_the_beam_scores_them(model, encoded):
+    history, states = encoded
+    table = build_prefix_table(model.codes[1:].long())
+    found = beam_search(model, table, states, history.length_B, beam=1000, survivors=30)
+    torch.testing.assert_close(item_log_prob(model, table, states, history.length_B, found.index_BK), found.log_prob_BK,
+                               rtol=1e-4, atol=1e-4)
+    without_id = torch.full((5, 1), len(model.codes) - 2)
+    assert (item_log_prob(model, table, states, history.length_B, without_id) == -torch.inf).all()
+
+
+@torch.no_grad()
+def test_a_narrow_beam_finds_only_items_that_exist(model, encoded):
+    history, states = encoded
+    table = build_prefix_table(model.codes[1:].long())
+    found = beam_search(model, table, states, history.length_B, beam=2, survivors=6)
+    legal = found.log_prob_BK > -torch.inf
+    assert legal.any(1).all() and (model.codes[1:][found.index_BK[legal]] >= 0).all()
+    for row, mask in zip(found.index_BK, legal):
+        assert len(set(row[mask].tolist())) == int(mask.sum())
+
+
+def test_top_k_over_tiles_equals_a_full_sort_and_respects_what_is_hidden():
+    torch.manual_seed(0)
+    query, candidate = torch.randn(3, 4), torch.randn(2 * TILE + 11, 4).round(decimals=1)
+    bias = torch.randn(1, len(candidate)).round(decimals=1)
+    full = query @ candidate.T + bias
+    order = full.sort(dim=1, descending=True, stable=True).indices
+    hidden = (torch.tensor([0, 2]), torch.stack([order[0, 0], order[2, 3]]))
+    best = top_k(query, candidate, k=20, bias_BM=bias, hidden=hidden)
+    full[hidden] = -torch.inf
+    torch.testing.assert_close(best.score_BK, full.sort(dim=1, descending=True, stable=True).values[:, :20], rtol=1e-5, atol=1e-5)
+    assert order[0, 0] not in best.index_BK[0] and order[2, 3] not in best.index_BK[2]
+
+
+def test_target_rank_counts_what_is_better_and_breaks_ties_by_number():
+    query, candidate = torch.eye(2), torch.tensor([[1.0, 0], [3, 0], [3, 1], [2, 5]])
+    assert target_rank(query, candidate, torch.tensor([2, 3])).tolist() == [2, 1]
+    assert target_rank(query, candidate, torch.tensor([2, 3]), hidden=(torch.tensor([0, 1]), torch.tensor([1, 3]))).tolist() == [1, 5]
+
+
+@pytest.fixture(scope="module")
+def evaluation(parts, dataset):
+    return read_evaluation(parts / "eval", dataset.schema)
+
+
+@pytest.mark.parametrize("mode", ["retrieval", "beam", "cascade"])
+def test_every_user_gets_ten_distinct_unseen_candidates(model, evaluation, mode):
+    config = InferConfig(mode=mode, beam=3, survivors=12, union=15, batch_users=7)
+    submission = recommend(Checkpoint(model, config, "", None, None), evaluation, config)
+    assert submission.users == evaluation.users
+    for user, ten in enumerate(submission.top10s):
+        events = slice(evaluation.user_start[user], evaluation.user_start[user + 1])
+        history = set(evaluation.items.creative_id[evaluation.item[events]].tolist())
+        assert len(set(ten)) == 10 and not history & set(ten)
+
+
+def test_rankings_do_not_depend_on_the_batch(model, evaluation):
+    answers = [recommend(Checkpoint(model, config, "", None, None), evaluation, config).top10s for config in
+               (InferConfig(mode="cascade", batch_users=size, beam=4, survivors=20, union=20) for size in (1, 50))]
+    assert answers[0] == answers[1]
+
+
+def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, evaluation):
+    """Weight 0 and no union: the beam's survivors ordered by the retrieval logit."""
+    config = InferConfig(mode="cascade", beam=3, survivors=30, union=0, semantic_weight=0.0)
+    ranker = Ranker(model, evaluation, config, torch.device("cpu"))
+    ranked = ranker.rank(np.arange(4))
+    retrieval = Ranker(model, evaluation, dataclasses.replace(config, mode="retrieval"), torch.device("cpu"))
+    for user in range(4):
+        survivors = set(ranked.stages["beam"][user].tolist())
+        order = [c for c in _full_order(retrieval, user) if c in survivors]
+        assert ranked.index[user].tolist()[:min(10, len(order))] == order[:10]
+
+
+def _full_order(ranker, user):
+    """All legal candidates of one user by retrieval logit."""
+    import onepiece_comp.cascade as cascade
+    kept, cascade.LIST = cascade.LIST, len(ranker.evaluation.candidate)
+    try:
+        index = ranker.rank(np.array([user])).index[0]
+    finally:
+        cascade.LIST = kept
+    warm = ranker.candidates.warm_M.numpy()
+    seen = set(ranker._seen(np.array([user]))[1].tolist())
+    return [c for c in index.tolist() if warm[c] and c not in seen]
+
+
+def test_where_filters_leave_too_few_cold_come_back_before_seen(model, evaluation):
+    """Thirteen candidates: five warm unseen, four cold, four seen. All five, all four cold, then one seen."""
+    user = 0
+    events = slice(evaluation.user_start[user], evaluation.user_start[user + 1])
+    seen = np.unique(evaluation.item[events])[:4]
+    history = set(evaluation.item[events].tolist())
+    others = [row for row in evaluation.candidate if row not in history]
+    warm, cold = others[:5], others[5:9]
+    id_row = evaluation.items.id_row.copy()
+    id_row[cold] = 0
+    few = evaluation._replace(candidate=np.array([*seen, *cold, *warm]), items=evaluation.items._replace(id_row=id_row))
+    for mode in ("retrieval", "beam", "cascade"):
+        ranked = Ranker(model, few, InferConfig(mode=mode), torch.device("cpu")).rank(np.array([user]))
+        ten = few.candidate[ranked.index[0]].tolist()
+        assert set(ten[:5]) == set(warm) and set(ten[5:9]) == set(cold) and ten[9] in seen
+        assert ranked.filled["cold"] == 4 and ranked.filled["seen"] == 1
+
+
+def test_the_seen_filter_can_be_switched_off(model, evaluation):
+    config = InferConfig(mode="retrieval", filter_seen=False)
+    ranker = Ranker(model, evaluation, config, torch.device("cpu"))
+    users = np.arange(len(evaluation.users))
+    ten = evaluation.candidate[ranker.rank(users).index]
+    repeated = [bool(set(evaluation.item[evaluation.user_start[u]:evaluation.user_start[u + 1]].tolist()) & set(ten[u].tolist()))
+                for u in users]
+    assert any(repeated)

@@ -1,0 +1,13 @@
+"""The platform's training job: `python -u train.py`, paths from its environment variables."""
+
+import sys
+from pathlib import Path
+
+from onepiece_comp.errors import InputError
+from onepiece_comp.platform_jobs import frozen_config, training_job
+
+if __name__ == "__main__":
+    try:
+        training_job(frozen_config(Path(__file__).resolve().parent))
+    except InputError as error:
+        sys.exit(f"error: {error}")
