@@ -2,8 +2,8 @@
 
 Reads train/ and eval/ of a split (or the platform's folders) and writes one result file per baseline in the form of
 `submission.py`. All leave out what stands in the user's history, return candidates only and let seen ones back where
-fewer than ten are left. Item-kNN: cosine between the sets of users who clicked two items (Sarwar et al. 2001; Deshpande
-and Karypis 2004). Memory: one number per user and clicked item, the neighbours, and a chunk of users.
+fewer than ten are left. Item-kNN: damped cosine between the sets of users who clicked two items (Deshpande and Karypis
+2004; damped as in Ferrari Dacrema et al. 2019). Memory: a number per user and clicked item, the neighbours, a chunk.
 """
 
 import json
@@ -21,13 +21,14 @@ from onepiece_comp import console
 from onepiece_comp.artefacts import atomic_file
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    CLICK, CONVERSION, EXPOSURE, Index, read_candidates, read_index, read_sequences)
+    CLICK, CONVERSION, EXPOSURE, Index, UserLine, read_candidates, read_index, read_sequences)
 from onepiece_comp.raw_folder import OriginalIds
 
 LIST = 10
 NAMES = ("popularity", "popularity_day", "popularity_exposure", "item_knn")
 NEIGHBOURS = 200  # similar candidates kept per item
 LATEST = 50  # items kept of a user: their pairs grow with its square
+DAMPING = 50.0  # users; a pair that one user made is no evidence
 MIN_CLICK_SHARE = 0.01  # a log with fewer clicks is counted by all its events
 DAY = 86400
 
@@ -36,13 +37,6 @@ _ANY = frozenset((EXPOSURE, CLICK, CONVERSION, None))
 _BLOCK_EVENTS = 1 << 18
 _BLOCK_PAIRS = 1 << 22
 _CHUNK_USERS = 512
-
-
-class Counts(NamedTuple):
-    """How often each item occurs; arrays over train's re-ids, 0 unused."""
-
-    clicks: np.ndarray  # int64 [items + 1], events of the actions that count
-    events: np.ndarray  # int64 [items + 1], all events
 
 
 class Baskets(NamedTuple):
@@ -55,8 +49,10 @@ class Baskets(NamedTuple):
 class TrainLog(NamedTuple):
     """What the baselines know of the training log."""
 
-    total: Counts
-    last_day: Counts  # of the 24 hours up to the last event
+    clicks: np.ndarray  # int64 [items + 1] by train's re-id, 0 unused: events whose action is in `actions`
+    events: np.ndarray  # int64 [items + 1], all events
+    day_clicks: np.ndarray  # the same of the 24 hours up to the last event
+    day_events: np.ndarray
     baskets: Baskets
     actions: frozenset  # the actions that count as clicks
 
@@ -96,20 +92,22 @@ def baselines(train: Path, evaluation: Path, out: Path) -> dict[str, Path]:
     log = read_log(train / "seq.jsonl", items=len(train_index.items))
     orders = popularity_orders(log, candidates)
     neighbours = item_neighbours(log.baskets, candidates, items=len(train_index.items))
-    histories = read_histories(evaluation / "predict_seq.jsonl", index, train_index, candidates, actions=log.actions)
-    learned = time.monotonic()
-    paths, users = {name: out / f"{name}.json" for name in NAMES}, 0
+    sequences = console.progress(read_sequences(evaluation / "predict_seq.jsonl"), total=None, what="users ranked")
+    histories = to_histories(sequences, index, train_index, candidates, actions=log.actions)
+    learned, paths, users = time.monotonic(), {name: out / f"{name}.json" for name in NAMES}, 0
     with ExitStack() as stack:
         files = {name: stack.enter_context(ResultWriter(stack.enter_context(atomic_file(path)), started))
                  for name, path in paths.items()}
-        for chunk in _chunks(console.progress(histories, total=None, what="users ranked")):
+        while chunk := list(islice(histories, _CHUNK_USERS)):
             for name, ranked in rank_users(chunk, orders, neighbours, candidates).items():
                 files[name].write([history.user for history in chunk], candidates.creative_id[ranked].tolist())
             users += len(chunk)
-    seconds = time.monotonic() - learned
+        if not users:
+            raise InputError(evaluation / "predict_seq.jsonl", found="no users", expected="at least one line",
+                             do="check the file")
     counted = "clicks and conversions" if log.actions == _CLICKS else "all events"
     console.table(f"Baselines: {users:,} users, {len(candidates.creative_id):,} candidates, counting {counted}, "
-                  f"{learned - started:.1f} s to count, {users / seconds:,.0f} users/s to rank",
+                  f"{learned - started:.1f} s to count, {users / (time.monotonic() - learned):,.0f} users/s to rank",
                   ("baseline", "written to"), paths.items())
     return paths
 
@@ -130,41 +128,42 @@ def load_candidates(path: Path, train_index: Index) -> Candidates:
 
 
 def read_log(path: Path, *, items: int) -> TrainLog:
-    """Count clicks and conversions where they are MIN_CLICK_SHARE of the log or more, else all events (a second reading)."""
+    """Counts and baskets of clicks and conversions where the log has MIN_CLICK_SHARE of them, else of all events."""
     log = _read_log(path, items=items, actions=_CLICKS)
-    if log.total.clicks.sum() < MIN_CLICK_SHARE * log.total.events.sum():
+    if log.clicks.sum() < MIN_CLICK_SHARE * log.events.sum():
         log = _read_log(path, items=items, actions=_ANY)
     return log
 
 
 def _read_log(path: Path, *, items: int, actions: frozenset) -> TrainLog:
-    total = Counts(np.zeros(items + 1, np.int64), np.zeros(items + 1, np.int64))
+    clicks, events, day_clicks, day_events = np.zeros((4, items + 1), np.int64)
     recent, newest = np.empty((0, 3), np.int64), 0
-    basket, start = array("i"), array("q", [0])
-    for block in _event_blocks(path, actions, basket, start):
-        item, _, seconds = block.T
-        wrong = item[(item < 1) | (item > items)]
-        if len(wrong):
-            raise InputError(path, found=f"item {wrong[0]}", expected=f"1 to {items}, as indexer.pkl numbers them",
-                             do="copy both files again")
-        _count(total, block)
+    baskets = (array("i"), array("q", [0]))
+    for block in _event_blocks(path, items, actions, baskets):
+        item, clicked, seconds = block.T
+        np.add.at(events, item, 1)
+        np.add.at(clicks, item, clicked)
         newest = max(newest, int(seconds.max()))
         recent = np.concatenate([recent, block])
         recent = recent[recent[:, 2] > newest - DAY]
-    if not total.events.sum():
+    if not events.any():
         raise InputError(path, found="no events", expected="a training log", do="check the file")
-    last_day = Counts(np.zeros(items + 1, np.int64), np.zeros(items + 1, np.int64))
-    _count(last_day, recent)
-    return TrainLog(total, last_day, Baskets(np.array(basket, np.int32), np.array(start, np.int64)), actions)
+    np.add.at(day_events, recent[:, 0], 1)
+    np.add.at(day_clicks, recent[:, 0], recent[:, 1])
+    return TrainLog(clicks, events, day_clicks, day_events, Baskets(*map(np.array, baskets)), actions)
 
 
-def _event_blocks(path: Path, actions: frozenset, basket: array, start: array) -> Iterator[np.ndarray]:
+def _event_blocks(path: Path, items: int, actions: frozenset, baskets: tuple[array, array]) -> Iterator[np.ndarray]:
     """Rows (item, counts as a click, time) of many users at a time; each user's basket is appended on the way."""
     rows: list[tuple[int, bool, int]] = []
     for line in console.progress(read_sequences(path), total=None, what="users counted"):
+        wrong = next((event.item for event in line.events if not 1 <= event.item <= items), None)
+        if wrong is not None:
+            raise InputError(f"{path}: user {line.user!r}", found=f"item {wrong}", do="copy both files again",
+                             expected=f"1 to {items}, as indexer.pkl numbers them")
         rows.extend((event.item, event.action in actions, event.time) for event in line.events)
-        basket.extend(_latest(event.item for event in reversed(line.events) if event.action in actions))
-        start.append(len(basket))
+        baskets[0].extend(_latest(event.item for event in reversed(line.events) if event.action in actions))
+        baskets[1].append(len(baskets[0]))
         if len(rows) >= _BLOCK_EVENTS:
             yield np.array(rows, np.int64)
             rows = []
@@ -176,24 +175,19 @@ def _latest(items: Iterable[int]) -> list[int]:
     return list(islice(dict.fromkeys(items), LATEST))
 
 
-def _count(counts: Counts, block: np.ndarray) -> None:
-    np.add.at(counts.events, block[:, 0], 1)
-    np.add.at(counts.clicks, block[:, 0], block[:, 1])
-
-
 def popularity_orders(log: TrainLog, candidates: Candidates) -> dict[str, np.ndarray]:
     """Candidate numbers by clicks, by clicks of the last day, by events; ties by events, then in retrieval order.
 
     What the last day did not see follows by all time; cold candidates (count 0) are the last.
     """
     row = candidates.train_row
-    clicks, events, day_clicks, day_events = (-column[row] for counts in (log.total, log.last_day) for column in counts)
+    clicks, events, day_clicks, day_events = (-column[row] for column in log[:4])
     return {"popularity": np.lexsort((events, clicks)),
             "popularity_day": np.lexsort((events, clicks, day_events, day_clicks)),
             "popularity_exposure": np.lexsort((clicks, events))}
 
 
-def _flat(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+def _slices(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Indices of the slices start[i] .. start[i] + length[i], one after another."""
     return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
 
@@ -204,7 +198,7 @@ def _first_of_each(group: np.ndarray, count: int) -> np.ndarray:
 
 
 def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int) -> Neighbours:
-    """The NEIGHBOURS most similar candidates of each item: users of both / sqrt(users of one * users of the other)."""
+    """The most similar candidates of each item: users of both / (sqrt(users of one * users of the other) + DAMPING)."""
     size = np.diff(baskets.start)
     owner = np.repeat(np.arange(len(size)), size)
     owner_by_item = owner[np.argsort(baskets.item, kind="stable")]
@@ -216,10 +210,10 @@ def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int) -> 
     pairs = np.concatenate([[0], np.cumsum(size[owner_by_item])])[item_start]
     edges = np.unique([0, *np.searchsorted(pairs, np.arange(_BLOCK_PAIRS, pairs[-1], _BLOCK_PAIRS)), items + 1])
     parts = []
-    for low, high in console.progress(list(zip(edges, edges[1:])), total=len(edges) - 1, what="blocks of similar items"):
+    for low, high in console.progress(zip(edges, edges[1:]), total=len(edges) - 1, what="blocks of items compared"):
         entry_owner = owner_by_item[item_start[low]:item_start[high]]
         row = np.repeat(np.repeat(np.arange(low, high), users[low:high]), size[entry_owner])
-        other = baskets.item[_flat(baskets.start[entry_owner], size[entry_owner])]
+        other = baskets.item[_slices(baskets.start[entry_owner], size[entry_owner])]
         parts.append(_top_neighbours(row, other, number_of=number_of, users=users))
     row, number, similarity = (np.concatenate(column) for column in zip(*parts))
     start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=items + 1))])
@@ -232,29 +226,23 @@ def _top_neighbours(row: np.ndarray, other: np.ndarray, *, number_of: np.ndarray
     kept = (number_of[other] >= 0) & (row != other)
     pair, together = np.unique(row[kept] * len(users) + other[kept], return_counts=True)
     row, other = np.divmod(pair, len(users))
-    similarity = together / np.sqrt(users[row] * users[other].astype(np.float64))
+    similarity = together / (np.sqrt(users[row] * users[other].astype(np.float64)) + DAMPING)
     best = np.lexsort((number_of[other], -similarity, row))
     best = best[_first_of_each(row[best], NEIGHBOURS)]
     return row[best], number_of[other[best]], similarity[best]
 
 
-def read_histories(path: Path, index: Index, train_index: Index, candidates: Candidates, *,
-                   actions: frozenset) -> Iterator[History]:
+def to_histories(lines: Iterable[UserLine], index: Index, train_index: Index, candidates: Candidates, *,
+                 actions: frozenset) -> Iterator[History]:
     """The users to serve, one at a time; re-ids of the evaluation's index, creative ids of items that it lacks."""
     names = OriginalIds(index._replace(features={}))
     number_of = {creative: number for number, creative in enumerate(candidates.creative_id.tolist())}
-    for line in read_sequences(path):
+    for line in lines:
         creative = [names.item(event.item) for event in line.events]
         clicked = (train_index.items.get(item, 0) for item, event in zip(reversed(creative), reversed(line.events))
                    if event.action in actions)
         seen = dict.fromkeys(number_of[item] for item in creative if item in number_of)
         yield History(names.user(line.user), list(seen), _latest(row for row in clicked if row))
-
-
-def _chunks(histories: Iterable[History]) -> Iterator[list[History]]:
-    histories = iter(histories)
-    while chunk := list(islice(histories, _CHUNK_USERS)):
-        yield chunk
 
 
 def rank_users(chunk: Sequence[History], orders: dict[str, np.ndarray], neighbours: Neighbours,
@@ -273,7 +261,7 @@ def similar_unseen(chunk: Sequence[History], neighbours: Neighbours, order: np.n
     owner = np.repeat(np.arange(len(chunk)), [len(history.clicked) for history in chunk])
     row = np.fromiter(chain.from_iterable(history.clicked for history in chunk), np.int64, len(owner))
     length = neighbours.start[row + 1] - neighbours.start[row]
-    flat = _flat(neighbours.start[row], length)
+    flat = _slices(neighbours.start[row], length)
     key, place = np.unique(np.repeat(owner, length) * count + neighbours.number[flat], return_inverse=True)
     total = np.bincount(place, weights=neighbours.similarity[flat], minlength=len(key))
     seen = [user * count + number for user, history in enumerate(chunk) for number in history.seen]

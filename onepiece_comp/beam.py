@@ -115,11 +115,12 @@ def beam_search(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B:
         total = (score[..., None] + step).flatten(1)
         keep = survivors if level == levels - 1 else beam
         best = total.topk(min(keep, total.shape[1]), dim=1)
-        prefix, score = child.flatten(1).gather(1, best.indices), best.values
+        # a beam wider than its prefix's children holds padding: prefix 0 with score -inf stands for it
+        prefix, score = child.flatten(1).gather(1, best.indices).clamp_min(0), best.values
         parent = torch.div(best.indices, child.shape[2], rounding_mode="floor")
         parents = codes.gather(1, parent[..., None].expand(-1, -1, codes.shape[2]))
-        codes = torch.cat([parents, table.code[level][prefix.clamp_min(0)][..., None]], dim=2)
-    return Generated(score, table.leaf_item[prefix.clamp_min(0)])
+        codes = torch.cat([parents, table.code[level][prefix][..., None]], dim=2)
+    return Generated(score, table.leaf_item[prefix])
 
 
 def item_log_prob(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor,

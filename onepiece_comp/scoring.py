@@ -5,7 +5,7 @@ length, warm or cold target and action, and paired differences to other results 
 `metrics.py`; source: Tencent Advertising Algorithm Challenge 2025 (arXiv 2604.04976), section 6.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +15,15 @@ from onepiece_comp import console, metrics
 from onepiece_comp.artefacts import fingerprint, read_json, write_json
 from onepiece_comp.config import ScoreConfig, to_dict
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import ACTIONS, CLICK, CONVERSION, EXPOSURE, Truth, read_index, read_sequences, read_truth
+from onepiece_comp.formats import (
+    CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, Truth, read_index, read_sequences, read_truth)
 from onepiece_comp.raw_folder import OriginalIds
 
 LIST = 10
-ACTION_NAMES = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion", ACTIONS - 1: "unknown"}
-HISTORY_EDGES = (0, 1, 5, 10, 20, 50)  # first length of each bucket, in events
-
-Measure = Callable[..., metrics.Interval]
+ACTION_NAMES = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion", UNKNOWN_ACTION: "unknown"}
+HISTORY_BUCKETS = {0: "0", 1: "1-4", 5: "5-9", 10: "10-19", 20: "20-49", 50: "50+"}  # by their first length, in events
+LABELS = {"history": (*HISTORY_BUCKETS.values(), "not in the file"), "target": ("warm", "cold"),
+          "action": tuple(ACTION_NAMES.values())}
 
 
 class Ranks(NamedTuple):
@@ -45,23 +46,33 @@ def score(result: Path, truth: Path, config: ScoreConfig, *, against: Mapping[st
     if not 1 <= config.k <= LIST or config.resamples < 1:
         raise InputError("score", found=f"k={config.k}, resamples={config.resamples}",
                          expected=f"k from 1 to {LIST}, at least one resample", do="correct the value")
-    truths = read_truth(truth)
-    if not truths:
-        raise InputError(truth, found="no users", expected="at least one line", do="make the split again")
+    truths = _read_truths(truth)
     history = history or _existing(truth.parent / "eval" / "predict_seq.jsonl")
     train_index = train_index or _existing(truth.parent / "train" / "indexer.pkl")
-    ours, theirs = read_ranks(result, truths), {n: read_ranks(Path(p), truths) for n, p in (against or {}).items()}
+    ours = read_ranks(result, truths)
+    others = {name: (Path(path), read_ranks(Path(path), truths)) for name, path in (against or {}).items()}
+    slices = _slices(truths, history, train_index)
     report = {
         "result": str(result), "truth": str(truth), "truth_fingerprint": fingerprint(truth), "config": to_dict(config),
-        "users": len(truths), **_judged(ours, config),
-        "weighted": _weighted_forms(ours.rank, truths, config),
-        "slices": {kind: _sliced(labels, ours.rank, config) for kind, labels in _slices(truths, history, train_index).items()},
-        "against": {name: {"result": str(against[name]), **_judged(other, config), "difference": _difference(ours, other, config)}
-                    for name, other in theirs.items()}}
+        "users": len(truths), **_judged(ours, config), "weighted": _weighted_forms(ours.rank, truths, config),
+        "slices": {kind: _sliced(kind, labels, ours.rank, config) for kind, labels in slices.items()},
+        "against": {name: {"result": str(path), **_judged(other, config),
+                           "difference": _difference(ours, other, config)} for name, (path, other) in others.items()}}
     out = Path(out) if out else result.parent / "score.json"
     write_json(out, report)
     _show(report, out)
     return report
+
+
+def _read_truths(path: Path) -> list[Truth]:
+    truths = read_truth(path)
+    if not truths:
+        raise InputError(path, found="no users", expected="at least one line", do="make the split again")
+    strange = next((truth for truth in truths if truth.action not in ACTION_NAMES), None)
+    if strange:
+        raise InputError(f"{path}: user {strange.user}", found=f"action {strange.action!r}",
+                         expected=f"one of {', '.join(map(str, ACTION_NAMES))}", do="make the split again")
+    return truths
 
 
 def _existing(path: Path) -> Path | None:
@@ -88,23 +99,24 @@ def _read_result(path: Path) -> dict[str, list[int]]:
     """User to list, checked: the keys, as many lists as users, each user once, ten distinct whole numbers."""
     value, again = read_json(path), "write the result again with infer"
     if not isinstance(value, dict) or not {"time", "top10s", "user"} <= value.keys():
-        found = f"the keys {', '.join(sorted(value)) or 'of nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        found = f"the keys {sorted(value)}" if isinstance(value, dict) else f"a {type(value).__name__}"
         raise InputError(path, found=found, expected="an object with time, top10s and user", do=again)
     lists, users = value["top10s"], value["user"]
     if not (isinstance(lists, list) and isinstance(users, list) and len(lists) == len(users)):
-        sizes = " and ".join(str(len(part)) if isinstance(part, list) else type(part).__name__ for part in (lists, users))
+        sizes = [len(part) if isinstance(part, list) else type(part).__name__ for part in (lists, users)]
         raise InputError(path, found=f"top10s and user of lengths {sizes}", expected="lists of equal length", do=again)
+    by_user: dict[str, list[int]] = {}
     for user, items in zip(users, lists):
-        if not isinstance(user, str):
-            raise InputError(path, found=f"the user {user!r}", expected="original ids as text", do=again)
+        if not isinstance(user, str) or user in by_user:
+            raise InputError(path, found=f"the user {user!r}" + (" twice" if isinstance(user, str) else ""),
+                             expected="original ids as text, each once", do=again)
         if not isinstance(items, list) or not all(type(item) is int for item in items):
-            raise InputError(f"{path}: user {user}", found=f"items {items!r}", expected="whole numbers (creative ids)", do=again)
+            raise InputError(f"{path}: user {user}", found=f"items {items!r}",
+                             expected="whole numbers (creative ids)", do=again)
         if len(items) != LIST or len(set(items)) != LIST:
             raise InputError(f"{path}: user {user}", found=f"{len(items)} items, {len(set(items))} distinct",
                              expected=f"{LIST} distinct items", do=again)
-    by_user = dict(zip(users, lists))
-    if len(by_user) < len(users):
-        raise InputError(path, found=f"{len(users) - len(by_user)} users that stand twice", expected="each user once", do=again)
+        by_user[user] = items
     return by_user
 
 
@@ -114,7 +126,7 @@ def _measures(rank: np.ndarray, k: int) -> dict[str, np.ndarray]:
     return {"hr": hit, "ndcg": gain, "score": metrics.score(hit, gain)}
 
 
-def _intervals(values: Mapping[str, np.ndarray], config: ScoreConfig, weight: np.ndarray | None = None) -> dict[str, dict]:
+def _intervals(values: Mapping[str, np.ndarray], config: ScoreConfig, weight: np.ndarray | None = None) -> dict:
     return {name: metrics.bootstrap_mean(column, resamples=config.resamples, seed=config.seed, weight=weight)._asdict()
             for name, column in values.items()}
 
@@ -140,7 +152,7 @@ def _slices(truths: list[Truth], history: Path | None, train_index: Path | None)
     labels = {}
     if history:
         lengths = history_lengths(history)
-        labels["history"] = [bucket(lengths[truth.user]) if truth.user in lengths else "not in the file" for truth in truths]
+        labels["history"] = [bucket(lengths.get(truth.user)) for truth in truths]
     if train_index:
         known = read_index(train_index).items
         labels["target"] = ["warm" if truth.item in known else "cold" for truth in truths]
@@ -155,23 +167,21 @@ def history_lengths(path: Path) -> dict[str, int]:
     return {names.user(line.user): len(line.events) for line in read_sequences(path)}
 
 
-def bucket(length: int) -> str:
-    """The bucket of a history length: 0, 1-4, 5-9, 10-19, 20-49, 50+."""
-    number = int(np.searchsorted(HISTORY_EDGES, length, side="right")) - 1
-    low = HISTORY_EDGES[number]
-    if number == len(HISTORY_EDGES) - 1:
-        return f"{low}+"
-    high = HISTORY_EDGES[number + 1] - 1
-    return f"{low}-{high}" if high > low else str(low)
+def bucket(length: int | None) -> str:
+    """The label of a history length: 0, 1-4, 5-9, 10-19, 20-49, 50+; None is a user that the file lacks."""
+    if length is None:
+        return LABELS["history"][-1]
+    return HISTORY_BUCKETS[max(first for first in HISTORY_BUCKETS if first <= length)]
 
 
-def _sliced(labels: list[str], rank: np.ndarray, config: ScoreConfig) -> dict[str, dict]:
-    """Figures of each label that occurs, lengths in ascending order."""
-    places = {label: np.flatnonzero(np.array(labels) == label) for label in set(labels)}
-    order = sorted(places, key=lambda label: (not label[0].isdigit(), int(label.rstrip("+").split("-")[0])
-                                              if label[0].isdigit() else 0, label))
-    return {label: {"users": len(places[label]), **_intervals(_measures(rank[places[label]], config.k), config)}
-            for label in order}
+def _sliced(kind: str, labels: list[str], rank: np.ndarray, config: ScoreConfig) -> dict[str, dict]:
+    """Figures of each label that occurs."""
+    column, figures = np.array(labels), {}
+    for label in LABELS[kind]:
+        chosen = rank[column == label]
+        if len(chosen):
+            figures[label] = {"users": len(chosen), **_intervals(_measures(chosen, config.k), config)}
+    return figures
 
 
 def _difference(ours: Ranks, other: Ranks, config: ScoreConfig) -> dict[str, dict]:
@@ -193,7 +203,8 @@ def _range(interval: dict, sign: str = "") -> str:
 
 def _show(report: dict, out: Path) -> None:
     k, users = report["config"]["k"], report["users"]
-    columns = ("ranking", "users", f"HR@{k}", f"NDCG@{k}", "score", "95 % interval", "ours - it", "95 % interval", "differs")
+    columns = ("ranking", "users", f"HR@{k}", f"NDCG@{k}", "score", "95 % interval",
+               "ours - it", "95 % interval", "differs")
     rows = [("ours", f"{users:,}", *_figures(report), "", "", "")]
     for name, other in report["against"].items():
         difference = other["difference"]["score"]
