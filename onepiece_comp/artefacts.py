@@ -49,7 +49,7 @@ def _named_os_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(out, found="a full disk while writing", expected="room for the output",
                              do="free some space or choose another folder; nothing was left behind") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):

@@ -99,15 +99,15 @@ def baselines(train: Path, evaluation: Path, out: Path) -> dict[str, Path]:
         files = {name: stack.enter_context(ResultWriter(stack.enter_context(atomic_file(path)), started))
                  for name, path in paths.items()}
         while chunk := list(islice(histories, _CHUNK_USERS)):
-            for name, ranked in rank_users(chunk, orders, neighbours, candidates).items():
+            for name, ranked in rank_users(chunk, orders, neighbours).items():
                 files[name].write([history.user for history in chunk], candidates.creative_id[ranked].tolist())
             users += len(chunk)
         if not users:
             raise InputError(evaluation / "predict_seq.jsonl", found="no users", expected="at least one line",
                              do="check the file")
-    counted = "clicks and conversions" if log.actions == _CLICKS else "all events"
-    console.table(f"Baselines: {users:,} users, {len(candidates.creative_id):,} candidates, counting {counted}, "
-                  f"{learned - started:.1f} s to count, {users / (time.monotonic() - learned):,.0f} users/s to rank",
+    console.table(f"Baselines: {users:,} users, {len(candidates.creative_id):,} candidates, counting "
+                  f"{'clicks and conversions' if log.actions == _CLICKS else 'all events'}, {learned - started:.1f} s "
+                  f"to count, {users / (time.monotonic() - learned):,.0f} users/s to rank",
                   ("baseline", "written to"), paths.items())
     return paths
 
@@ -117,12 +117,9 @@ def load_candidates(path: Path, train_index: Index) -> Candidates:
     pairs = sorted((candidate.retrieval_id, candidate.creative_id) for candidate in read_candidates(path))
     creative = [creative_id for _, creative_id in pairs]
     distinct = len(set(creative))
-    if distinct < LIST:
-        raise InputError(path, found=f"{distinct} distinct candidates", expected=f"at least {LIST}",
-                         do=f"a top-{LIST} needs {LIST}: check the candidate set")
-    if distinct < len(creative):
-        raise InputError(path, found=f"{len(creative) - distinct} candidates that stand twice",
-                         expected="each creative id once", do="remove the repetitions")
+    if distinct < max(LIST, len(creative)):
+        raise InputError(path, found=f"{len(creative)} candidates, {distinct} distinct",
+                         expected=f"at least {LIST}, each once", do="check the candidate set")
     rows = [train_index.items.get(creative_id, 0) for creative_id in creative]
     return Candidates(np.array(creative, np.int64), np.array(rows, np.int64))
 
@@ -204,9 +201,8 @@ def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int) -> 
     owner_by_item = owner[np.argsort(baskets.item, kind="stable")]
     users = np.bincount(baskets.item, minlength=items + 1)
     item_start = np.concatenate([[0], np.cumsum(users)])
-    number_of = np.full(items + 1, -1)
+    number_of = np.full(items + 1, -1)  # cold candidates land on 0, which no basket holds
     number_of[candidates.train_row] = np.arange(len(candidates.train_row))
-    number_of[0] = -1  # where the cold candidates were written
     pairs = np.concatenate([[0], np.cumsum(size[owner_by_item])])[item_start]
     edges = np.unique([0, *np.searchsorted(pairs, np.arange(_BLOCK_PAIRS, pairs[-1], _BLOCK_PAIRS)), items + 1])
     parts = []
@@ -217,7 +213,7 @@ def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int) -> 
         parts.append(_top_neighbours(row, other, number_of=number_of, users=users))
     row, number, similarity = (np.concatenate(column) for column in zip(*parts))
     start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=items + 1))])
-    return Neighbours(number.astype(np.int32), similarity.astype(np.float32), start)
+    return Neighbours(number, similarity, start)
 
 
 def _top_neighbours(row: np.ndarray, other: np.ndarray, *, number_of: np.ndarray,
@@ -229,7 +225,7 @@ def _top_neighbours(row: np.ndarray, other: np.ndarray, *, number_of: np.ndarray
     similarity = together / (np.sqrt(users[row] * users[other].astype(np.float64)) + DAMPING)
     best = np.lexsort((number_of[other], -similarity, row))
     best = best[_first_of_each(row[best], NEIGHBOURS)]
-    return row[best], number_of[other[best]], similarity[best]
+    return row[best].astype(np.int32), number_of[other[best]].astype(np.int32), similarity[best].astype(np.float32)
 
 
 def to_histories(lines: Iterable[UserLine], index: Index, train_index: Index, candidates: Candidates, *,
@@ -245,13 +241,11 @@ def to_histories(lines: Iterable[UserLine], index: Index, train_index: Index, ca
         yield History(names.user(line.user), list(seen), _latest(row for row in clicked if row))
 
 
-def rank_users(chunk: Sequence[History], orders: dict[str, np.ndarray], neighbours: Neighbours,
-               candidates: Candidates) -> dict[str, np.ndarray]:
-    """Ten candidate numbers for each user [users, LIST] by each baseline of NAMES."""
+def rank_users(chunk: Sequence[History], orders: dict[str, np.ndarray], neighbours: Neighbours) -> dict:
+    """Candidate numbers [users, LIST] by each baseline of NAMES."""
     similar = similar_unseen(chunk, neighbours, orders["popularity_day"])
     ranked = {name: [ten(order, history.seen) for history in chunk] for name, order in orders.items()}
-    ranked["item_knn"] = [ten(orders["popularity_day"], history.seen, first=first)
-                          for history, first in zip(chunk, similar)]
+    ranked["item_knn"] = [ten(orders["popularity_day"], h.seen, first=first) for h, first in zip(chunk, similar)]
     return {name: np.array(rows, np.int64) for name, rows in ranked.items()}
 
 

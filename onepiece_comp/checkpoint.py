@@ -66,7 +66,8 @@ def load_tensors(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise InputError(path, found=f"no readable weights ({str(error).splitlines()[0][:120]})", expected="a whole checkpoint",
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(path, found=f"no readable weights ({reason})", expected="a whole checkpoint",
                          do="the file may be cut short: copy it again or use an earlier checkpoint") from error
 
 

@@ -118,13 +118,18 @@ def run(raw: Path, work: Path, preset: Preset = "tiny", config: ConfigFile = Non
     run_all(raw, work, load_config(preset, config, sets or ()))
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+class _Stopped(BaseException):
+    """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    raise _Stopped
 
 
 def main() -> None:
     """Entry point of `onepiece-comp`."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except InputError as error:
@@ -133,7 +138,7 @@ def main() -> None:
     except OSError as error:  # what the operating system refuses is about the user's paths
         console.complain(f"error: {error.filename or 'input or output'}: {error.strerror or error}; check the path")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _Stopped:
         console.complain("interrupted: nothing half-written was left; run the same command again (train: with --resume)")
         sys.exit(130)
 

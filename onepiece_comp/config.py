@@ -21,6 +21,7 @@ class SynthesizeConfig:
 
     users: int = 3000  # the dial of size; items, topics and candidates follow from it
     seed: int = 0  # another seed is another world
+    conversion_rate: float = 0.0  # share of clicks that become conversions: 0 as in the first round, 0.47 in the second
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,11 @@ The logits [N, K] never exist as a whole: memory is one block, not rows times ke
 semantic-id cross-entropies are the same function with other biases. Legend: N rows, K keys, D width, R bias rows.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    from onepiece_comp.batches import TrainBatch
+from onepiece_comp.batches import TrainBatch
 
 ROWS_PER_BLOCK = 256  # logits of a block should stay in the processor's cache
 
@@ -22,25 +21,33 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
         grad_query, grad_key = torch.zeros_like(query_ND), torch.zeros_like(key_KD, dtype=torch.float32)
         grad_bias = None if bias_RK is None else torch.zeros_like(bias_RK)
         loss = query_ND.new_zeros((), dtype=torch.float32)
+        every = torch.arange(min(ROWS_PER_BLOCK, len(query_ND)), device=query_ND.device)
+        room = query_ND.new_empty((len(every), len(key_KD)), dtype=torch.float32)  # one block's, used again and again
         for start in range(0, len(query_ND), ROWS_PER_BLOCK):
             block = slice(start, start + ROWS_PER_BLOCK)
-            query, target, weight = query_ND[block], rows.target_N[block, None], rows.weight_N[block]
-            logit = (query @ key_KD.T).float()
-            if bias_RK is not None:
-                logit += bias_RK[rows.bias_row_N[block]]
+            query, target, weight = query_ND[block], rows.target_N[block], rows.weight_N[block]
+            at = (every[:len(target)], target)
+            logit = room[:len(target)]
+            if bias_RK is None:
+                logit.zero_()
+            else:
+                torch.index_select(bias_RK, 0, rows.bias_row_N[block], out=logit)
+            logit += query @ key_KD.T
             if rows.target_shift_N is not None:
-                logit.scatter_add_(1, target, rows.target_shift_N[block, None])
+                logit[at] += rows.target_shift_N[block]
             if rows.hidden_BK is not None:
-                hidden = rows.hidden_BK[rows.hidden_row_N[block]].scatter(1, target, False)
+                hidden = rows.hidden_BK[rows.hidden_row_N[block]]
+                hidden[at] = False
                 logit.masked_fill_(hidden, -torch.inf)
-            loss += (weight * (torch.logsumexp(logit, 1) - logit.gather(1, target)[:, 0])).sum()
-            grad = torch.softmax(logit, 1).mul_(weight[:, None])
-            grad.scatter_add_(1, target, -weight[:, None])
+            normaliser = torch.logsumexp(logit, 1)
+            loss += (weight * (normaliser - logit[at])).sum()
+            grad = logit.sub_(normaliser[:, None]).exp_().mul_(weight[:, None])  # softmax, in place
+            grad[at] -= weight
             if grad_bias is not None:
                 grad_bias.index_add_(0, rows.bias_row_N[block], grad)
             grad = grad.to(query.dtype)
             grad_query[block] = grad @ key_KD
-            grad_key += (grad.T @ query).float()
+            grad_key += grad.T @ query
         ctx.save_for_backward(grad_query, grad_key.to(key_KD.dtype), grad_bias)
         return loss
 
@@ -70,7 +77,7 @@ def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows,  # no
     return _BlockedSoftmaxLoss.apply(query_ND, key_KD, bias_RK, rows)
 
 
-def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: "TrainBatch",  # noqa: N803
+def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
              trend_RK: torch.Tensor | None, *, positive_logq: bool = False) -> torch.Tensor:
     """Mean InfoNCE with LogQ; `query_ND` is already divided by the temperature.
 

@@ -122,8 +122,10 @@ class _Log:
     """Appends records as JSON lines, and as TensorBoard scalars where tensorboard is installed."""
 
     def __init__(self, run: Path, events: Path | None, log: Path | None, step: int):
-        self._files = [open(folder / name, "a", encoding="utf-8") for folder, name in
-                       ((run, "log.jsonl"), (log, "train.log")) if folder is not None and _made(folder)]
+        paths = [folder / name for folder, name in ((run, "log.jsonl"), (log, "train.log")) if folder is not None]
+        for path in paths:
+            _keep_until(path, step)
+        self._files = [open(path, "a", encoding="utf-8") for path in paths]
         try:
             from torch.utils.tensorboard import SummaryWriter
             self._board = SummaryWriter(str(events or run / "events"), purge_step=step or None)
@@ -146,9 +148,16 @@ class _Log:
             closable.close()
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the records after `step`, which a resumed run writes again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for line in path.read_text("utf-8").splitlines() if step and path.is_file() else []:
+        with contextlib.suppress(ValueError):  # the line that a kill cut short
+            if json.loads(line)["global_step"] <= step:
+                kept.append(line + "\n")
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(kept), "utf-8")
 
 
 class _Loop:

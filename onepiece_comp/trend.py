@@ -41,14 +41,13 @@ class Trend(NamedTuple):
 
         Sorted `item_row` reads the memory-mapped file in order.
         """
-        counts = np.asarray(self.counts[item_row])
-        now = counts[:, bucket]
-        windows = np.empty((len(item_row), len(bucket), WIDTH), np.float32)
-        for i, days in enumerate(WINDOW_DAYS):
-            start = bucket - max(1, round(days * DAY / self.bucket_seconds))
-            before = counts[:, np.maximum(start, 0)] * (start >= 0)[None, :, None]
-            windows[:, :, 2 * i:2 * i + 2] = now - before
-        return windows
+        pairs = np.asarray(self.counts[item_row]).view(np.int64)[..., 0]  # a pair of counts moves as one number
+        length = [max(1, round(days * DAY / self.bucket_seconds)) for days in WINDOW_DAYS]
+        start = np.maximum(np.asarray(bucket)[:, None] - np.array(length), 0)  # before bucket 0 all counts are 0
+        shape = (len(item_row), len(bucket), -1, 2)
+        now = np.take(pairs, bucket, axis=1).view(np.int32).reshape(shape)
+        before = np.take(pairs, start.ravel(), axis=1).view(np.int32).reshape(shape)
+        return np.subtract(now, before, dtype=np.float32, casting="unsafe").reshape(len(item_row), len(bucket), WIDTH)
 
 
 def choose_bucket_seconds(*, items: int, events: int, span_seconds: int, budget_mib: int, hours: float) -> int:

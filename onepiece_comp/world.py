@@ -1,10 +1,10 @@
 """The synthetic world as arrays: a tree of topics, items that live in bursts, users whose interests drift.
 
-No files here: `observables.py` gives the world its features, `synthetic.py` writes its log, `oracle.py` ranks by it.
-An impression shows item i to user u at time t with probability proportional to popularity_i * burst_i(t) * lift_u(t),
-where the lift grows with the share of the topic tree that the item has in common with the user's interests; it is
-clicked with probability sigmoid(intercept + propensity_u + match_ui(t) + quality_i + taste_u . latent_i).
-Constants are set to the published figures of the challenge (arXiv 2604.04976, sections 3 and 4), not to any model.
+No files here: `impressions.py` lets it happen, `observables.py` gives it features, `synthetic.py` writes its log,
+`oracle.py` ranks by it. An impression shows item i to user u at time t with probability proportional to
+popularity_i * burst_i(t) * lift_ui(t), where the lift grows with the part of the topic tree that the item shares with
+the user's interests; a click follows with probability sigmoid(intercept + propensity_u + match_ui(t) + quality_i +
+taste_u . latent_i). Constants are set to the published figures of the challenge (arXiv 2604.04976), not to any model.
 Shapes: I items, U users, R periods of a user's interests, K interests at once, D width of taste, E impressions.
 """
 
@@ -28,7 +28,6 @@ EXPLORE = 0.8  # lift of every item
 SHARES = (0.25, 0.2, 0.12)  # lift of an item in the leaf, middle, root of an interest, times the nodes of that level
 CLOSENESS = (1.0, 0.5, 0.2)  # match in the same leaf, middle, root
 MATCH_WEIGHT, QUALITY_SD, TASTE_WEIGHT, PROPENSITY_SD = 2.0, 0.6, 0.8, 0.65
-REPEAT = 0.05  # the policy lets a seen item through again
 
 
 class Topics(NamedTuple):
@@ -89,21 +88,12 @@ class Users(NamedTuple):
     taste: np.ndarray  # float32 [U, D]
 
 
-class Impressions(NamedTuple):
-    """Who saw what and when, ordered by (user, time)."""
-
-    user: np.ndarray  # int64 [E], row in Users
-    item: np.ndarray  # int64 [E], row in Items
-    time: np.ndarray  # int64 [E], Unix seconds
-    logit: np.ndarray  # float64 [E], of a click
-
-
 def build_world(users: int, seed: int) -> World:
-    """The world for about `users` users; equal arguments, equal world."""
+    """The world for about `users` users, not yet calibrated; equal arguments, equal world."""
     rng = np.random.default_rng([seed, 0])
     topics = Topics(max(2, round(4 * (users / 3000) ** 0.15)))
     items = _draw_items(topics, max(400, round(users * ITEMS_PER_USER)), rng)
-    return _calibrate(World(topics, items, build_pools(topics, items), intercept=0.0, spare=1.5), rng)
+    return World(topics, items, build_pools(topics, items), intercept=0.0, spare=1.5)
 
 
 def _draw_items(topics: Topics, count: int, rng: np.random.Generator) -> Items:
@@ -118,7 +108,7 @@ def _draw_items(topics: Topics, count: int, rng: np.random.Generator) -> Items:
     style = rng.normal(size=(topics.leaves * advertisers, TASTE + 1))[advertiser]
     own = rng.normal(size=(count, TASTE + 1))
     mixed = (style + own) / np.sqrt(2)
-    life = 1.25 * np.exp(rng.normal(0, 0.35, count)) * (popularity / np.median(popularity)) ** 0.25
+    life = 0.88 * np.exp(rng.normal(0, 0.35, count)) * (popularity / np.median(popularity)) ** 0.36
     birth = _busy_times(count, rng) - 0.4 * life * DAY
     return Items(leaf, advertiser, popularity, (QUALITY_SD * mixed[:, 0]).astype(np.float32),
                  mixed[:, 1:].astype(np.float32), birth.astype(np.int64), life.astype(np.float32))
@@ -157,26 +147,6 @@ def build_pools(topics: Topics, items: Items) -> Pools:
     return Pools(item, cumulative, start, masses)
 
 
-def _calibrate(world: World, rng: np.random.Generator) -> World:
-    """The intercept at which the selected users click as often as published, by bisection over a pilot; and `spare`."""
-    users = draw_users(world, 600, rng)
-    visitor, time = _visits(users, world.spare, rng)
-    unique = len(_without_repeats(world, users, visitor, time, rng)[0])
-    world = world._replace(spare=1.05 * len(visitor) / unique)
-    shown = show(world, users, rng)
-    late = shown.time >= END - SELECTION_DAYS * DAY
-    low, high = -12.0, 4.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        click = _sigmoid(shown.logit + middle)
-        total = lambda values: np.bincount(shown.user, values, len(users.events))
-        selected = 1 - np.exp(total(np.where(late, np.log1p(-click), 0)))
-        clicks = (selected * total(np.where(late, 0, click)) + total(np.where(late, click, 0))).sum()
-        share = clicks / (selected * total(np.ones(len(click)))).sum()
-        low, high = (middle, high) if share < CLICK_SHARE else (low, middle)
-    return world._replace(intercept=middle)
-
-
 def draw_users(world: World, count: int, rng: np.random.Generator) -> Users:
     """`count` users, not yet selected."""
     events = np.maximum(LINE - rng.gamma(0.6, 15, count).astype(np.int64), 12)
@@ -201,65 +171,6 @@ def draw_users(world: World, count: int, rng: np.random.Generator) -> Users:
 def _interests(world: World, shape: int | tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Leaves drawn as often as items are born in them: demand follows supply."""
     return world.items.leaf[rng.integers(0, len(world.items.leaf), shape)]
-
-
-def show(world: World, users: Users, rng: np.random.Generator) -> Impressions:
-    """What the policy shows to each user: the latest `events` impressions, seen items only rarely again."""
-    user, time = _visits(users, world.spare, rng)
-    user, time, item = _without_repeats(world, users, user, time, rng)
-    from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
-    kept = from_end <= users.events[user]
-    user, time, item = user[kept], time[kept], item[kept]
-    return Impressions(user, item, time, click_logit(world, users, user, item, time))
-
-
-def _visits(users: Users, spare: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(user, time) of every visit, in order: sessions all over the span, a few visits in each."""
-    everyone = np.arange(len(users.events))
-    user = np.repeat(everyone, np.ceil(users.events * spare).astype(np.int64))
-    opens = rng.random(len(user)) < 0.7
-    opens[np.searchsorted(user, everyone)] = True
-    session = np.cumsum(opens) - 1
-    reach = np.minimum(users.span_days[user[opens]] * spare, PERIOD_DAYS) * DAY - 1800
-    begin = END - 1800 - rng.random(len(reach)) * reach
-    running = np.cumsum(np.where(opens, 0, rng.gamma(0.6, 330, len(user))))
-    time = np.minimum((begin[session] + running - running[opens][session]).astype(np.int64), END - 1)
-    key = np.sort(user * (END - START) + time - START)
-    return user, key - user * (END - START) + START
-
-
-def _without_repeats(world: World, users: Users, user: np.ndarray, time: np.ndarray,
-                     rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(user, time, item) of the visits at which there was an item to show; one seen before is mostly held back."""
-    item, any_alive = _draw_shown(world, users, user, time, rng)
-    key = user * len(world.items.leaf) + item
-    order = np.argsort(key, kind="stable")
-    again = np.zeros(len(user), bool)
-    again[order[1:]] = key[order[1:]] == key[order[:-1]]
-    kept = any_alive & (~again | (rng.random(len(user)) < REPEAT))
-    return user[kept], time[kept], item[kept]
-
-
-def _draw_shown(world: World, users: Users, user: np.ndarray, time: np.ndarray,
-                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An item for each visit, and whether there was one to show.
-
-    First the part of the policy that shows it (an interest at one level of the tree, or exploration), by its mass,
-    then an item within the part's range of leaves, by its weight.
-    """
-    pools, topics, bucket = world.pools, world.topics, bucket_of(time)
-    leaf, strength = interests_at(users, user, time)
-    mass = [pools.masses[level][bucket[:, None], leaf // size] * strength * (share * topics.leaves / size)
-            for level, (size, share) in enumerate(zip(topics.sizes, SHARES))]
-    running = np.cumsum(np.concatenate([*mass, EXPLORE * pools.masses[-1][bucket]], axis=1), axis=1)
-    point = rng.random(len(user)) * running[:, -1]
-    part = np.minimum((running <= point[:, None]).sum(axis=1), running.shape[1] - 1)
-    size = np.array([*np.repeat(topics.sizes, INTERESTS), topics.leaves])[part]
-    low = leaf[np.arange(len(user)), part % INTERESTS] // size * size
-    begin, end = pools.start[bucket, low], pools.start[bucket, low + size]
-    weight = pools.cumulative[begin] + rng.random(len(user)) * (pools.cumulative[end] - pools.cumulative[begin])
-    entry = np.clip(np.searchsorted(pools.cumulative, weight, side="right") - 1, begin, np.maximum(end - 1, begin))
-    return pools.item[np.minimum(entry, len(pools.item) - 1)].astype(np.int64), running[:, -1] > 0
 
 
 def bucket_of(time: np.ndarray) -> np.ndarray:
@@ -296,20 +207,11 @@ def click_logit(world: World, users: Users, user: np.ndarray, item: np.ndarray, 
     items = world.items
     leaf, strength = interests_at(users, user, time)
     liking = (users.taste[user] * items.latent[item]).sum(axis=1) / np.sqrt(TASTE)
-    return (world.intercept + users.propensity[user] + MATCH_WEIGHT * match(world.topics, leaf, strength, items.leaf[item])
-            + items.quality[item] + TASTE_WEIGHT * liking)
+    matched = match(world.topics, leaf, strength, items.leaf[item])
+    return (world.intercept + users.propensity[user] + MATCH_WEIGHT * matched + items.quality[item]
+            + TASTE_WEIGHT * liking)
 
 
-def _sigmoid(logit: np.ndarray) -> np.ndarray:
+def sigmoid(logit: np.ndarray) -> np.ndarray:
+    """The probability that belongs to a logit."""
     return 1 / (1 + np.exp(-logit))
-
-
-def draw_clicks(shown: Impressions, rng: np.random.Generator) -> np.ndarray:
-    """Whether each impression is clicked [E]."""
-    return rng.random(len(shown.logit)) < _sigmoid(shown.logit)
-
-
-def selected_users(users: Users, shown: Impressions, clicked: np.ndarray) -> np.ndarray:
-    """Rows of the users who clicked in the log's last days: those whom the organisers' rule lets in."""
-    late = clicked & (shown.time >= END - SELECTION_DAYS * DAY)
-    return np.flatnonzero(np.bincount(shown.user[late], minlength=len(users.events)))

@@ -1,0 +1,83 @@
+"""The order of the modules, the homes of the libraries, and the size of things: read with ast, function bodies included."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "onepiece_comp"
+
+ORDER = """
+    errors config artefacts paths console
+    pickles formats embeddings raw_folder world synthetic oracle event_log convert targets split
+    metrics features trend preprocess evaluation baselines scoring
+    collisions tokenizer
+    batches losses hstu moe item_tower sid_decoder
+    model optim checkpoint retrieval validation training
+    beam cascade submission
+    flow platform_jobs cli __main__
+""".split()
+
+HOMES = {
+    "typer": {"cli"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"collisions", "tokenizer"},
+    "pandas": {"convert", "event_log"}, "pyarrow": {"convert", "event_log"}, "pickle": {"pickles", "checkpoint"},
+    "torch": set(ORDER[ORDER.index("batches"):]) - {"flow", "platform_jobs", "cli"},
+}
+LONGEST_FILE, LONGEST_FUNCTION = 335, 60
+
+
+def _modules():
+    return sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def _tree(path):
+    return ast.parse(path.read_text("utf-8"))
+
+
+def _imports(path):
+    """(top-level package, module of ours or None) of every import, wherever it stands."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], (alias.name.split(".")[1] if alias.name.startswith("onepiece_comp.") else None)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            package, _, module = node.module.partition(".")
+            names = [module] if module else [alias.name for alias in node.names if alias.name != "__version__"]
+            for name in names if package == "onepiece_comp" else [None]:
+                yield package, name
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert [path.stem for path in _modules()] == sorted(ORDER)
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+def test_a_module_imports_only_what_stands_before_it(path):
+    place = ORDER.index(path.stem)
+    later = [name for package, name in _imports(path) if package == "onepiece_comp" and ORDER.index(name) >= place]
+    assert not later
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+def test_each_library_stays_in_its_home(path):
+    strangers = [package for package, _ in _imports(path) if package in HOMES and path.stem not in HOMES[package]]
+    assert not strangers
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+def test_only_paths_reads_the_environment(path):
+    names = {node.attr for node in ast.walk(_tree(path)) if isinstance(node, ast.Attribute)}
+    assert path.stem == "paths" or not names & {"environ", "getenv"}
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+def test_files_and_functions_stay_readable_and_errors_are_named(path):
+    tree = _tree(path)
+    assert ast.get_docstring(tree) and len(ast.get_docstring(tree).splitlines()) <= 12
+    assert len(path.read_text("utf-8").splitlines()) <= LONGEST_FILE
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None and getattr(node.type, "id", "") not in ("Exception", "BaseException"), node.lineno

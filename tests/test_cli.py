@@ -1,0 +1,261 @@
+"""The command line as a new user meets it: help with examples, clear errors with exit code 2, nothing left behind."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onepiece_comp.config import InferConfig
+from onepiece_comp.errors import InputError
+from onepiece_comp.features import Schema
+from onepiece_comp.evaluation import read_evaluation
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("synthesize", "convert", "split", "preprocess", "build-tokenizer", "train", "infer", "baselines", "score", "run")
+
+
+def command(*words, **environment):
+    """Run `onepiece-comp` as a process of its own."""
+    return subprocess.run([sys.executable, "-m", "onepiece_comp", *map(str, words)], capture_output=True, text=True,
+                          cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+def refused(done, *words):
+    """Exit code 2, one line on standard error that has all the words, no traceback."""
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for word in ("found", "expected", *words):
+        assert word in lines[0], lines[0]
+
+
+def test_help_lists_every_command():
+    done = command("--help")
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_shows_an_example_that_names_itself(name):
+    done = command(name, "--help")
+    assert done.returncode == 0 and f"Example: onepiece-comp {name}" in " ".join(done.stdout.split())
+
+
+@pytest.fixture()
+def train_files(parts, tmp_path):
+    """A copy of the small log's training files that a test may spoil."""
+    return Path(shutil.copytree(parts / "train", tmp_path / "train"))
+
+
+def _spoil_line(path, number, change):
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = change(lines[number - 1])
+    path.write_bytes(b"".join(lines))
+    path.with_name("seq_offsets.pkl").unlink(missing_ok=True)
+
+
+def _five_fields(line):
+    records = json.loads(line)
+    records[0].pop()
+    return json.dumps(records).encode() + b"\n"
+
+
+def test_a_missing_folder_and_a_wrong_one(tmp_path, dataset):
+    refused(command("preprocess", tmp_path / "none", tmp_path / "out"), "no such file", "seq.jsonl")
+    refused(command("train", tmp_path, tmp_path / "run"), "a dataset folder")
+    refused(command("build-tokenizer", tmp_path, tmp_path / "out", "--vectors", "emb_81"), "a dataset folder")
+    refused(command("infer", "--ckpt", dataset.path, "--out", tmp_path / "out"), "no checkpoint")
+    refused(command("score", tmp_path / "result.json", tmp_path / "truth.jsonl"), "no such file")
+    refused(command("run", tmp_path, tmp_path / "work"), "no seq.jsonl")
+    refused(command("convert", "kuairand", tmp_path / "none", tmp_path / "out"))
+    refused(command("convert", "netflix", tmp_path, tmp_path / "out"), "netflix")
+    refused(command("split", tmp_path, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_line_cut_short(train_files, tmp_path):
+    _spoil_line(train_files / "seq.jsonl", 7, lambda line: line[:40])
+    refused(command("preprocess", train_files, tmp_path / "out"), "seq.jsonl:7", "no valid JSON")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_record_of_five_fields(train_files, tmp_path):
+    _spoil_line(train_files / "seq.jsonl", 3, _five_fields)
+    refused(command("preprocess", train_files, tmp_path / "out"), "seq.jsonl:3", "5 fields", "6 (user, item")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_offsets_of_another_file(train_files, tmp_path):
+    (train_files / "seq_offsets.pkl").write_bytes(pickle.dumps([0, 5, 9]))
+    refused(command("preprocess", train_files, tmp_path / "out"), "seq_offsets.pkl", "3 offsets")
+
+
+def test_a_pickle_that_names_a_class(train_files, tmp_path):
+    (train_files / "indexer.pkl").write_bytes(pickle.dumps(Path("x")))
+    refused(command("preprocess", train_files, tmp_path / "out"), "indexer.pkl", "cannot be admitted", "pathlib")
+
+
+def test_an_embedding_of_another_width(train_files, tmp_path):
+    part = train_files / "creative_emb" / "emb_81_8" / "part-00000"
+    text = part.read_text()
+    part.unlink()  # it is a hard link of the log's own
+    part.write_text(text + '{"anonymous_cid": 20000000001, "emb": [1.0, 2.0]}\n')
+    refused(command("preprocess", train_files, tmp_path / "out"), "part-00000:81", "width 2", "8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_item_outside_the_index(train_files, tmp_path):
+    _spoil_line(train_files / "seq.jsonl", 2, lambda line: re.sub(rb"(\[\[\d+, )\d+", rb"\g<1>9999", line, count=1))
+    refused(command("preprocess", train_files, tmp_path / "out"), "seq.jsonl:2", "item 9999")
+
+
+def test_a_folder_of_the_users_own_is_not_replaced(parts, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused(command("preprocess", parts / "train", tmp_path), "did not write")
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_full_disk(parts, tmp_path):
+    """A file-size limit stands in for a full disk: the write fails in the middle."""
+    script = ("import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+              "sys.argv = ['onepiece-comp', 'preprocess', sys.argv[1], sys.argv[2]]; from onepiece_comp.cli import main; main()")
+    done = subprocess.run([sys.executable, "-c", script, str(parts / "train"), str(tmp_path / "out")], capture_output=True,
+                          text=True, cwd=ROOT)
+    refused(done, "disk")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_option_names_the_nearest():
+    refused(command("train", "a", "b", "--set", "train.epoch=3"), "did you mean 'epochs'")
+    refused(command("train", "a", "b", "--preset", "tinny"), "did you mean 'tiny'")
+
+
+@pytest.fixture()
+def eval_files(parts, tmp_path):
+    return Path(shutil.copytree(parts / "eval", tmp_path / "eval"))
+
+
+def _schema(dataset) -> Schema:
+    return dataset.schema
+
+
+def test_a_candidate_set_of_fewer_than_ten(eval_files, dataset):
+    path = eval_files / "predict_set.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
+    with pytest.raises(InputError, match="9 distinct candidates, expected at least ten"):
+        read_evaluation(eval_files, _schema(dataset))
+
+
+def test_a_candidate_or_a_user_that_stands_twice(eval_files, dataset):
+    for name in ("predict_set.jsonl", "predict_seq.jsonl"):
+        path = eval_files / name
+        text = path.read_text()
+        path.write_text(text + text.splitlines(keepends=True)[0])
+        (eval_files / "predict_seq_offsets.pkl").unlink(missing_ok=True)
+        with pytest.raises(InputError, match="twice"):
+            read_evaluation(eval_files, _schema(dataset))
+        path.write_text(text)
+
+
+def test_an_embedding_that_evaluation_lacks_or_has_in_another_width(eval_files, dataset):
+    folder = eval_files / "creative_emb" / "emb_81_8"
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="no embedding 81"):
+        read_evaluation(eval_files, _schema(dataset))
+    folder.mkdir()
+    (folder / "part-00000").write_text('{"anonymous_cid": 20000000001, "emb": [1.0, 2.0]}\n')
+    with pytest.raises(InputError, match="width 2, expected 8"):
+        read_evaluation(eval_files, _schema(dataset))
+
+
+def test_cold_items_unknown_users_and_text_values_are_read_as_unseen(eval_files, dataset):
+    """What the organisers write raw: an item beyond the index, a new user, feature values as text."""
+    line = ["user_new", 20_009_999_999, None, {"100": "77"}, 1, 1_746_000_000]
+    with open(eval_files / "predict_seq.jsonl", "a") as file:
+        file.write(json.dumps([line, ["user_new", None, {"103": "5", "106": ["8", 1]}, None, None, 1_746_000_001]]) + "\n")
+    with open(eval_files / "predict_set.jsonl", "a") as file:
+        file.write(json.dumps({"creative_id": 20_009_999_999, "retrieval_id": 999, "features": {"100": "77", "101": 1}}) + "\n")
+    (eval_files / "predict_seq_offsets.pkl").unlink()
+    (eval_files / "user_action_type.json").write_text(json.dumps({"user_new": 2}))
+    evaluation = read_evaluation(eval_files, _schema(dataset))
+    assert evaluation.users[-1] == "user_new" and evaluation.target_action.tolist()[-1] == 2
+    row = evaluation.item[-1]
+    assert evaluation.items.creative_id[row] == 20_009_999_999 and evaluation.items.id_row[row] == 0
+    assert row == evaluation.candidate[-1] and evaluation.items.features[row].tolist() == [0, 1]
+    assert np_tokens(evaluation) == 1  # of three profile values one is known
+
+
+def np_tokens(evaluation):
+    return int(evaluation.user_token_start[-1] - evaluation.user_token_start[-2])
+
+
+def test_item_features_come_from_the_records_where_the_dictionary_is_missing(parts, dataset, tmp_path):
+    from onepiece_comp.config import PreprocessConfig
+    from onepiece_comp.preprocess import load_dataset, preprocess
+    copy = Path(shutil.copytree(parts / "train", tmp_path / "train"))
+    (copy / "item_feat_dict.json").unlink()
+    rebuilt = load_dataset(preprocess(copy, tmp_path / "out", PreprocessConfig()))
+    assert (rebuilt.items.features == dataset.items.features).all()
+    assert json.loads((tmp_path / "out" / "schema.json").read_text())["notes"]
+
+
+def test_the_real_samples_corners_are_all_counted(data_dir, tmp_path):
+    from onepiece_comp.config import PreprocessConfig
+    from onepiece_comp.preprocess import preprocess
+    preprocess(data_dir / "tencentgr_1k_sample", tmp_path / "out", PreprocessConfig())
+    stored = json.loads((tmp_path / "out" / "schema.json").read_text())
+    corners = stored["corners"]
+    assert (corners["users"], corners["events"], corners["null actions"]) == (88, 7956, 103)
+    assert (corners["profile records last"], corners["profile records mid-sequence"]) == (82, 6)
+    assert "profile records first" not in corners and stored["items"] == 58_734
+    assert stored["coverage"]["81"] == {"items": 55_289, "missing": 3_445, "records_without_emb": 50}
+    assert corners["user: list-valued user feature"] == 159 and corners["items without features"] == 58_734 - 7_500
+
+
+def test_the_platforms_jobs_run_from_its_variables_alone(parts, tmp_path):
+    """train.py fills TRAIN_CKPT_PATH; a driver imports infer.py, calls infer() and writes result.json."""
+    scripts = tmp_path / "scripts"
+    shutil.copytree(ROOT / "onepiece_comp", scripts / "onepiece_comp", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "infer.py", "run.sh"):
+        shutil.copy(ROOT / name, scripts / name)
+    (scripts / "config.json").write_text(json.dumps({
+        "preset": "tiny", "model": {"width": 16, "layers": 1}, "train": {"epochs": 1, "threads": 1, "sampled_negatives": 16}}))
+    variables = {**os.environ, "TRAIN_DATA_PATH": str(parts / "train"), "TRAIN_CKPT_PATH": str(tmp_path / "ckpt"),
+                 "TRAIN_LOG_PATH": str(tmp_path / "log"), "TRAIN_TF_EVENTS_PATH": str(tmp_path / "tf"),
+                 "USER_CACHE_PATH": str(tmp_path / "cache"), "RUNTIME_SCRIPT_DIR": str(scripts),
+                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    variables.pop("PYTHONPATH", None)
+    done = subprocess.run(["bash", "run.sh"], cwd=scripts, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (checkpoint,) = (tmp_path / "ckpt").iterdir()
+    assert checkpoint.name.startswith("global_step") and (tmp_path / "log" / "train.log").read_text()
+    driver = ("import json, sys; sys.path.append(sys.argv[1]); from infer import infer; top10s, users = infer(); "
+              "json.dump({'time': 0, 'top10s': top10s, 'user': users}, open(sys.argv[2], 'w'))")
+    variables.update({"MODEL_OUTPUT_PATH": str(checkpoint), "EVAL_DATA_PATH": str(parts / "eval"),
+                      "EVAL_RESULT_PATH": str(tmp_path / "result"), "EVAL_INFER_PATH": str(scripts)})
+    done = subprocess.run([sys.executable, "-c", driver, str(scripts), str(tmp_path / "result.json")], cwd=tmp_path,
+                          env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(result["top10s"]) == len(result["user"]) > 0 and all(len(set(ten)) == 10 for ten in result["top10s"])
+
+
+def test_a_missing_platform_variable_is_named(monkeypatch):
+    from onepiece_comp.paths import eval_paths, train_paths
+    for name in ("TRAIN_DATA_PATH", "MODEL_OUTPUT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRAIN_CKPT_PATH", "x")
+    with pytest.raises(InputError, match="TRAIN_DATA_PATH"):
+        train_paths()
+    with pytest.raises(InputError, match="MODEL_OUTPUT_PATH"):
+        eval_paths()
+
+
+def test_the_settings_of_inference_come_from_the_checkpoint():
+    assert InferConfig().mode == "auto" and InferConfig().filter_seen

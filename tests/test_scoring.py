@@ -1,0 +1,202 @@
+"""The judge on results whose figures one can see, and on files that are not whole."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from onepiece_comp.artefacts import fingerprint
+from onepiece_comp.config import ScoreConfig
+from onepiece_comp.errors import InputError
+from onepiece_comp.formats import (
+    CLICK, CONVERSION, UNKNOWN_ACTION, Event, Index, SequenceWriter, Truth, UserLine, write_index, write_truth)
+from onepiece_comp.scoring import bucket, score
+
+CONFIG = ScoreConfig(resamples=200)
+TARGETS = {"a": CLICK, "b": CONVERSION, "c": CLICK, "d": CLICK}  # of item 5 each
+
+
+def ranked(place: int) -> list[int]:
+    """Ten items with item 5 at `place`; place 0 lacks it."""
+    others = [item for item in range(100, 110)]
+    return others if place == 0 else [*others[:place - 1], 5, *others[place - 1:9]]
+
+
+def write_result(path: Path, places: dict[str, int]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"time": 1.5, "top10s": [ranked(p) for p in places.values()], "user": list(places)}))
+    return path
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    path = tmp_path / "split" / "truth.jsonl"
+    path.parent.mkdir()
+    write_truth(path, (Truth(user, 5, action, 99) for user, action in TARGETS.items()))
+    return path
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    return write_result(tmp_path / "mine" / "result.json", {"d": 0, "a": 1, "b": 3, "c": 0})
+
+
+def write_sides(folder: Path) -> None:
+    """eval/ with histories of 0, 4, 5 and no line, and train/ without item 5."""
+    for name in ("eval", "train"):
+        (folder / name).mkdir(parents=True)
+    events = [Event(1, {}, 0, time) for time in range(5)]
+    write_index(folder / "eval" / "indexer.pkl", Index({"b": 1, "c": 2}, {1: 1}, {}))
+    write_index(folder / "train" / "indexer.pkl", Index({"b": 1, "c": 2}, {1: 1}, {}))
+    with SequenceWriter(folder / "eval", "predict_seq") as lines:
+        lines.write(UserLine("a", {}, 9, []))
+        lines.write(UserLine(1, {}, None, events[:4]))
+        lines.write(UserLine(2, {}, None, events))
+
+
+def test_the_figures_are_means_over_the_users_of_the_truth(truth, result):
+    report = score(result, truth, CONFIG)
+    assert report["users"] == 4 and report["missing_users"] == report["ignored_users"] == 0
+    assert report["hr"]["mean"] == pytest.approx(0.5)
+    assert report["ndcg"]["mean"] == pytest.approx(1.5 / 4)
+    assert report["score"]["mean"] == pytest.approx(0.31 * 0.5 + 0.69 * 0.375)
+    assert report["score"]["low"] < report["score"]["mean"] < report["score"]["high"]
+
+
+def test_k_cuts_the_list(truth, result):
+    assert score(result, truth, ScoreConfig(k=2, resamples=10))["hr"]["mean"] == 0.25
+
+
+def test_the_report_is_written_beside_the_result_or_where_it_is_wanted(truth, result, tmp_path, capsys):
+    report = score(result, truth, CONFIG)
+    assert json.loads((result.parent / "score.json").read_text()) == report
+    assert report["truth_fingerprint"] == fingerprint(truth)
+    score(result, truth, CONFIG, out=tmp_path / "other.json")
+    assert json.loads((tmp_path / "other.json").read_text()) == report
+    assert f"wrote {tmp_path / 'other.json'}" in capsys.readouterr().out
+
+
+def test_a_user_that_the_result_lacks_is_a_miss_and_one_that_the_truth_lacks_is_ignored(truth, tmp_path, capsys):
+    partial = write_result(tmp_path / "partial.json", {"a": 1, "x": 1, "y": 1})
+    report = score(partial, truth, CONFIG)
+    assert report["hr"]["mean"] == 0.25
+    assert report["missing_users"] == 3 and report["ignored_users"] == 2
+    assert "ours: 3 users of the truth are missing (counted as misses), 2 users" in capsys.readouterr().out
+
+
+def test_the_action_weight_cancels_per_user_and_counts_over_all_users(truth, result):
+    weighted = score(result, truth, CONFIG)["weighted"]
+    assert weighted["per_user"]["hr"]["mean"] == pytest.approx(0.5) and weighted["per_user"]["users"] == 4
+    assert weighted["global"]["hr"]["mean"] == pytest.approx(3.5 / 5.5)
+    assert weighted["global"]["ndcg"]["mean"] == pytest.approx((1 + 2.5 / 2) / 5.5)
+
+
+def test_targets_without_relevance_have_no_weighted_form(truth, result):
+    write_truth(truth, (Truth(user, 5, UNKNOWN_ACTION, 99) for user in TARGETS))
+    report = score(result, truth, CONFIG)
+    assert report["weighted"] == {"per_user": None, "global": None}
+    assert list(report["slices"]["action"]) == ["unknown"] and not math.isnan(report["score"]["mean"])
+
+
+def test_slices_by_action_history_length_and_warmth_come_from_the_folders_beside_the_truth(truth, result):
+    assert list(score(result, truth, CONFIG)["slices"]) == ["action"]
+    write_sides(truth.parent)
+    slices = score(result, truth, CONFIG)["slices"]
+    assert {label: (row["users"], row["hr"]["mean"]) for label, row in slices["history"].items()} == {
+        "0": (1, 1), "1-4": (1, 1), "5-9": (1, 0), "not in the file": (1, 0)}
+    assert {label: row["users"] for label, row in slices["target"].items()} == {"cold": 4}
+    assert slices["action"]["click"]["ndcg"]["mean"] == pytest.approx(1 / 3)
+    assert slices["action"]["conversion"]["ndcg"]["mean"] == pytest.approx(0.5)
+
+
+def test_history_and_index_may_be_given_by_path(truth, result, tmp_path):
+    write_sides(tmp_path / "elsewhere")
+    write_index(tmp_path / "indexer.pkl", Index({}, {5: 1}, {}))
+    report = score(result, truth, CONFIG, history=tmp_path / "elsewhere" / "eval" / "predict_seq.jsonl",
+                   train_index=tmp_path / "indexer.pkl")
+    assert report["slices"]["history"]["5-9"]["users"] == 1
+    assert list(report["slices"]["target"]) == ["warm"]
+
+
+def test_history_lengths_fall_into_the_buckets_of_their_label():
+    expected = {0: "0", 1: "1-4", 4: "1-4", 5: "5-9", 9: "5-9", 10: "10-19", 19: "10-19", 20: "20-49", 49: "20-49",
+                50: "50+", 100: "50+", 2000: "50+", None: "not in the file"}
+    assert {length: bucket(length) for length in expected} == expected
+
+
+def test_another_result_gets_its_own_figures_and_the_paired_difference(tmp_path):
+    truth = tmp_path / "truth.jsonl"
+    write_truth(truth, (Truth(f"u{i}", 5, CLICK, 9) for i in range(100)))
+    mine = write_result(tmp_path / "mine.json", {f"u{i}": int(i < 60) for i in range(100)})
+    worse = write_result(tmp_path / "worse.json", {f"u{i}": int(i < 40) for i in reversed(range(100))})
+    near = write_result(tmp_path / "near.json", {f"u{i}": int(i < 59) for i in range(100)})
+    against = score(mine, truth, CONFIG, against={"worse": worse, "near": near, "same": mine})["against"]
+    assert against["worse"]["hr"]["mean"] == pytest.approx(0.4)
+    difference = against["worse"]["difference"]["score"]
+    assert difference["mean"] == pytest.approx(0.2) and difference["low"] > 0 and difference["excludes_zero"]
+    assert not against["near"]["difference"]["score"]["excludes_zero"]
+    assert against["same"]["difference"]["score"] == {"mean": 0, "low": 0, "high": 0, "excludes_zero": False}
+    backwards = score(worse, truth, CONFIG, against={"mine": mine})["against"]["mine"]["difference"]["score"]
+    assert backwards["mean"] == pytest.approx(-0.2) and backwards["excludes_zero"]
+
+
+def test_the_same_seed_gives_the_same_report(truth, result):
+    assert score(result, truth, CONFIG) == score(result, truth, CONFIG)
+
+
+def as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+GOOD = ranked(1)
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"top10s": [GOOD], "user": ["a"]}, r"found the keys \['top10s', 'user'\], expected an object with time"),
+    ([GOOD], "found a list, expected an object"),
+    ({"time": 1, "top10s": [GOOD], "user": ["a", "b"]}, r"lengths \[1, 2\], expected lists of equal length"),
+    ({"time": 1, "top10s": [GOOD[:9]], "user": ["a"]}, "user a: found 9 items, 9 distinct, expected 10 distinct"),
+    ({"time": 1, "top10s": [GOOD[:9] + [5]], "user": ["a"]}, "user a: found 10 items, 9 distinct"),
+    ({"time": 1, "top10s": [[str(i) for i in GOOD]], "user": ["a"]}, "user a: found items .*expected whole numbers"),
+    ({"time": 1, "top10s": [[True, *GOOD[1:]]], "user": ["a"]}, "expected whole numbers"),
+    ({"time": 1, "top10s": [7], "user": ["a"]}, "expected whole numbers"),
+    ({"time": 1, "top10s": [GOOD], "user": [1]}, "found the user 1, expected original ids as text"),
+    ({"time": 1, "top10s": [GOOD, GOOD], "user": ["a", "a"]}, "found the user 'a' twice"),
+    ({"time": 1, "top10s": [GOOD], "user": ["z"]}, "found none of the users of the truth"),
+    ({"time": 1, "top10s": [], "user": []}, "found none of the users of the truth"),
+    ('{"time": 1, "top10s": [[1, 2', "found no valid JSON"),
+])
+def test_a_file_that_is_no_whole_result_is_refused_and_nothing_is_written(truth, tmp_path, content, message):
+    path = tmp_path / "bad" / "result.json"
+    path.parent.mkdir()
+    path.write_text(as_text(content))
+    with pytest.raises(InputError, match=message):
+        score(path, truth, CONFIG)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_missing_files_are_named(truth, result, tmp_path):
+    with pytest.raises(InputError, match="nowhere.json: found no such file"):
+        score(tmp_path / "nowhere.json", truth, CONFIG)
+    with pytest.raises(InputError, match="none.jsonl: found no such file"):
+        score(result, tmp_path / "none.jsonl", CONFIG)
+    with pytest.raises(InputError, match="other.json: found no such file"):
+        score(result, truth, CONFIG, against={"other": tmp_path / "other.json"})
+    with pytest.raises(InputError, match="indexer.pkl: found no such file"):
+        score(result, truth, CONFIG, train_index=tmp_path / "indexer.pkl")
+
+
+def test_an_empty_truth_or_one_of_strange_actions_is_refused(truth, result):
+    truth.write_text("")
+    with pytest.raises(InputError, match="found no users"):
+        score(result, truth, CONFIG)
+    write_truth(truth, iter([Truth("a", 5, 7, 9)]))
+    with pytest.raises(InputError, match="user a: found action 7"):
+        score(result, truth, CONFIG)
+
+
+@pytest.mark.parametrize("config", [ScoreConfig(k=11), ScoreConfig(k=0), ScoreConfig(resamples=0)])
+def test_settings_that_cannot_be_judged_by_are_refused(truth, result, config):
+    with pytest.raises(InputError, match="expected k from 1 to 10, at least one resample"):
+        score(result, truth, config)

@@ -1,0 +1,188 @@
+"""Training and inference as stages: the same twice, unbroken by a kill, refused with other data; checkpoints are whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint
+from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig, load_config
+from onepiece_comp.errors import InputError
+from onepiece_comp.preprocess import preprocess
+from onepiece_comp.submission import choose_mode, infer
+from onepiece_comp.tokenizer import build_tokenizer
+from onepiece_comp.training import train
+
+SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
+        "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
+        "train.device=cpu", "train.log_every=1")
+
+
+def _config(*more):
+    return load_config("tiny", None, [*SETS, *more])
+
+
+def _weights(run):
+    return torch.load(find_checkpoint(run) / MODEL, weights_only=True)
+
+
+def _equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def retrieval(dataset, tmp_path_factory):
+    return train(dataset.path, tmp_path_factory.mktemp("runs") / "retrieval", _config())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(dataset, retrieval):
+    return build_tokenizer(dataset.path, retrieval.parent / "tokenizer", TokenizerConfig(), checkpoint=retrieval)
+
+
+@pytest.fixture(scope="module")
+def joint(dataset, retrieval, tokenizer):
+    return train(dataset.path, retrieval.parent / "joint", _config(), tokenizer=tokenizer, warm=retrieval)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, retrieval, tmp_path):
+    assert _equal(_weights(retrieval), _weights(train(dataset.path, tmp_path / "again", _config())))
+    assert not _equal(_weights(retrieval), _weights(train(dataset.path, tmp_path / "other", _config("train.seed=1"))))
+
+
+def test_a_run_explains_itself(retrieval):
+    run = json.loads((retrieval / "run.json").read_text())
+    assert (retrieval / run["checkpoint"]).is_dir() and run["checkpoint"].startswith("global_step")
+    assert set(run["checkpoint"]) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-=.")
+    records = [json.loads(line) for line in (retrieval / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["global_step"] == run["figures"]["steps"] and any("valid/score" in record for record in records)
+    assert json.loads((retrieval / "environment.json").read_text())["torch"] == torch.__version__
+    vectors, ids = np.load(retrieval / "item_vectors.npy"), np.load(retrieval / "item_ids.npy")
+    assert len(vectors) == len(ids) and np.allclose(np.linalg.norm(vectors[1:], axis=1), 1, atol=1e-5)
+
+
+def test_the_loss_falls(retrieval):
+    losses = [json.loads(line)["Loss/retrieval"] for line in (retrieval / "log.jsonl").read_text().splitlines() if "Loss/" in line]
+    assert losses[-1] < losses[0] - 0.2
+
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+import onepiece_comp.training as training
+from onepiece_comp.config import load_config
+at, step = int(sys.argv[1]), training._Loop._step
+def dying(self, batch):
+    if self.progress.step == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+training._Loop._step = dying
+training.train(Path(sys.argv[2]), Path(sys.argv[3]), load_config("tiny", None, sys.argv[5:]),
+               tokenizer=Path(sys.argv[4]) if sys.argv[4] else None)
+"""
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_a_killed_run_resumed_ends_with_the_weights_of_the_unbroken_one(dataset, retrieval, tokenizer, tmp_path, with_ids):
+    codes = tokenizer if with_ids else None
+    unbroken = _weights(train(dataset.path, tmp_path / "unbroken", _config(), tokenizer=codes)) if with_ids else _weights(retrieval)
+    steps = json.loads((retrieval / "run.json").read_text())["figures"]["steps"]
+    run = tmp_path / "killed"
+    done = subprocess.run([sys.executable, "-c", KILLER, str(steps // 2 + 3), str(dataset.path), str(run), str(codes or ""), *SETS],
+                          capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (run / "run.json").exists()
+    train(dataset.path, run, _config(), tokenizer=codes, resume=True)
+    assert _equal(unbroken, _weights(run))
+    logged = [json.loads(line)["global_step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert logged == sorted(logged) and set(logged) == set(range(1, steps + 1))
+
+
+def test_a_run_is_never_overwritten_and_resumed_only_with_its_own_settings(dataset, retrieval, tmp_path):
+    with pytest.raises(InputError, match="--resume"):
+        train(dataset.path, retrieval, _config())
+    with pytest.raises(InputError, match="train.epochs"):
+        train(dataset.path, retrieval, _config("train.epochs=5"), resume=True)
+    with pytest.raises(InputError, match="no resume.pt"):
+        train(dataset.path, tmp_path / "none", _config(), resume=True)
+
+
+@pytest.mark.parametrize("mode", ["retrieval", "beam", "cascade"])
+def test_inference_twice_gives_the_same_file_but_for_the_time(joint, parts, tmp_path, mode):
+    config = InferConfig(mode=mode, threads=1)
+    first, second = (json.loads(infer(joint, tmp_path / name, config, data=parts / "eval").read_text()) for name in "ab")
+    assert first["top10s"] == second["top10s"] and first["user"] == second["user"]
+    assert all(isinstance(item, int) for ten in first["top10s"] for item in ten)
+
+
+def test_the_evaluation_folder_defaults_to_the_one_beside_the_training_files(joint, parts, tmp_path):
+    given = json.loads(infer(joint, tmp_path / "a", InferConfig(), data=parts / "eval").read_text())
+    remembered = json.loads(infer(joint, tmp_path / "b", InferConfig()).read_text())
+    assert given["top10s"] == remembered["top10s"]
+
+
+def test_the_funnel_counts_candidates_and_targets_at_each_step(joint, parts, tmp_path):
+    infer(joint, tmp_path, InferConfig(mode="cascade"), data=parts / "eval", truth=parts / "truth.jsonl")
+    steps = {step["step"]: step for step in json.loads((tmp_path / "funnel.json").read_text())["steps"]}
+    assert steps["candidates"]["per_user"] >= steps["seen in training"]["per_user"] >= steps["union"]["per_user"]
+    assert steps["union"]["targets"] >= steps["beam"]["targets"] and steps["ten"]["per_user"] == 10
+    assert steps["union"]["targets"] >= steps["ten"]["targets"] > 0
+
+
+def test_the_action_asked_for_changes_the_ranking(joint, parts, tmp_path):
+    first, second = (json.loads(infer(joint, tmp_path / str(a), InferConfig(mode="retrieval", action=a), data=parts / "eval").read_text())
+                     for a in (0, 1))
+    assert first["top10s"] != second["top10s"]
+
+
+def test_a_checkpoint_of_another_dataset_is_refused(joint, raw_log, tmp_path):
+    from conftest import write_log
+    from onepiece_comp.config import SplitConfig
+    from onepiece_comp.split import split
+    other = split(write_log(tmp_path / "raw", items=60, seed=5), tmp_path / "parts", SplitConfig(auto_cut=0.7))
+    with pytest.raises(InputError, match="not those of the checkpoint"):
+        infer(joint, tmp_path / "out", InferConfig(), data=other / "eval")
+    assert not (tmp_path / "out").exists()
+    data = preprocess(other / "train", tmp_path / "data", PreprocessConfig())
+    with pytest.raises(InputError, match="another dataset"):
+        train(data, tmp_path / "run", _config(), tokenizer=joint.parent / "tokenizer")
+
+
+def test_modes_that_need_semantic_ids_are_refused_without_them(retrieval):
+    checkpoint = load_checkpoint(retrieval, torch.device("cpu"))
+    assert choose_mode("auto", checkpoint) == "retrieval"
+    for mode in ("beam", "cascade", "magic"):
+        with pytest.raises(InputError):
+            choose_mode(mode, checkpoint)
+
+
+def test_weights_cut_short_or_hostile_are_refused(joint, tmp_path):
+    import pickle
+    import shutil
+    copy = tmp_path / find_checkpoint(joint).name
+    shutil.copytree(find_checkpoint(joint), copy)
+    whole = (copy / MODEL).read_bytes()
+    for content in (whole[:len(whole) // 2], b"", pickle.dumps(print)):
+        (copy / MODEL).write_bytes(content)
+        with pytest.raises(InputError, match="no readable weights"):
+            load_checkpoint(copy, torch.device("cpu"))
+
+
+def test_an_interrupt_ends_with_one_line_and_can_be_resumed(dataset, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "onepiece_comp", "train", str(dataset.path), str(run), *[x for s in SETS for x in ("--set", s)],
+               "--set", "train.epochs=400", "--set", "train.checkpoints=100"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "resume.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, None) and "Traceback" not in errors and "interrupted" in errors
+    assert not list(run.glob(".*writing*")) and (run / "resume.pt").exists()
