@@ -1,135 +1,175 @@
-"""No two items with one semantic id: who keeps a code, and where the others go.
+"""One semantic id per item: residual codes that items share in, codes that no two items share out. numpy only.
 
-Greedy re-assignment after OnePiece (arXiv 2512.07424, section on the tokenizer): the losers of a code try the nearest
-last codes of their own prefix. Ours goes on where the paper's leaves conflicts: then any free last code of the
-prefix, then the nearest other prefix with room, so no id is shared while items <= codes ** levels.
-Legend: n items, L levels, C codes per level, d width. Items come in an order that does not depend on the file's.
+Source: OnePiece (arXiv 2512.07424), greedy re-assignment of the last code. Deviations: candidates are ordered by
+distance to the item, not to the code it had; a full prefix spills into the nearest one with room, so nothing is left.
+Rows stand in creative-id order, so that ties do not depend on item rows. A prefix (the first codes of an id) and an
+id are numbered as base-C numbers. Legend: n items, d width, L levels, C codes per level.
 """
 
-import itertools
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 
-from onepiece_comp.errors import InputError
+from onepiece_comp.console import progress
+
+_ROWS_PER_BLOCK = 1 << 15
 
 
 class Resolved(NamedTuple):
-    """Codes without collisions, and how many items had to move."""
+    """Ids that no two items share, and what it took."""
 
     codes: np.ndarray  # int32 [n, L]
-    moved: int  # items whose last code (or more) changed
-    overflowed: int  # of these, items that left their prefix
+    moved: int  # items that lost their id to a closer one
+    overflowed: int  # those of them whose prefix was full, so that an earlier code changed too
 
 
-def squared_distance(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Squared distance of each vector to each codeword: [n, C]."""
-    return ((vectors ** 2).sum(1)[:, None] - 2 * vectors @ codebook.T + (codebook ** 2).sum(1)[None]).clip(0)
+def decode(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+    """The vectors [n, d] that codes [n, levels given] stand for: the sum of their codewords."""
+    return sum((codebook[codes[:, level]] for level, codebook in enumerate(codebooks)), start=np.float32(0))
 
 
-def resolve(codes: np.ndarray, vectors: np.ndarray, codebooks: list[np.ndarray], *, neighbours: int,
-            last: np.ndarray) -> Resolved:
-    """Give every item an id of its own.
+def squared_errors(vectors: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+    """Squared distance, float64 [n], of each vector to what its codes stand for."""
+    errors = np.empty(len(vectors))
+    for start in range(0, len(vectors), _ROWS_PER_BLOCK):
+        part = slice(start, start + _ROWS_PER_BLOCK)
+        errors[part] = np.square(vectors[part] - decode(codes[part], codebooks)).sum(axis=1)
+    return errors
 
-    Of the items of one id the closest to its codeword keeps it (ties: the earlier item); items marked in `last`
-    (bool [n]) yield to all others. InputError when there are more items than ids.
+
+def id_numbers(codes: np.ndarray, size: int) -> np.ndarray:
+    """Codes [n, any number of levels] as base-`size` numbers, int64 [n]: `[[1, 2]]` is 102 for 100 codes."""
+    numbers = np.zeros(len(codes), np.int64)
+    for column in codes.T:
+        numbers = numbers * size + column
+    return numbers
+
+
+def resolve_collisions(vectors: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray],
+                       nearest: Callable[[np.ndarray], np.ndarray]) -> Resolved:
+    """Give every item an id of its own, changing as few as possible.
+
+    The closest item of an id keeps it. The others, closest first, take the free last code nearest to them under their
+    prefix; then those whose prefix is full take the nearest prefix with room. `nearest` maps residuals [m, d] to their
+    nearest last codes [m, any]: only where all of these are taken is the whole codebook looked at, so its width changes
+    the time taken and not the result. Needs n <= C ** L.
     """
-    items, levels = codes.shape
-    capacity = len(codebooks[-1])
-    ids = int(np.prod([float(len(book)) for book in codebooks]))
-    if items > ids:
-        raise InputError("tokenizer", found=f"{items:,} items for {ids:,} ids", expected="at least one id an item",
-                         do="set tokenizer.codes or tokenizer.levels higher, or leave codes at 0")
-    codes = codes.copy()
-    residual = vectors - sum((codebooks[level][codes[:, level]] for level in range(levels - 1)), np.zeros_like(vectors))
-    error = ((residual - codebooks[-1][codes[:, -1]]) ** 2).sum(1)
-    _, prefix = np.unique(codes[:, :-1], axis=0, return_inverse=True) if levels > 1 else (None, np.zeros(items, np.int64))
-    prefix = prefix.reshape(-1)
-    order = np.lexsort((np.arange(items), error, last, prefix))
-    loser = _losers(prefix[order] * capacity + codes[order, -1])
-    homeless: list[int] = []
-    losers = order[loser]
-    near = _nearest(residual[losers], codebooks[-1], min(neighbours, capacity))
-    edges = np.flatnonzero(np.diff(prefix[order], prepend=-1, append=-1))
-    taken_by = np.cumsum(np.concatenate([[0], loser]))
-    for start, stop in zip(edges[:-1], edges[1:]):
-        if taken_by[stop] > taken_by[start]:
-            free = np.ones(capacity, bool)
-            free[codes[order[start:stop][~loser[start:stop]], -1]] = False
-            for place in range(taken_by[start], taken_by[stop]):
-                item = losers[place]
-                code = _first_free(free, near[place], residual[item], codebooks[-1])
-                if code < 0:
-                    homeless.append(item)
-                else:
-                    codes[item, -1], free[code] = code, False
-    _house(homeless, codes, vectors, codebooks)
-    return Resolved(codes, int(loser.sum()), len(homeless))
+    size, codes = len(codebooks[0]), codes.astype(np.int32)
+    assert len(codes) <= size ** len(codebooks), f"{len(codes)} items for {size ** len(codebooks)} ids"
+    closest_first = np.argsort(squared_errors(vectors, codes, codebooks), kind="stable")
+    _, winners = np.unique(id_numbers(codes[closest_first], size), return_index=True)
+    losers = np.delete(closest_first, winners)
+    books = [_Codebook(codebook, np.square(codebook).sum(axis=1) / 2) for codebook in codebooks]
+    tree = _Tree(codes[closest_first[winners]], size)
+    without_room = _settle_in_prefix(tree, vectors, codes, losers, books, nearest)
+    for row in losers[np.isin(losers, without_room)]:
+        codes[row] = _settle_anywhere(tree, vectors[row], codes[row].tolist(), books)
+    return Resolved(codes, len(losers), len(without_room))
 
 
-def _losers(key: np.ndarray) -> np.ndarray:
-    """Every occurrence of a key but the first (bool)."""
-    loser = np.ones(len(key), bool)
-    loser[np.unique(key, return_index=True)[1]] = False
-    return loser
+def emptiest_ids(codes: np.ndarray, size: int, count: int) -> np.ndarray:
+    """`count` free ids [count, L] beside the unique `codes` [n, L]: the emptiest prefixes, filled to an even level."""
+    tree = _Tree(codes, size)
+    load = size - tree.room[-1]
+    low, high = 0, size  # the least level up to which the prefixes can be filled to hold `count` more
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if np.maximum(middle - load, 0).sum() >= count else (middle + 1, high)
+    give = np.maximum(low - 1 - load, 0)
+    give[np.flatnonzero(load < low)[:count - give.sum()]] += 1
+    chosen = [prefix * size + np.flatnonzero(~tree.blocked(tree.levels - 1, prefix))[:give[prefix]]
+              for prefix in np.flatnonzero(give).tolist()]
+    numbers = np.concatenate([np.empty(0, np.int64), *chosen])
+    by_level = [numbers // size ** (tree.levels - 1 - level) % size for level in range(tree.levels)]
+    return np.stack(by_level, axis=1).astype(np.int32)
 
 
-def _nearest(vectors: np.ndarray, codebook: np.ndarray, count: int) -> np.ndarray:
-    """The `count` nearest codewords of each vector, nearest first: int64 [n, count]."""
-    if not len(vectors):
-        return np.empty((0, count), np.int64)
-    index = faiss.IndexFlatL2(codebook.shape[1])
-    index.add(codebook)
-    return index.search(np.ascontiguousarray(vectors), count)[1]
+class _Codebook(NamedTuple):
+    """One level's codewords and half their squared norms, which spare a pass per look-up."""
+
+    words: np.ndarray  # float32 [C, d]
+    half_norms: np.ndarray  # float32 [C]
+
+    def nearest(self, residual: np.ndarray, blocked: np.ndarray) -> int:
+        """The code nearest to `residual` [d] that is not `blocked` [C]."""
+        score = self.half_norms - self.words @ residual
+        score[blocked] = np.inf
+        return int(score.argmin())
 
 
-def _first_free(free: np.ndarray, near: np.ndarray, residual: np.ndarray, codebook: np.ndarray) -> int:
-    """The nearest free code: among the near ones, else among all; -1 when none is free."""
-    open_near = free[near]
-    place = int(open_near.argmax())
-    if open_near[place]:
-        return int(near[place])
-    return _nearest_free(free, residual, codebook) if free.any() else -1
+class _Tree:
+    """Which ids are taken, and how many are free under each prefix."""
+
+    def __init__(self, codes: np.ndarray, size: int):
+        self.size, self.levels = size, codes.shape[1]
+        self._first_taken = np.sort(id_numbers(codes, size))
+        self._taken: dict[int, bytearray] = {}
+        self.room = []  # by depth: free ids under each prefix of that many codes
+        for depth in range(self.levels):
+            ids = size ** (self.levels - depth)
+            self.room.append(ids - np.bincount(self._first_taken // ids, minlength=size ** depth))
+
+    def taken(self, prefix: int) -> bytearray:
+        """One byte per last code under `prefix`, 1 where taken."""
+        if prefix not in self._taken:
+            start, stop = np.searchsorted(self._first_taken, [prefix * self.size, (prefix + 1) * self.size])
+            bitmap = self._taken[prefix] = bytearray(self.size)
+            np.frombuffer(bitmap, bool)[self._first_taken[start:stop] - prefix * self.size] = True
+        return self._taken[prefix]
+
+    def blocked(self, depth: int, prefix: int) -> np.ndarray:
+        """Codes, bool [C], under which a prefix of `depth` codes has no free id."""
+        if depth == self.levels - 1:
+            return np.frombuffer(self.taken(prefix), bool)
+        return self.room[depth + 1][prefix * self.size:(prefix + 1) * self.size] == 0
+
+    def take(self, prefix: int, code: int) -> None:
+        taken = self.taken(prefix)
+        assert not taken[code], f"id {prefix}, {code} is taken"
+        taken[code] = 1
+        for room in reversed(self.room):
+            room[prefix] -= 1
+            prefix //= self.size
 
 
-def _nearest_free(free: np.ndarray, residual: np.ndarray, codebook: np.ndarray) -> int:
-    return int(np.where(free, squared_distance(residual[None], codebook)[0], np.inf).argmin())
+def _settle_in_prefix(tree: _Tree, vectors: np.ndarray, codes: np.ndarray, losers: np.ndarray, books: list[_Codebook],
+                      nearest: Callable[[np.ndarray], np.ndarray]) -> list[int]:
+    """Write a free last code of its prefix into `codes` for each loser in turn; returns the rows left without room."""
+    *prefix_books, last = books
+    by_prefix = losers[np.argsort(id_numbers(codes[losers, :-1], tree.size), kind="stable")]
+    without_room, room = [], tree.room[-1]
+    starts = range(0, len(by_prefix), _ROWS_PER_BLOCK)
+    for start in progress(starts, total=len(starts), what="collisions, blocks"):
+        rows = by_prefix[start:start + _ROWS_PER_BLOCK]
+        residuals = vectors[rows] - decode(codes[rows], [book.words for book in prefix_books])
+        prefixes, chosen = id_numbers(codes[rows, :-1], tree.size).tolist(), codes[rows, -1]
+        for place, (prefix, tried) in enumerate(zip(prefixes, nearest(residuals).tolist())):
+            if not room[prefix]:
+                without_room.append(int(rows[place]))
+                continue
+            taken = tree.taken(prefix)
+            code = next((code for code in tried if not taken[code]), None)
+            if code is None:
+                code = last.nearest(residuals[place], np.frombuffer(taken, bool))
+            tree.take(prefix, code)
+            chosen[place] = code
+        codes[rows, -1] = chosen
+    return without_room
 
 
-def _house(homeless: list[int], codes: np.ndarray, vectors: np.ndarray, codebooks: list[np.ndarray]) -> None:
-    """Move items whose prefix is full to the nearest prefix with room, in place."""
-    if not homeless:
-        return
-    capacity, without = len(codebooks[-1]), set(homeless)
-    used: dict[tuple, set] = {}
-    for item, path in enumerate(codes.tolist()):
-        if item not in without:
-            used.setdefault(tuple(path[:-1]), set()).add(path[-1])
-    count = Counter({prefix: len(taken) for prefix, taken in used.items()})
-    for item in homeless:
-        prefix = next(p for p in _other_prefixes(codes[item], vectors[item], codebooks) if count[p] < capacity)
-        residual = vectors[item] - sum(codebooks[level][code] for level, code in enumerate(prefix))
-        free = np.ones(capacity, bool)
-        free[list(used.get(prefix, ()))] = False
-        code = _nearest_free(free, residual, codebooks[-1])
-        codes[item] = (*prefix, code)
-        used.setdefault(prefix, set()).add(code)
-        count[prefix] += 1
-
-
-def _other_prefixes(own: np.ndarray, vector: np.ndarray, codebooks: list[np.ndarray]) -> Iterator[tuple[int, ...]]:
-    """Prefixes in the order in which to try them: another code at the last prefix level, then further up, then all."""
-    depth = len(codebooks) - 1
-    for level in reversed(range(depth)):
-        head = tuple(own[:level].tolist())
-        residual = vector - sum((codebooks[i][code] for i, code in enumerate(head)), np.zeros_like(vector))
-        for code in squared_distance(residual[None], codebooks[level])[0].argsort(kind="stable").tolist():
-            rest, path = residual - codebooks[level][code], (*head, code)
-            for book in codebooks[level + 1:depth]:
-                nearest = int(squared_distance(rest[None], book)[0].argmin())
-                rest, path = rest - book[nearest], (*path, nearest)
-            yield path
-    yield from itertools.product(*(range(len(book)) for book in codebooks[:depth]))
+def _settle_anywhere(tree: _Tree, vector: np.ndarray, path: list[int], books: list[_Codebook]) -> list[int]:
+    """Keep the longest part of `path` that has room under it; from there on take the nearest code that has room."""
+    prefixes = [0]
+    for code in path[:-1]:
+        prefixes.append(prefixes[-1] * tree.size + code)
+    kept = max(depth for depth, prefix in enumerate(prefixes) if tree.room[depth][prefix])
+    path, prefix = path[:kept], prefixes[kept]
+    residual = vector - sum(book.words[code] for book, code in zip(books, path))
+    for depth in range(kept, tree.levels):
+        path.append(books[depth].nearest(residual, tree.blocked(depth, prefix)))
+        residual = residual - books[depth].words[path[-1]]
+        if depth < tree.levels - 1:
+            prefix = prefix * tree.size + path[-1]
+    tree.take(prefix, path[-1])
+    return path

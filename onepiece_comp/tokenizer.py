@@ -1,12 +1,14 @@
-"""Semantic ids: item vectors to codes by residual k-means, one id an item. Numpy and faiss, no torch.
+"""Semantic ids: dataset/ and item vectors in, tokenizer/ out (codebooks, one id per item, prefix table). No torch.
 
-Source: OnePiece (arXiv 2512.07424, section on the tokenizer): collaborative vectors of the trained item tower,
-2 levels of 16,384 codes, greedy re-assignment (`collisions.py`). Vectors are used as given and put in creative-id
-order before fitting, so ids do not depend on the order of items.
-Legend: n items, L levels, C codes per level, d width.
+Residual k-means: the codebook of a level is fitted to what the levels before it left over, so an item's vector is
+about the sum of its codewords. Then ids that several items share are given apart (`collisions.py`). Vectors are used
+as given, not normalised, and in creative-id order, so that ids do not depend on item rows.
+Source: OnePiece (arXiv 2512.07424), its tokenizer. Legend: n items with a vector, d width, L levels, C codes.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,207 +18,283 @@ import numpy as np
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import (
     MARKERS, atomic_folder, fingerprint, load_column, peak_memory_mib, read_marker, write_json)
-from onepiece_comp.collisions import resolve
+from onepiece_comp.collisions import Resolved, decode, emptiest_ids, id_numbers, resolve_collisions, squared_errors
 from onepiece_comp.config import TokenizerConfig, to_dict
-from onepiece_comp.console import say, table
+from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.paths import available_cores
 
-FULL_SIZE = 16384  # the paper's codebook
-_ROWS = 1 << 17  # vectors encoded at a time
-if hasattr(faiss, "cvar") and hasattr(faiss.cvar, "distance_compute_blas_threshold"):
-    faiss.cvar.distance_compute_blas_threshold = 20  # newer faiss leaves BLAS for small query batches: many times slower
+_FEWEST_CODES, _MOST_CODES = 16, 16384
+_IDS_PER_ITEM = 4  # room that the chosen codebook size leaves, so that few items must move
+_MOST_PREFIXES = 1 << 24  # a count of free ids is held for each
+_ROWS_PER_BLOCK = 1 << 16
+_WORDING = {  # figure of an id or a prefix to its row in the table
+    "shared": ("items that share it", ".2%"), "collision_rate": ("collision rate (items - unique) / items", ".2%"),
+    "unique": ("unique", ","), "largest_group": ("largest group", ","), "codes_in_use": ("codes in use", ","),
+    "perplexity": ("perplexity of the code", ",.1f"), "squared_error": ("squared error", ".5f"),
+    "relative_error": ("squared error / variance", ".4f")}
 
 
 class Tokenizer(NamedTuple):
-    """A tokenizer artefact in memory."""
+    """A tokenizer folder, memory-mapped."""
 
-    codes: np.ndarray  # int32 [items + 1, L] by item row; row 0 is -1
-    codebooks: list[np.ndarray]  # float32 [C, d] per level
+    codes: np.ndarray  # int32 [items + 1, L]; row 0 is padding, -1
+    codebooks: list[np.ndarray]  # L of float32 [C, d]
+    levels: int
+    codes_per_level: int
 
 
-class Source(NamedTuple):
-    """Vectors to quantise, by item row."""
+class _Source(NamedTuple):
+    """Where item vectors come from."""
 
     name: str
-    vector: np.ndarray  # float32 [items + 1, d]
-    present: np.ndarray  # bool [items + 1]
+    matrix: np.ndarray  # [rows, d], memory-mapped
+    row: np.ndarray  # int64 [items]: row of `matrix` per item in item-row order, -1 = none
 
 
-def default_codes(items: int, levels: int) -> int:
-    """The smallest power of two whose ids are four times the items: at least 16, at most 16,384."""
-    codes = 16
-    while codes < FULL_SIZE and codes ** levels < 4 * items:
-        codes *= 2
-    return codes
-
-
-def fit(vectors: np.ndarray, config: TokenizerConfig, codes: int) -> list[np.ndarray]:
-    """Codebooks [C, d] of residual k-means, level by level; fewer vectors than codes give as many codes as vectors."""
-    residual, codebooks = np.ascontiguousarray(vectors, np.float32).copy(), []
-    for level in range(config.levels):
-        size = min(codes, len(residual))
-        kmeans = faiss.Kmeans(residual.shape[1], size, niter=config.iterations, seed=config.seed + level + 1,
-                              min_points_per_centroid=1, max_points_per_centroid=config.points_per_code, verbose=False)
-        kmeans.train(residual)
-        codebooks.append(np.ascontiguousarray(kmeans.centroids))
-        for start in range(0, len(residual), _ROWS):
-            block = residual[start:start + _ROWS]
-            block -= codebooks[-1][_assign(block, codebooks[-1])]
-    return codebooks
-
-
-def _assign(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    index = faiss.IndexFlatL2(codebook.shape[1])
-    index.add(codebook)
-    return index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]
-
-
-def encode(vectors: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
-    """Nearest codes [n, L], level by level on what the levels before leave."""
-    codes = np.empty((len(vectors), len(codebooks)), np.int32)
-    for start in range(0, len(vectors), _ROWS):
-        residual = np.array(vectors[start:start + _ROWS], np.float32)
-        for level, codebook in enumerate(codebooks):
-            codes[start:start + _ROWS, level] = _assign(residual, codebook)
-            residual -= codebook[codes[start:start + _ROWS, level]]
-    return codes
-
-
-def decode(codes: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
-    """The sum of the codewords: [n, d]."""
-    return sum(codebook[codes[:, level]] for level, codebook in enumerate(codebooks))
-
-
-def figures_of(codes: np.ndarray, vectors: np.ndarray, codebooks: list[np.ndarray]) -> dict:
-    """How good ids are: collisions, code use, quantisation error."""
-    _, group, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    error = float(((vectors - decode(codes, codebooks)) ** 2).sum(1).mean())
-    variance = float(((vectors - vectors.mean(0)) ** 2).sum(1).mean())
-    levels = []
-    for level, codebook in enumerate(codebooks):
-        share = np.bincount(codes[:, level], minlength=len(codebook)) / len(codes)
-        used = share[share > 0]
-        levels.append({"codes": len(codebook), "used": len(used), "perplexity": float(np.exp(-(used * np.log(used)).sum()))})
-    return {"shared_ids": float((sizes[group.reshape(-1)] > 1).mean()), "collision_rate": 1 - len(sizes) / len(codes),
-            "unique_ids": len(sizes), "largest_group": int(sizes.max()), "error": error,
-            "error_of_variance": error / variance if variance else 0.0, "levels": levels}
+def load_tokenizer(path: Path, item_space: str) -> Tokenizer:
+    """Open a tokenizer folder; InputError when it was built for items other than `item_space` stands for."""
+    path = Path(path)
+    marker = read_marker(path, "tokenizer")
+    if marker["item_space"] != item_space:
+        raise InputError(path, found="a tokenizer built for another dataset", expected="one for the same items",
+                         do="run build-tokenizer on this dataset")
+    codebooks = [load_column(path, f"codebook_{level}") for level in range(marker["levels"])]
+    return Tokenizer(load_column(path, "codes"), codebooks, marker["levels"], marker["codes_per_level"])
 
 
 def build_tokenizer(dataset: Path, out: Path, config: TokenizerConfig, *, vectors: str | None = None,
                     checkpoint: Path | None = None) -> Path:
-    """Write the tokenizer of a dataset: codes, codebooks, prefix table, tokenizer.json.
+    """Fit codebooks to item vectors, give each item of `dataset` an id of its own, write the tokenizer folder `out`.
 
-    `vectors` is an embedding of the dataset ("emb_81") or a .npy file, `checkpoint` a run whose item vectors to take.
-    InputError when the vectors are not of this dataset's items.
+    `vectors` is an embedding column of the dataset ("emb_81") or a .npy file [n, d]: its rows are items + 1 item rows,
+    or belong to the creative ids of FILE_ids.npy or item_ids.npy beside it. `checkpoint` is a run, whose
+    item_vectors.npy is read. Items without a vector get free ids under the emptiest prefixes.
+    InputError when ids or shapes do not fit, and when there are more items than ids.
     """
-    started, dataset, out = time.monotonic(), Path(dataset), Path(out)
-    _check(config)
-    faiss.omp_set_num_threads(available_cores())
-    schema, creative_id = read_marker(dataset, "dataset"), np.asarray(load_column(dataset, "creative_id"))
-    source = _load_source(dataset, creative_id, vectors=vectors, checkpoint=checkpoint)
-    order = creative_id[1:].argsort(kind="stable") + 1
-    vector, present = _with_stand_ins(source.vector[order], source.present[order], config.seed)
-    codes_per_level = config.codes or default_codes(len(order), config.levels)
-    say(f"{len(order):,} items x {vector.shape[1]} from {source.name}, {config.levels} levels of {codes_per_level:,} codes")
-    codebooks = fit(vector[present], config, codes_per_level)
-    nearest = encode(vector, codebooks)
-    resolved = resolve(nearest, vector, codebooks, neighbours=config.neighbours, last=~present)
+    dataset, started = Path(dataset), time.monotonic()
+    marker = read_marker(dataset, "dataset")
+    creative = np.asarray(load_column(dataset, "creative_id"))
+    size = choose_codes(marker["items"], config)
+    source = _find_source(dataset, creative, vectors, checkpoint)
+    order = np.argsort(creative[1:], kind="stable")
+    values, present = _read_vectors(source, order)
+    with _faiss_settings():
+        codebooks, before = _fit(values, size, config)
+        resolved = resolve_collisions(values, before, codebooks, _NearestCodes(codebooks[-1], config.neighbours))
+    codes = np.full((len(creative), config.levels), -1, np.int32)
+    codes[1 + order[present]] = resolved.codes
+    codes[1 + order[~present]] = emptiest_ids(resolved.codes, size, len(order) - len(values))
+    figures = _figures(values, codebooks, before, resolved, codes[1:])
     with atomic_folder(out, MARKERS["tokenizer"]) as folder:
-        by_row = np.full((len(creative_id), config.levels), -1, np.int32)
-        by_row[order] = resolved.codes
-        np.save(folder / "codes.npy", by_row)
-        np.save(folder / "creative_id.npy", creative_id)
-        for level, codebook in enumerate(codebooks):
-            np.save(folder / f"codebook_{level}.npy", codebook)
-        by_prefix = np.lexsort(resolved.codes.T[::-1])
-        np.save(folder / "prefix_codes.npy", resolved.codes[by_prefix])
-        np.save(folder / "prefix_items.npy", order[by_prefix].astype(np.int32))
-        figures = {
-            "before": figures_of(nearest, vector, codebooks), "after": figures_of(resolved.codes, vector, codebooks),
-            "moved": resolved.moved, "overflowed": resolved.overflowed, "without_vector": int((~present).sum()),
-            "seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak_memory_mib())}
+        _write_arrays(folder, codes, codebooks, creative)
+        figures.update(seconds=round(time.monotonic() - started, 2), peak_memory_mib=round(peak_memory_mib()))
         write_json(folder / MARKERS["tokenizer"], {
-            "version": __version__, "config": to_dict(config), "source": source.name, "item_space": schema["item_space"],
-            "levels": config.levels, "fingerprint": fingerprint(by_row, *codebooks), "figures": figures})
-    _report(figures, out)
-    return out
+            "version": __version__, "config": to_dict(config), "item_space": marker["item_space"],
+            "fingerprint": fingerprint(codes, *codebooks), "vectors": source.name, "levels": config.levels,
+            "codes_per_level": size, "figures": figures})
+    _report(out, source.name, size, figures)
+    return Path(out)
 
 
-def _check(config: TokenizerConfig) -> None:
-    if config.levels < 1 or config.codes < 0 or config.codes == 1 or config.iterations < 1 or config.neighbours < 1:
-        raise InputError("tokenizer", found=f"levels={config.levels}, codes={config.codes}, iterations={config.iterations}, "
-                         f"neighbours={config.neighbours}", expected="at least one of each, codes 0 or from 2",
-                         do="correct the configuration")
+def choose_codes(items: int, config: TokenizerConfig) -> int:
+    """Codes per level: as configured, or the least power of two with four ids per item; InputError if not enough.
+
+    >>> choose_codes(1000, TokenizerConfig(levels=2))
+    64
+    """
+    if min(config.levels, config.neighbours, config.iterations, config.points_per_code) < 1 or config.codes < 0:
+        raise InputError("tokenizer settings", found=str(to_dict(config)), do="correct the one that is too small",
+                         expected="levels, neighbours, iterations, points_per_code of at least 1, codes of at least 0")
+    size = config.codes or _FEWEST_CODES
+    while not config.codes and size < _MOST_CODES and size ** config.levels < _IDS_PER_ITEM * items:
+        size *= 2
+    if size ** (config.levels - 1) > _MOST_PREFIXES:
+        raise InputError("tokenizer settings", found=f"{config.levels} levels of {size:,} codes",
+                         expected=f"at most {_MOST_PREFIXES:,} prefixes, codes ** (levels - 1)", do="lower one of them")
+    if items > size ** config.levels:
+        raise InputError("tokenizer settings", found=f"{items:,} items for {size ** config.levels:,} ids",
+                         expected=f"at least as many ids ({size:,} codes ** {config.levels} levels) as items",
+                         do="raise tokenizer.codes or tokenizer.levels")
+    return size
 
 
-def _load_source(dataset: Path, creative_id: np.ndarray, *, vectors: str | None, checkpoint: Path | None) -> Source:
+def _find_source(dataset: Path, creative: np.ndarray, vectors: str | None, checkpoint: Path | None) -> _Source:
     if (vectors is None) == (checkpoint is None):
-        raise InputError("build-tokenizer", found="both --vectors and --ckpt" if vectors else "neither --vectors nor --ckpt",
-                         expected="one of them", do="say which vectors to quantise")
-    if vectors is not None and not vectors.endswith(".npy"):
-        if not (dataset / f"{vectors}.npy").is_file():
-            held = ", ".join(path.stem for path in sorted(dataset.glob("emb_??.npy"))) or "none"
-            raise InputError(f"--vectors {vectors}", found=f"no such embedding in {dataset}", expected=f"one of: {held}",
-                             do="name one of them, or a .npy file")
-        return Source(vectors, load_column(dataset, vectors).astype(np.float32), np.asarray(load_column(dataset, f"{vectors}_present")))
-    path = Path(vectors) if vectors else Path(checkpoint) / "item_vectors.npy"
-    ids = path.with_name("item_ids.npy") if checkpoint else path.with_name(f"{path.stem}_ids.npy")
-    return _aligned(path, ids, creative_id)
+        raise InputError("build-tokenizer", found="both vectors and a run" if vectors else "neither vectors nor a run",
+                         expected="one of them", do="give --vectors emb_81, --vectors FILE.npy or --ckpt RUN")
+    if checkpoint is not None:
+        file = Path(checkpoint) / "item_vectors.npy"
+        return _align(file, Path(checkpoint) / "item_ids.npy", creative, every_item=True)
+    if not vectors.endswith(".npy"):
+        return _embedding_column(dataset, vectors, len(creative))
+    file = Path(vectors)
+    for ids_file in (file.with_name(f"{file.stem}_ids.npy"), file.with_name("item_ids.npy")):
+        if ids_file.is_file():
+            return _align(file, ids_file, creative, every_item=False)
+    matrix = _open_matrix(file)
+    if len(matrix) != len(creative):
+        raise InputError(file, found=f"{len(matrix):,} rows and no {file.stem}_ids.npy beside it",
+                         expected=f"{len(creative):,} rows (items + 1), or creative ids beside the file",
+                         do="write the ids, int64, one per row")
+    return _Source(str(file), matrix, np.arange(1, len(creative)))
 
 
-def _aligned(path: Path, ids: Path, creative_id: np.ndarray) -> Source:
-    """The rows of a vector file in the dataset's order, by creative id where the file beside it tells them."""
-    given = load_column(path.parent, path.stem)
-    if given.ndim != 2 or given.dtype.kind != "f":
-        raise InputError(path, found=f"an array of shape {given.shape} and type {given.dtype}",
-                         expected="floats [items, width]", do="check the file")
-    vector = np.zeros((len(creative_id), given.shape[1]), np.float32)
-    if ids.is_file():
-        row_of = {int(creative): row for row, creative in enumerate(load_column(ids.parent, ids.stem))}
-        row = np.array([row_of.get(int(creative), -1) for creative in creative_id])
-        if len(row_of) != len(given) or (row[1:] < 0).all():
-            raise InputError(path, found=f"{len(row_of):,} ids for {len(given):,} vectors, {(row[1:] >= 0).sum():,} of them of this dataset",
-                             expected=f"the dataset's {len(creative_id) - 1:,} items", do="use a run trained on this dataset")
-        vector[row >= 0] = given[row[row >= 0]]
-    elif len(given) == len(creative_id):
-        vector[:] = given
-    else:
-        raise InputError(path, found=f"{len(given):,} rows and no {ids.name} beside it",
-                         expected=f"{len(creative_id):,} rows, one per item row, row 0 for padding", do="write the ids beside it")
-    if not np.isfinite(vector).all():
-        raise InputError(path, found="values that are not finite", expected="finite vectors", do="train or write them again")
-    return Source(str(path), vector, vector.any(1))
+def _embedding_column(dataset: Path, name: str, rows: int) -> _Source:
+    if not (dataset / f"{name}_present.npy").is_file():
+        held = sorted(path.name.removesuffix("_present.npy") for path in dataset.glob("emb_*_present.npy"))
+        raise InputError(dataset, found=f"no embedding {name}", expected=f"one of: {', '.join(held) or 'none'}",
+                         do="name one of these or a .npy file, or preprocess with that embedding")
+    present = load_column(dataset, f"{name}_present")
+    return _Source(name, load_column(dataset, name), np.where(present, np.arange(rows), -1)[1:])
 
 
-def _with_stand_ins(vector: np.ndarray, present: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An item without a vector stands where a random item with one stands: spread like the catalogue, no place of its own."""
-    if not present.any():
-        return vector, np.ones(len(vector), bool)
-    lacking = np.flatnonzero(~present)
-    vector[lacking] = vector[np.random.default_rng(seed).choice(np.flatnonzero(present), len(lacking))]
-    return vector, present
+def _open_matrix(file: Path) -> np.ndarray:
+    if not file.is_file():
+        raise InputError(file, found="no such file", expected="item vectors",
+                         do="check the path, or train the run to its end")
+    matrix = load_column(file.parent, file.stem)
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or 0 in matrix.shape:
+        raise InputError(file, found=f"{matrix.dtype} {list(matrix.shape)}", expected="floats [items, width]",
+                         do="write one vector per row")
+    return matrix
 
 
-def load_tokenizer(path: Path, item_space: str) -> Tokenizer:
-    """Load a tokenizer for a dataset; InputError when it was built for other items."""
-    marker = read_marker(path, "tokenizer")
-    if marker["item_space"] != item_space:
-        raise InputError(path, found="a tokenizer built for another dataset", expected="one of this dataset's items",
-                         do="run build-tokenizer on this dataset")
-    return Tokenizer(load_column(path, "codes"), [load_column(path, f"codebook_{level}") for level in range(marker["levels"])])
+def _align(file: Path, ids_file: Path, creative: np.ndarray, *, every_item: bool) -> _Source:
+    """Match vectors to items by creative id; id 0 is padding. With `every_item` the two sets must be the same."""
+    matrix, ids = _open_matrix(file), np.asarray(load_column(ids_file.parent, ids_file.stem))
+    by_id = np.argsort(ids, kind="stable") if ids.shape == matrix.shape[:1] and ids.dtype.kind in "iu" else None
+    if by_id is None or (ids[by_id][1:] == ids[by_id][:-1]).any():
+        raise InputError(ids_file, found=f"{ids.dtype} {list(ids.shape)}, not one id of its own per vector",
+                         expected=f"{len(matrix):,} different creative ids, integers", do="write one id per vector")
+    place = np.minimum(np.searchsorted(ids, creative[1:], sorter=by_id), len(ids) - 1)
+    matched = ids[by_id[place]] == creative[1:]
+    strangers = np.count_nonzero(ids) - matched.sum()
+    if not matched.any() or every_item and (strangers or not matched.all()):
+        raise InputError(ids_file, expected="the items of this dataset", do="use vectors made from this dataset",
+                         found=f"{matched.sum():,} of the dataset's {matched.size:,} items, and {strangers:,} others")
+    return _Source(str(file), matrix, np.where(matched, by_id[place], -1))
 
 
-def _report(figures: dict, out: Path) -> None:
-    before, after = figures["before"], figures["after"]
-    names = {"shared_ids": "items that share an id, %", "collision_rate": "collision rate (items - ids), %"}
-    rows = [(text, f"{100 * before[name]:.2f}", f"{100 * after[name]:.2f}") for name, text in names.items()]
-    rows += [(name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}") for name in ("unique_ids", "largest_group")]
-    rows.append(("quantisation error / variance", f"{before['error_of_variance']:.4f}", f"{after['error_of_variance']:.4f}"))
-    for level, (old, new) in enumerate(zip(before["levels"], after["levels"])):
-        rows.append((f"level {level + 1}: codes used of {old['codes']:,}", f"{old['used']:,}", f"{new['used']:,}"))
-        rows.append((f"level {level + 1}: perplexity", f"{old['perplexity']:,.1f}", f"{new['perplexity']:,.1f}"))
-    rows += [("items moved / to another prefix", "", f"{figures['moved']:,} / {figures['overflowed']:,}"),
-             ("items without a vector", "", f"{figures['without_vector']:,}"), ("seconds", "", figures["seconds"])]
-    table("build-tokenizer", ("figure", "nearest", "re-assigned"), rows)
+def _read_vectors(source: _Source, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors, float32 [n, d], of the items in `order` that have one, and which have one, bool [items].
+
+    A vector of zeros is none.
+    """
+    row = source.row[order]
+    present = row >= 0
+    values = np.asarray(source.matrix[row[present]], np.float32)
+    if not np.isfinite(values).all():
+        bad = np.count_nonzero(~np.isfinite(values).all(axis=1))
+        raise InputError(source.name, found=f"{bad:,} vectors with values that are not finite",
+                         expected="finite numbers", do="write zeros: an item without a vector still gets an id")
+    nonzero = values.any(axis=1)
+    present[present] = nonzero
+    if not nonzero.any():
+        raise InputError(source.name, found=f"no vector for any of {len(order):,} items", expected="at least one",
+                         do="choose other vectors")
+    return (values if nonzero.all() else values[nonzero]), present
+
+
+@contextlib.contextmanager
+def _faiss_settings() -> Iterator[None]:
+    """No more threads than this process may use, and matrix products for small batches too; both put back."""
+    threads = faiss.omp_get_max_threads()
+    threshold = getattr(faiss.cvar, "distance_compute_blas_threshold", None)
+    faiss.omp_set_num_threads(min(threads, available_cores()))
+    if threshold is not None:
+        faiss.cvar.distance_compute_blas_threshold = 20  # faiss 1.15's own is up to eight times slower on CPU
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+        if threshold is not None:
+            faiss.cvar.distance_compute_blas_threshold = threshold
+
+
+class _NearestCodes:
+    """Residuals [m, d] to their `count` nearest codes [m, count], nearest first."""
+
+    def __init__(self, codebook: np.ndarray, count: int):
+        self._index, self._count = faiss.IndexFlatL2(codebook.shape[1]), min(count, len(codebook))
+        self._index.add(codebook)
+
+    def __call__(self, residuals: np.ndarray) -> np.ndarray:
+        return self._index.search(residuals, self._count)[1]
+
+
+def _fit(vectors: np.ndarray, size: int, config: TokenizerConfig) -> tuple[list[np.ndarray], np.ndarray]:
+    """Codebooks, and the codes int32 [n, L] of nearest codewords, level by level."""
+    codebooks, codes = [], np.zeros((len(vectors), config.levels), np.int32)
+    for level in progress(range(config.levels), total=config.levels, what="codebooks"):
+        generator = np.random.default_rng([config.seed, level])
+        sample = np.arange(len(vectors))
+        if len(sample) > config.points_per_code * size:
+            sample = np.sort(generator.choice(sample, config.points_per_code * size, replace=False))
+        residuals = vectors[sample] - decode(codes[sample], codebooks)
+        codebook = _kmeans(residuals, size, config.iterations, int(generator.integers(1 << 30)))
+        nearest = _NearestCodes(codebook, 1)
+        for start in range(0, len(vectors), _ROWS_PER_BLOCK):
+            part = slice(start, start + _ROWS_PER_BLOCK)
+            codes[part, level] = nearest(vectors[part] - decode(codes[part], codebooks))[:, 0]
+        codebooks.append(codebook)
+    return codebooks, codes
+
+
+def _kmeans(points: np.ndarray, size: int, iterations: int, seed: int) -> np.ndarray:
+    """Codewords, float32 [size, d]; where there are no more different points than codes, these points, then zeros."""
+    if len(np.unique(points[:4 * size], axis=0)) <= size:  # a cheap look at the head spares most data the sort
+        distinct = np.unique(points, axis=0)
+        if len(distinct) <= size:
+            return np.concatenate([distinct, np.zeros((size - len(distinct), points.shape[1]), np.float32)])
+    kmeans = faiss.Kmeans(points.shape[1], size, niter=iterations, seed=seed, min_points_per_centroid=1,
+                          max_points_per_centroid=len(points))
+    kmeans.train(np.ascontiguousarray(points))
+    return np.array(kmeans.centroids)
+
+
+def _write_arrays(folder: Path, codes: np.ndarray, codebooks: list[np.ndarray], creative: np.ndarray) -> None:
+    by_id = np.lexsort(codes[1:].T[::-1])
+    np.save(folder / "codes.npy", codes)
+    np.save(folder / "prefix_codes.npy", codes[1:][by_id])
+    np.save(folder / "prefix_items.npy", (1 + by_id).astype(np.int32))
+    np.save(folder / "creative_id.npy", creative)
+    for level, codebook in enumerate(codebooks):
+        np.save(folder / f"codebook_{level}.npy", codebook)
+
+
+def _figures(vectors: np.ndarray, codebooks: list[np.ndarray], before: np.ndarray, resolved: Resolved,
+             codes: np.ndarray) -> dict:
+    """`before` counts items with a vector, `after` all items; errors are of items with a vector in both."""
+    centre = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
+    variance = float(squared_errors(vectors, np.zeros((len(vectors), 1), np.int8), [centre]).mean())
+    levels = {"before": (before, before), "after": (codes, resolved.codes)}
+    described = {when: [_describe(counted[:, :depth], coded[:, :depth], vectors, codebooks[:depth], variance)
+                        for depth in range(1, len(codebooks) + 1)] for when, (counted, coded) in levels.items()}
+    return {**described, "items": len(codes), "items_without_vector": len(codes) - len(vectors),
+            "moved": resolved.moved, "overflowed": resolved.overflowed, "variance": variance}
+
+
+def _describe(counted: np.ndarray, coded: np.ndarray, vectors: np.ndarray, codebooks: list[np.ndarray],
+              variance: float) -> dict:
+    """Figures of ids or prefixes: groups and use over `counted` [items, depth], error over `coded` [n, depth]."""
+    groups = np.unique(id_numbers(counted, len(codebooks[0])), return_counts=True)[1]
+    use = np.unique(counted[:, -1], return_counts=True)[1] / len(counted)
+    error = float(squared_errors(vectors, coded, codebooks).mean())
+    items, unique = len(counted), len(groups)
+    return {"shared": (items - np.count_nonzero(groups == 1)) / items, "collision_rate": (items - unique) / items,
+            "unique": unique, "largest_group": int(groups.max()), "codes_in_use": len(use),
+            "perplexity": float(np.exp(-(use * np.log(use)).sum())), "squared_error": error,
+            "relative_error": error / variance if variance else 0.0}
+
+
+def _report(out: Path, source: str, size: int, figures: dict) -> None:
+    rows = []
+    for depth, (before, after) in enumerate(zip(figures["before"], figures["after"]), start=1):
+        part = "id" if depth == len(figures["after"]) else f"first {depth} of it"
+        rows += [(f"{part}: {words}", format(before[key], form), format(after[key], form))
+                 for key, (words, form) in _WORDING.items()]
+    rows += [(key.replace("_", " "), "", f"{figures[key]:,}") for key in (
+        "items", "items_without_vector", "moved", "overflowed", "seconds", "peak_memory_mib")]
+    table(f"tokenizer: {len(figures['after'])} x {size} codes from {source}", ("what", "before", "after"), rows)
     say(f"wrote {out}")

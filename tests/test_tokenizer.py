@@ -1,193 +1,268 @@
-"""Semantic ids: none shared, none lost, none dependent on the order of items; the fast assignment equals a slow one."""
+"""Every item has a semantic id of its own, near its vector, whatever the vectors and the order of items are."""
 
+import json
+
+import faiss
 import numpy as np
 import pytest
 
-from onepiece_comp.artefacts import write_json
-from onepiece_comp.collisions import resolve, squared_distance
+from onepiece_comp.artefacts import load_column, write_json
+from onepiece_comp.collisions import decode, emptiest_ids, id_numbers, resolve_collisions, squared_errors
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.embeddings import find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
-from onepiece_comp.tokenizer import build_tokenizer, decode, default_codes, encode, fit, load_tokenizer
+from onepiece_comp.tokenizer import build_tokenizer, choose_codes, load_tokenizer
 
 
-def _dataset(folder, vectors, creative=None, present=None):
-    """A dataset folder with just what the tokenizer reads."""
-    folder.mkdir(parents=True)
-    items = len(vectors)
-    creative = np.arange(items) + 20_000_000_000 if creative is None else creative
-    np.save(folder / "creative_id.npy", np.concatenate([[0], creative]))
-    np.save(folder / "emb_81.npy", np.concatenate([np.zeros((1, vectors.shape[1])), vectors]).astype(np.float16))
-    np.save(folder / "emb_81_present.npy", np.concatenate([[False], np.ones(items, bool) if present is None else present]))
-    write_json(folder / "schema.json", {"item_space": f"space of {items}"})
+def write_dataset(folder, creative, vectors, present=None):
+    """What the tokenizer reads of a dataset; items without a vector are False in `present`."""
+    folder.mkdir()
+    padded = np.concatenate([np.zeros((1, vectors.shape[1])), vectors])
+    np.save(folder / "creative_id.npy", np.concatenate([[0], creative]).astype(np.int64))
+    np.save(folder / "emb_81.npy", padded.astype(np.float16))
+    np.save(folder / "emb_81_present.npy",
+            np.concatenate([[False], np.ones(len(creative), bool) if present is None else present]))
+    write_json(folder / "schema.json", {"items": len(creative), "item_space": f"space of {len(creative)}"})
     return folder
 
 
-def _clusters(groups=6, each=5, seed=0):
-    """Groups far apart, members of a group in a small checkerboard."""
-    rng = np.random.default_rng(seed)
-    centre = 40 * rng.normal(size=(groups, 4))
-    return np.concatenate([c + rng.normal(size=(each, 4)) for c in centre]), np.repeat(np.arange(groups), each)
+def build(tmp_path, vectors, *, creative=None, present=None, name="a", **settings):
+    """The codes [items, L] and marker of a tokenizer built from an embedding column."""
+    creative = 1000 + np.arange(len(vectors)) if creative is None else creative
+    dataset = write_dataset(tmp_path / f"dataset_{name}", creative, vectors, present)
+    out = build_tokenizer(dataset, tmp_path / name, TokenizerConfig(**settings), vectors="emb_81")
+    codes = load_tokenizer(out, f"space of {len(creative)}").codes
+    assert codes.shape[0] == len(creative) + 1 and (codes[0] == -1).all()
+    return np.array(codes[1:]), json.loads((out / "tokenizer.json").read_text())
 
 
-def test_groups_far_apart_never_share_a_first_code(tmp_path):
-    vectors, group = _clusters()
-    build_tokenizer(_dataset(tmp_path / "d", vectors), tmp_path / "t", TokenizerConfig(codes=16), vectors="emb_81")
-    first = load_tokenizer(tmp_path / "t", "space of 30").codes[1:, 0]
-    assert all(len(set(group[first == code])) == 1 for code in set(first)) and len(set(first)) >= 6
+def assert_own_ids(codes, size):
+    assert codes.min() >= 0 and codes.max() < size
+    assert len(np.unique(codes, axis=0)) == len(codes)
 
 
-def test_every_item_has_an_id_of_its_own_and_the_prefix_table_lists_them_all(tmp_path):
-    vectors = np.random.default_rng(0).normal(size=(200, 6)).round(1)
-    vectors[50:90] = vectors[0]
-    build_tokenizer(_dataset(tmp_path / "d", vectors), tmp_path / "t", TokenizerConfig(), vectors="emb_81")
-    codes = load_tokenizer(tmp_path / "t", "space of 200").codes
-    assert codes[0].tolist() == [-1, -1] and (codes[1:] >= 0).all() and len(np.unique(codes[1:], axis=0)) == 200
-    table, items = np.load(tmp_path / "t" / "prefix_codes.npy"), np.load(tmp_path / "t" / "prefix_items.npy")
-    assert sorted(items) == list(range(1, 201)) and (codes[items] == table).all()
-    assert sorted(map(tuple, table)) == list(map(tuple, table))
+def nearest_of(codebook, count):
+    """A plain stand-in for the neighbour search."""
+    return lambda residuals: np.square(residuals[:, None] - codebook).sum(axis=2).argsort(axis=1)[:, :count]
 
 
-def test_ids_do_not_depend_on_the_order_of_items(tmp_path):
-    vectors, shuffle = np.random.default_rng(1).normal(size=(80, 5)), np.random.default_rng(2).permutation(80)
-    creative = 20_000_000_000 + 7 * np.arange(80)
-    for name, order in (("a", np.arange(80)), ("b", shuffle)):
-        build_tokenizer(_dataset(tmp_path / name, vectors[order], creative[order]), tmp_path / f"t{name}", TokenizerConfig(codes=16),
-                        vectors="emb_81")
-    first, second = (load_tokenizer(tmp_path / name, "space of 80").codes[1:] for name in ("ta", "tb"))
-    np.testing.assert_array_equal(first[shuffle], second)
+def checkerboard():
+    """Sixteen vectors: four far corners, four near corners around each, in the order corner by corner."""
+    square = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], float)
+    return (100 * square[:, None] + square).reshape(-1, 2)
 
 
-def test_decoding_is_the_sum_of_the_codewords_and_encoding_takes_the_nearest():
-    vectors = np.random.default_rng(3).normal(size=(300, 4)).astype(np.float32)
-    books = fit(vectors, TokenizerConfig(levels=3), 8)
-    codes = encode(vectors, books)
-    for n in range(0, 300, 17):
-        residual = vectors[n].copy()
-        for level, book in enumerate(books):
-            assert codes[n, level] == ((residual - book) ** 2).sum(1).argmin()
-            residual -= book[codes[n, level]]
-        np.testing.assert_allclose(vectors[n] - residual, decode(codes[n:n + 1], books)[0], atol=1e-5)
+def test_far_corners_get_the_first_code_and_near_corners_the_second(tmp_path):
+    codes, marker = build(tmp_path, checkerboard(), codes=4, iterations=50)
+    corners = codes.reshape(4, 4, 2)
+    assert (corners[:, :, 0] == corners[:, :1, 0]).all() and len(set(corners[:, 0, 0])) == 4
+    assert (corners[:, :, 1] == corners[:1, :, 1]).all() and len(set(corners[0, :, 1])) == 4
+    assert marker["figures"]["before"][-1]["shared"] == 0 and marker["figures"]["moved"] == 0
+    assert marker["figures"]["after"][-1]["relative_error"] < 1e-6
+    assert marker["figures"]["after"][0]["relative_error"] == pytest.approx(2 / 20002)
+    assert [level["perplexity"] for level in marker["figures"]["after"]] == pytest.approx([4, 4])
 
 
-def _slow(codes, vectors, books, neighbours):
-    """The same rule, one item at a time over plain sets (two levels, no prefix full)."""
-    error = [float(((v - books[0][c[0]] - books[1][c[1]]) ** 2).sum()) for v, c in zip(vectors, codes)]
-    taken, out = set(), [tuple(c) for c in codes]
-    waiting = []
-    for item in sorted(range(len(codes)), key=lambda i: (error[i], i)):
-        if out[item] in taken:
-            waiting.append(item)
+def test_the_sum_of_the_codewords_is_the_item_s_vector_where_nothing_had_to_move(tmp_path):
+    vectors = checkerboard()
+    codes, _ = build(tmp_path, vectors, codes=4, iterations=50)
+    books = load_tokenizer(tmp_path / "a", "space of 16").codebooks
+    np.testing.assert_allclose(decode(codes, books), vectors, atol=0.1)
+    assert np.allclose(squared_errors(vectors, codes[:, :1], books[:1]), 2, atol=0.1)
+
+
+@pytest.mark.parametrize("levels, size", [(1, 64), (2, 8), (3, 4)])
+def test_no_two_items_share_an_id_even_when_every_id_is_used(tmp_path, levels, size):
+    vectors = np.random.default_rng(0).normal(size=(size ** levels, 3)) ** 3
+    codes, marker = build(tmp_path, vectors, levels=levels, codes=size)
+    assert_own_ids(codes, size)
+    after = marker["figures"]["after"][-1]
+    assert after["shared"] == after["collision_rate"] == 0 and after["unique"] == size ** levels
+
+
+def test_figures_count_shared_ids_as_defined(tmp_path):
+    vectors = np.repeat(checkerboard(), [3] + [1] * 15, axis=0)
+    _, marker = build(tmp_path, vectors, codes=5, iterations=50)
+    before = marker["figures"]["before"][-1]
+    groups = 18 - before["unique"]
+    assert before["collision_rate"] == pytest.approx(groups / 18) and before["largest_group"] >= 3
+    assert before["shared"] >= 3 / 18 and marker["figures"]["moved"] == groups
+
+
+def slow_assignment(vectors, codes, books):
+    """The rule of `resolve_collisions`, read aloud: two levels, plain loops."""
+    codes, size = [tuple(row) for row in codes.tolist()], len(books[0])
+    def distance(row, code):
+        return float(np.square(vectors[row] - books[0][code[0]] - books[1][code[1]]).sum())
+    by_error = sorted(range(len(codes)), key=lambda row: (distance(row, codes[row]), row))
+    owner = {}
+    for row in by_error:
+        owner.setdefault(codes[row], row)
+    losers, full = [row for row in by_error if owner[codes[row]] != row], []
+    for row in losers:
+        first = codes[row][0]
+        free = [(first, second) for second in range(size) if (first, second) not in owner]
+        if free:
+            codes[row] = min(free, key=lambda code: distance(row, code))
+            owner[codes[row]] = row
         else:
-            taken.add(out[item])
-    for item in waiting:
-        distance = ((vectors[item] - books[0][out[item][0]] - books[1]) ** 2).sum(1)
-        near = distance.argsort(kind="stable").tolist()
-        code = next(c for c in near[:neighbours] + near if (out[item][0], c) not in taken)
-        out[item] = (out[item][0], code)
-        taken.add(out[item])
-    return np.array(out)
+            full.append(row)
+    for row in full:
+        open_firsts = [c for c in range(size) if any((c, s) not in owner for s in range(size))]
+        first = min(open_firsts, key=lambda c: float(np.square(vectors[row] - books[0][c]).sum()))
+        free = [(first, s) for s in range(size) if (first, s) not in owner]
+        codes[row] = min(free, key=lambda code: distance(row, code))
+        owner[codes[row]] = row
+    return codes, len(losers), len(full)
 
 
-@pytest.mark.parametrize("neighbours", [1, 3, 50])
-def test_the_assignment_equals_a_slow_reference(neighbours):
-    rng = np.random.default_rng(4)
-    vectors = rng.normal(size=(60, 3)).astype(np.float32)
-    books = [rng.normal(size=(4, 3)).astype(np.float32), 0.5 * rng.normal(size=(30, 3)).astype(np.float32)]
-    codes = encode(vectors, books)
-    resolved = resolve(codes, vectors, books, neighbours=neighbours, last=np.zeros(60, bool))
-    np.testing.assert_array_equal(resolved.codes, _slow(codes, vectors, books, neighbours))
-    assert resolved.moved > 5 and resolved.overflowed == 0
+@pytest.mark.parametrize("items, seed", [(20, 0), (45, 1), (64, 2)])
+def test_the_fast_assignment_is_the_slow_one(items, seed):
+    generator = np.random.default_rng(seed)
+    books = [generator.normal(size=(8, 3)).astype(np.float32), 0.3 * generator.normal(size=(8, 3)).astype(np.float32)]
+    vectors = (books[0][generator.choice(8, items, p=[0.6, 0.2] + [0.2 / 6] * 6)]
+               + 0.4 * generator.normal(size=(items, 3))).astype(np.float32)
+    first = nearest_of(books[0], 1)(vectors)
+    codes = np.hstack([first, nearest_of(books[1], 1)(vectors - books[0][first[:, 0]])])
+    resolved = resolve_collisions(vectors, codes, books, nearest_of(books[1], 3))
+    expected, moved, overflowed = slow_assignment(vectors, codes, books)
+    assert [tuple(row) for row in resolved.codes.tolist()] == expected
+    assert (resolved.moved, resolved.overflowed) == (moved, overflowed) and moved > 0
+    assert items < 40 or overflowed > 0
 
 
-@pytest.mark.parametrize("levels", [2, 3])
-def test_a_full_prefix_spills_to_others_until_every_id_is_used(levels):
-    """All items equal and exactly as many as ids."""
-    books = [np.eye(3, 4, dtype=np.float32) * (level + 1) for level in range(levels)]
-    vectors = np.zeros((3 ** levels, 4), np.float32)
-    resolved = resolve(encode(vectors, books), vectors, books, neighbours=2, last=np.zeros(len(vectors), bool))
-    assert len(np.unique(resolved.codes, axis=0)) == 3 ** levels and resolved.overflowed == 3 ** levels - 3
+def test_the_closest_item_keeps_the_id_and_an_item_of_a_full_prefix_goes_to_the_next_nearest():
+    books = [np.array([[0.0], [10.0], [40.0]], np.float32), np.array([[0.0], [1.0], [5.0]], np.float32)]
+    vectors = np.array([[0.3], [0.2], [0.1], [0.4]], np.float32)
+    resolved = resolve_collisions(vectors, np.zeros((4, 2), int), books, nearest_of(books[1], 2))
+    assert resolved.codes.tolist() == [[0, 2], [0, 1], [0, 0], [1, 0]]
+    assert (resolved.moved, resolved.overflowed) == (3, 1)
 
 
-def test_a_spill_goes_to_the_nearest_prefix_with_room():
-    books = [np.array([[0.0], [10.0], [3.0]], np.float32), np.array([[0.0], [0.1]], np.float32)]
-    vectors = np.array([[0.0], [0.1], [0.9]], np.float32)
-    resolved = resolve(encode(vectors, books), vectors, books, neighbours=2, last=np.zeros(3, bool))
-    assert resolved.codes.tolist() == [[0, 0], [0, 1], [2, 0]] and resolved.overflowed == 1
+def test_three_level_spills_keep_the_longest_part_of_the_prefix_that_has_room():
+    books = [np.array([[0.0], [100.0]], np.float32), np.array([[0.0], [10.0]], np.float32),
+             np.array([[0.0], [1.0]], np.float32)]
+    vectors = np.array([[0.0], [0.1], [0.2], [0.3], [0.4]], np.float32)
+    resolved = resolve_collisions(vectors, np.zeros((5, 3), int), books, nearest_of(books[2], 1))
+    assert resolved.codes[:2].tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert resolved.codes[2:4, :2].tolist() == [[0, 1], [0, 1]] and resolved.codes[4, 0] == 1
 
 
-def test_items_without_a_vector_yield_to_those_with_one():
-    books = [np.zeros((1, 1), np.float32), np.array([[0.0], [5.0]], np.float32)]
-    vectors = np.array([[0.0], [0.4]], np.float32)
-    resolved = resolve(encode(vectors, books), vectors, books, neighbours=2, last=np.array([True, False]))
-    assert resolved.codes.tolist() == [[0, 1], [0, 0]]
+def test_items_without_a_vector_fill_the_emptiest_prefixes_and_are_counted(tmp_path):
+    taken = np.array([[0, 0], [0, 1], [1, 3]])
+    spread = emptiest_ids(taken, 4, 5)
+    assert spread.tolist() == [[1, 0], [2, 0], [2, 1], [3, 0], [3, 1]]
+    assert len(set(id_numbers(np.vstack([taken, emptiest_ids(taken, 4, 13)]), 4))) == 16
+    vectors, present = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4 > 0
+    vectors[1] = 0  # present and all zero: no vector either
+    codes, marker = build(tmp_path, vectors, present=present, codes=16)
+    assert_own_ids(codes, 16)
+    assert marker["figures"]["items_without_vector"] == 11
 
 
-def test_one_level_one_item_and_equal_items_work(tmp_path):
-    for name, vectors, config in (("one", np.ones((1, 3)), TokenizerConfig()), ("equal", np.ones((40, 3)), TokenizerConfig()),
-                                  ("flat", np.random.default_rng(0).normal(size=(30, 3)), TokenizerConfig(levels=1, codes=64))):
-        build_tokenizer(_dataset(tmp_path / name, vectors), tmp_path / f"t{name}", config, vectors="emb_81")
-        codes = load_tokenizer(tmp_path / f"t{name}", f"space of {len(vectors)}").codes[1:]
-        assert len(np.unique(codes, axis=0)) == len(vectors)
+def test_ids_follow_the_creative_ids_and_not_the_item_rows(tmp_path):
+    generator = np.random.default_rng(3)
+    vectors, creative = generator.normal(size=(200, 4)).round(1), generator.permutation(5000)[:200] + 1
+    vectors[:50] = vectors[0]  # equal errors, so that ties are broken too
+    present, other = generator.random(200) < 0.9, generator.permutation(200)
+    codes, _ = build(tmp_path, vectors, creative=creative, present=present, codes=16)
+    permuted, _ = build(tmp_path, vectors[other], creative=creative[other], present=present[other], codes=16, name="b")
+    np.testing.assert_array_equal(codes[other], permuted)
 
 
-def test_items_without_a_vector_still_get_an_id_and_are_counted(tmp_path):
-    vectors, present = np.random.default_rng(5).normal(size=(50, 3)), np.arange(50) % 5 > 0
-    build_tokenizer(_dataset(tmp_path / "d", vectors, present=present), tmp_path / "t", TokenizerConfig(), vectors="emb_81")
-    assert len(np.unique(load_tokenizer(tmp_path / "t", "space of 50").codes[1:], axis=0)) == 50
-    import json
-    assert json.loads((tmp_path / "t" / "tokenizer.json").read_text())["figures"]["without_vector"] == 10
+def test_a_spill_starts_from_the_item_s_own_prefix_even_where_another_first_code_is_nearer():
+    books = [np.array([[0.0], [100.0]], np.float32), np.array([[0.0], [10.0]], np.float32),
+             np.array([[0.0], [1.0]], np.float32)]
+    vectors, codes = np.full((3, 1), 30, np.float32), np.array([[1, 0, 0]] * 3)
+    resolved = resolve_collisions(vectors, codes, books, nearest_of(books[2], 1))
+    assert resolved.codes[:, 0].tolist() == [1, 1, 1]
 
 
-def test_more_items_than_ids_is_an_error_that_says_so(tmp_path):
-    vectors = np.random.default_rng(6).normal(size=(30, 3))
-    with pytest.raises(InputError, match="30 items for 25 ids"):
-        build_tokenizer(_dataset(tmp_path / "d", vectors), tmp_path / "t", TokenizerConfig(codes=5), vectors="emb_81")
-    assert not (tmp_path / "t").exists()
+def test_a_codebook_is_fitted_to_no_more_vectors_per_code_than_asked(tmp_path, monkeypatch):
+    seen, train = [], faiss.Kmeans.train
+    monkeypatch.setattr(faiss.Kmeans, "train", lambda self, points: (seen.append(len(points)), train(self, points))[1])
+    codes, _ = build(tmp_path, np.random.default_rng(4).normal(size=(200, 3)), codes=16, points_per_code=5)
+    assert_own_ids(codes, 16)
+    assert seen == [80, 80]
 
 
-def test_vectors_and_tokenizers_of_other_items_are_refused(tmp_path):
-    data = _dataset(tmp_path / "d", np.random.default_rng(7).normal(size=(30, 3)))
-    run = tmp_path / "run"
+@pytest.mark.parametrize("vectors", [np.ones((1, 2)), np.full((60, 3), 0.5), np.eye(5)[[0, 1, 1, 2]],
+                                     np.random.default_rng(5).normal(size=(20, 3))])
+def test_few_or_equal_vectors_still_give_every_item_an_id_without_a_warning(tmp_path, vectors, capfd):
+    codes, marker = build(tmp_path, vectors)
+    assert_own_ids(codes, 16)
+    assert marker["codes_per_level"] == 16 and "WARNING" not in "".join(capfd.readouterr())
+
+
+def test_the_prefix_table_lists_each_item_once_in_the_order_of_ids(tmp_path):
+    codes, _ = build(tmp_path, np.random.default_rng(1).normal(size=(50, 3)), codes=8)
+    table, items = load_column(tmp_path / "a", "prefix_codes"), load_column(tmp_path / "a", "prefix_items")
+    assert [tuple(row) for row in table.tolist()] == sorted(map(tuple, codes.tolist()))
+    np.testing.assert_array_equal(codes[items - 1], table)
+
+
+@pytest.mark.parametrize("items, levels, size", [(1, 2, 16), (1024, 2, 64), (1025, 2, 128), (1000, 3, 16),
+                                                 (17_600_000, 2, 16384), (10 ** 8, 2, 16384)])
+def test_the_codebook_leaves_four_ids_per_item_between_16_and_16384_codes(items, levels, size):
+    assert choose_codes(items, TokenizerConfig(levels=levels)) == size
+
+
+def test_more_items_than_ids_are_refused(tmp_path):
+    with pytest.raises(InputError, match="17 items for 16 ids"):
+        build(tmp_path, np.ones((17, 2)), codes=4)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("settings", [{"levels": 0}, {"codes": -1}, {"neighbours": 0}, {"levels": 9, "codes": 256}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(InputError, match="tokenizer settings"):
+        choose_codes(10, TokenizerConfig(**settings))
+
+
+def test_a_run_s_vectors_are_matched_by_creative_id_and_refused_for_another_dataset(tmp_path):
+    vectors, creative = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float16), 500 + np.arange(30)
+    expected, _ = build(tmp_path, vectors, creative=creative, codes=8)
+    run, other = tmp_path / "run", np.random.default_rng(0).permutation(30)
     run.mkdir()
-    np.save(run / "item_vectors.npy", np.ones((6, 3), np.float32))
-    np.save(run / "item_ids.npy", np.arange(6))
-    with pytest.raises(InputError, match="0 of them of this dataset"):
-        build_tokenizer(data, tmp_path / "t", TokenizerConfig(), checkpoint=run)
-    with pytest.raises(InputError, match="one of: emb_81"):
-        build_tokenizer(data, tmp_path / "t", TokenizerConfig(), vectors="emb_99")
-    with pytest.raises(InputError, match="neither"):
-        build_tokenizer(data, tmp_path / "t", TokenizerConfig())
-    build_tokenizer(data, tmp_path / "t", TokenizerConfig(), vectors="emb_81")
-    with pytest.raises(InputError, match="another dataset"):
-        load_tokenizer(tmp_path / "t", "space of 31")
+    np.save(run / "item_vectors.npy", np.concatenate([np.zeros((1, 4)), vectors[other]]).astype(np.float32))
+    np.save(run / "item_ids.npy", np.concatenate([[0], creative[other]]))
+    for source in ({"checkpoint": run}, {"vectors": str(run / "item_vectors.npy")}):
+        build_tokenizer(tmp_path / "dataset_a", tmp_path / "b", TokenizerConfig(codes=8), **source)
+        np.testing.assert_array_equal(load_tokenizer(tmp_path / "b", "space of 30").codes[1:], expected)
+    np.save(run / "item_ids.npy", np.concatenate([[0], creative[other] + 1]))
+    with pytest.raises(InputError, match="found 29 of the dataset's 30 items, and 1 others"):
+        build_tokenizer(tmp_path / "dataset_a", tmp_path / "c", TokenizerConfig(codes=8), checkpoint=run)
 
 
-def test_vectors_of_a_run_are_put_in_place_by_their_ids(tmp_path):
-    vectors = np.random.default_rng(8).normal(size=(40, 3)).astype(np.float32)
-    data, run, order = _dataset(tmp_path / "d", vectors), tmp_path / "run", np.random.default_rng(9).permutation(41)
-    run.mkdir()
-    ids = np.concatenate([[0], np.arange(40) + 20_000_000_000])
-    np.save(run / "item_vectors.npy", np.concatenate([np.zeros((1, 3), np.float32), vectors])[order])
-    np.save(run / "item_ids.npy", ids[order])
-    np.save(tmp_path / "plain.npy", np.concatenate([np.zeros((1, 3), np.float32), vectors]))
-    build_tokenizer(data, tmp_path / "a", TokenizerConfig(), checkpoint=run)
-    build_tokenizer(data, tmp_path / "b", TokenizerConfig(), vectors=str(tmp_path / "plain.npy"))
-    np.testing.assert_array_equal(np.load(tmp_path / "a" / "codes.npy"), np.load(tmp_path / "b" / "codes.npy"))
+def test_vector_files_without_ids_must_have_a_row_per_item_row_and_sources_must_be_clear(tmp_path):
+    vectors, stage = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float16), TokenizerConfig(codes=8)
+    expected, _ = build(tmp_path, vectors, codes=8)
+    dataset, file = tmp_path / "dataset_a", tmp_path / "v.npy"
+    np.save(file, np.concatenate([np.zeros((1, 4)), vectors]))
+    build_tokenizer(dataset, tmp_path / "b", stage, vectors=str(file))
+    np.testing.assert_array_equal(load_tokenizer(tmp_path / "b", "space of 30").codes[1:], expected)
+    for rows, message in ((vectors, "found 30 rows"), (np.full((31, 4), np.nan), "30 vectors with values"),
+                          (np.zeros((31, 4)), "no vector for any of 30 items"), (np.ones(31), r"float64 \[31\]")):
+        np.save(file, rows)
+        with pytest.raises(InputError, match=message):
+            build_tokenizer(dataset, tmp_path / "c", stage, vectors=str(file))
+    for source, message in (({"vectors": "emb_99"}, "expected one of: emb_81"), ({}, "neither"),
+                            ({"vectors": "emb_81", "checkpoint": tmp_path}, "both"),
+                            ({"checkpoint": tmp_path}, "no such file"), ({"vectors": "no.npy"}, "no such file")):
+        with pytest.raises(InputError, match=message):
+            build_tokenizer(dataset, tmp_path / "c", stage, **source)
 
 
-def test_codebooks_grow_with_the_catalogue_up_to_the_papers_size():
-    assert [default_codes(items, 2) for items in (10, 64, 65, 16_384, 20_000, 4_783_154, 19_099_627)] == [16, 16, 32, 256, 512, 8192, 16384]
-
-
-def test_distances_are_squared_euclidean():
-    a, b = np.random.default_rng(0).normal(size=(4, 3)), np.random.default_rng(1).normal(size=(5, 3))
-    np.testing.assert_allclose(squared_distance(a, b), ((a[:, None] - b[None]) ** 2).sum(2), atol=1e-9)
+def test_a_tokenizer_of_another_dataset_is_refused(tmp_path):
+    build(tmp_path, np.random.default_rng(2).normal(size=(30, 4)))
+    with pytest.raises(InputError, match="built for another dataset"):
+        load_tokenizer(tmp_path / "a", "space of 31")
 
 
 def test_real_embeddings_end_without_a_shared_id(tmp_path, data_dir):
     source = find_embeddings(data_dir / "tencentgr_1k_sample")["81"]
-    vectors = np.stack([v for _, (c, v) in zip(range(6000), read_embedding(source)) if v is not None])
-    build_tokenizer(_dataset(tmp_path / "d", vectors), tmp_path / "t", TokenizerConfig(codes=128, points_per_code=40), vectors="emb_81")
-    codes = np.load(tmp_path / "t" / "codes.npy")[1:]
-    assert len(np.unique(codes, axis=0)) == len(vectors) > 5900
+    pairs = [pair for _, pair in zip(range(5000), read_embedding(source)) if pair[1] is not None]
+    codes, marker = build(tmp_path, np.stack([vector for _, vector in pairs]), creative=np.array([c for c, _ in pairs]))
+    assert_own_ids(codes, 256)
+    assert marker["figures"]["before"][-1]["shared"] > 0.2
+    assert marker["figures"]["after"][-1]["relative_error"] < 0.15
