@@ -12,6 +12,7 @@ import torch
 
 from onepiece_comp.features import Feature
 from onepiece_comp.preprocess import Dataset, ItemTable
+from onepiece_comp.trend import Lookup
 
 NO_ACTION = 4  # what a position is conditioned on where the next action is not to be told
 
@@ -38,6 +39,17 @@ class History(NamedTuple):
     user_token_start_B: torch.Tensor  # int64
 
 
+class TrendRows(NamedTuple):
+    """Popularity of K keys at R rows, a row being a moment and a next action; see `trend.Lookup`."""
+
+    row_P: torch.Tensor  # int64
+    key_P: torch.Tensor  # int64
+    feature_PW: torch.Tensor  # float32
+    seen_RK: torch.Tensor  # bool, shown before the moment
+    absent_RK: torch.Tensor  # bool, not yet a candidate at the moment
+    condition_R: torch.Tensor  # int64, next action
+
+
 class TrainBatch(NamedTuple):
     """A step's input. Rows are the valid (user, position) pairs in order; keys are the items 1..K of `items`."""
 
@@ -50,8 +62,8 @@ class TrainBatch(NamedTuple):
     own_BK: torch.Tensor  # bool, keys that the user has in the log: never that user's negatives
     log_repeats_K: torch.Tensor  # float32, log of how often the key was drawn in this batch
     log_expected_K: torch.Tensor  # float32, log of how often it was to be expected (LogQ)
-    trend_row_N: torch.Tensor  # int64 [N rows], row of `trend_KRW` by bucket
-    trend_KRW: torch.Tensor  # float32, log(1 + count) of each popularity window
+    trend_row_N: torch.Tensor  # int64 [N rows], row of `trend` with the row's moment and next action
+    trend: "TrendRows"
 
     def to(self, device: torch.device) -> "TrainBatch":
         return move(self, device)
@@ -130,6 +142,17 @@ def build_history(columns: Columns, *, users: np.ndarray, start: np.ndarray, sto
     return History(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)), item
 
 
+def distinct_pairs(bucket: np.ndarray, condition: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct (bucket, condition) pairs, and which of them each entry has."""
+    pair, place = np.unique(bucket * (NO_ACTION + 1) + condition, return_inverse=True)
+    return *np.divmod(pair, NO_ACTION + 1), place.reshape(-1)
+
+
+def trend_rows(found: Lookup, absent_RK: np.ndarray, condition_R: np.ndarray) -> TrendRows:
+    """A lookup as tensors."""
+    return TrendRows(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (*found, absent_RK, condition_R)))
+
+
 class TrainingBatches:
     """Batches of one dataset, the same for the same seed, epoch and step, so that a resumed run sees what it missed.
 
@@ -137,11 +160,12 @@ class TrainingBatches:
     """
 
     def __init__(self, dataset: Dataset, *, stop: np.ndarray, batch_users: int, max_events: int, sampled_negatives: int,
-                 action_weights: tuple[float, ...], trend_lag_seconds: float, seed: int):
+                 action_weights: tuple[float, ...], click_lag_seconds: float, horizon_seconds: float, seed: int):
         self.dataset, self.stop, self.batch_users, self.max_events = dataset, stop, batch_users, max_events
         self.sampled = min(sampled_negatives, dataset.schema.items)
         self.action_weights = np.array(action_weights, np.float32)
-        self.lag, self.seed = trend_lag_seconds, seed
+        self.click_lag, self.seed = click_lag_seconds / dataset.schema.trend_bucket_seconds, seed
+        self.horizon = horizon_seconds / dataset.schema.trend_bucket_seconds
         self.columns = event_columns(dataset)
         self.events = np.asarray(stop - dataset.user_start[:-1])
         self.users = np.flatnonzero(self.events > 0)
@@ -176,24 +200,37 @@ class TrainingBatches:
         stop = np.minimum(stop, begin + self.max_events)
         target, count = _ragged(data.item_row, begin, stop)
         action, _ = _ragged(data.action, begin, stop)
-        time, _ = _ragged(data.time_seconds, begin, stop)
         history, item = build_history(self.columns, users=users, start=begin, stop=stop - 1,
                                       last_action=data.action[stop - 1].astype(np.int64))
         sampled = rng.integers(1, data.schema.items + 1, self.sampled)
         key, repeats = np.unique(np.concatenate([target, sampled]), return_counts=True)
         expected = len(target) * data.item_count[key] / self.total + self.sampled / data.schema.items
-        bucket, trend_row = np.unique(data.trend.bucket_of(time - rng.uniform(0, self.lag, len(time)).astype(np.int64)),
-                                      return_inverse=True)
         user = np.repeat(np.arange(len(users)), count)
         target_key = np.searchsorted(key, target)
         own = np.zeros((len(users), len(key)), bool)
         own[user, target_key] = True
         local = np.where(item > 0, np.searchsorted(key, item) + 1, 0)
         history = history._replace(item_BT=torch.from_numpy(local))
-        position = user * item.shape[1] + np.arange(len(target)) - np.repeat(np.cumsum(count) - count, count)
+        first = np.cumsum(count) - count
+        position = user * item.shape[1] + np.arange(len(target)) - np.repeat(first, count)
         tensor = torch.from_numpy
         return TrainBatch(
             item_batch(data.items, np.concatenate([[0], key]), data.schema.item_features), history, tensor(position),
             tensor(target_key), tensor(user), tensor(self.action_weights[action]), tensor(own),
             tensor(np.log(repeats).astype(np.float32)), tensor(np.log(expected).astype(np.float32)),
-            tensor(trend_row.reshape(-1)), torch.from_numpy(data.trend.window_counts(bucket, key)).log1p_())
+            *self._trend(history, position, key, target_key, rng))
+
+    def _trend(self, history: History, position: np.ndarray, key: np.ndarray, target_key: np.ndarray,
+               rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows]:
+        """Popularity of the keys at each row's last known event; clicks come later, by a delay drawn for the batch.
+
+        A first event has no event before it: its own time stands in (the bucket begins before it).
+        """
+        trend = self.dataset.trend
+        bucket = trend.bucket_of(history.time_BT.flatten().numpy()[position])
+        condition = history.next_action_BT.flatten().numpy()[position]
+        bucket, condition, row_of = distinct_pairs(bucket, condition)
+        found = trend.lookup(key, bucket=bucket, click_bucket=bucket - int(rng.uniform(0, self.click_lag + 1)))
+        absent = trend.first_bucket(key)[None] > bucket[:, None] + self.horizon
+        absent[row_of, target_key] = False
+        return torch.from_numpy(row_of), trend_rows(found, absent, condition)

@@ -13,21 +13,27 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from onepiece_comp.batches import NO_ACTION, Columns, History, build_history, item_batch, last_position, move
+from onepiece_comp.batches import (
+    NO_ACTION, Columns, History, build_history, distinct_pairs, item_batch, last_position, move, trend_rows)
 from onepiece_comp.beam import PrefixTable, beam_search, build_prefix_table, item_log_prob
+from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.evaluation import Evaluation
-from onepiece_comp.model import Encoded, OnePiece, trend_row
+from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.model import Encoded
 from onepiece_comp.retrieval import encode_item_table, top_k
+from onepiece_comp.trend import extended
 
 LIST = 10
+_CANDIDATES_PER_BLOCK = 1 << 16
 
 
 class Candidates(NamedTuple):
     """What is made once for all users."""
 
     vector_MD: torch.Tensor  # unit vectors
-    bias_AM: torch.Tensor | None  # popularity logit by the action conditioned on
+    bias_RM: torch.Tensor | None  # popularity logit at each distinct moment and action of the users
+    bias_row: np.ndarray  # int64 [users], each user's row of it
     warm_M: torch.Tensor  # bool, seen in training
     prefixes: PrefixTable | None
     number: np.ndarray  # int64 [local items], candidate number of a local item, -1 where it is none
@@ -51,27 +57,57 @@ class Ranked(NamedTuple):
     filled: Counter  # how many places were filled by what the filters had dropped
 
 
-def prepare(model: OnePiece, evaluation: Evaluation, config: InferConfig, device: torch.device) -> Candidates:
-    """Vectors, popularity logits and prefix table of the candidates."""
-    items, rows = evaluation.items, evaluation.candidate
+def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, action: np.ndarray,
+            device: torch.device) -> Candidates:
+    """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for."""
+    model, items, rows = checkpoint.model, evaluation.items, evaluation.candidate
     id_row = torch.from_numpy(items.id_row[rows]).to(device)
-    bias = None
-    if model.trend is not None:
-        bias = model.trend_bias(model.trend_now_IW[id_row][:, None]).contiguous()
     prefixes = None
     if model.decoder is not None and config.mode != "retrieval":
         prefixes = build_prefix_table(torch.where((id_row > 0)[:, None], model.codes[id_row].long(), -1))
     number = np.full(len(items.creative_id), -1, np.int64)
     number[rows] = np.arange(len(rows))
-    return Candidates(encode_item_table(model, items, rows, device), bias, id_row > 0, prefixes, number)
+    bias, bias_row = None, np.zeros(len(evaluation.users), np.int64)
+    if model.trend is not None:
+        bias, bias_row = _popularity(checkpoint, evaluation, number, config, action, device)
+    return Candidates(encode_item_table(model, items, rows, device), bias, bias_row, id_row > 0, prefixes, number)
+
+
+@torch.no_grad()
+def _popularity(checkpoint: Checkpoint, evaluation: Evaluation, number: np.ndarray, config: InferConfig,
+                action: np.ndarray, device: torch.device) -> tuple[torch.Tensor, np.ndarray]:
+    """Popularity logits [R, M] and each user's row.
+
+    A user's moment is their last event, or the training log's end if that is later. With `live` the histories of all
+    users tell what was shown between the log's end and that moment; never what came after it.
+    """
+    tail, candidates = checkpoint.trend, len(evaluation.candidate)
+    counted = number[evaluation.item] >= 0
+    if not config.live:
+        counted[:] = False
+    trend = extended(tail, evaluation.items.id_row[evaluation.candidate], item=number[evaluation.item[counted]],
+                     clicked=np.isin(evaluation.action[counted], (CLICK, CONVERSION)), time_seconds=evaluation.time_seconds[counted])
+    last = np.zeros(len(evaluation.users), np.int64)
+    with_history = np.diff(evaluation.user_start) > 0
+    last[with_history] = evaluation.time_seconds[evaluation.user_start[1:][with_history] - 1]
+    bucket, condition, row = distinct_pairs(np.maximum(trend.bucket_of(last), tail.buckets), action)
+    bias = torch.empty(len(bucket), candidates, device=device)
+    for start in range(0, candidates, _CANDIDATES_PER_BLOCK):
+        block = np.arange(start, min(start + _CANDIDATES_PER_BLOCK, candidates))
+        found = trend.lookup(block, bucket=bucket, click_bucket=np.full_like(bucket, tail.buckets))
+        rows = trend_rows(found, np.zeros_like(found.seen_RK), condition)
+        bias[:, start:start + len(block)] = checkpoint.model.trend_bias(move(rows, device))
+    return bias, row
 
 
 class Ranker:
     """Ranks candidates for batches of users of one evaluation folder."""
 
-    def __init__(self, model: OnePiece, evaluation: Evaluation, config: InferConfig, device: torch.device):
-        self.model, self.evaluation, self.config, self.device = model, evaluation, config, device
-        self.candidates = prepare(model, evaluation, config, device)
+    def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device):
+        self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
+        told = evaluation.target_action.astype(np.int64)
+        self.action = np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
+        self.candidates = prepare(checkpoint, evaluation, config, self.action, device)
         self._columns = Columns(evaluation.item, evaluation.action, evaluation.time_seconds, evaluation.user_token,
                                 evaluation.user_token_start)
 
@@ -80,10 +116,9 @@ class Ranker:
         """Ten candidates for each of `users` (numbers into the evaluation's users)."""
         history, encoded = self._encode(users)
         query_BD = self.model.retrieval_query(last_position(history, encoded.hidden_BTD)).float()
-        condition_B = last_position(history, history.next_action_BT)
         bias_BM = None
-        if self.candidates.bias_AM is not None:
-            bias_BM = self.candidates.bias_AM[trend_row(torch.zeros_like(condition_B), condition_B)]
+        if self.candidates.bias_RM is not None:
+            bias_BM = self.candidates.bias_RM[torch.from_numpy(self.candidates.bias_row[users]).to(self.device)]
         seen = self._seen(users)
         request = _Request(history, encoded, query_BD, bias_BM, seen if self.config.filter_seen else None)
         stages: dict[str, torch.Tensor] = {}
@@ -102,9 +137,7 @@ class Ranker:
         evaluation, model = self.evaluation, self.model
         stop = evaluation.user_start[users + 1]
         start = np.maximum(evaluation.user_start[users], stop - model.config.max_events)
-        told = evaluation.target_action[users].astype(np.int64)
-        action = np.where(told >= 0, told, self.config.action if model.config.next_action else NO_ACTION)
-        history, item = build_history(self._columns, users=users, start=start, stop=stop, last_action=action)
+        history, item = build_history(self._columns, users=users, start=start, stop=stop, last_action=self.action[users])
         rows = np.unique(np.append(item, 0))
         history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
         batch = item_batch(evaluation.items, rows, model.schema.item_features)

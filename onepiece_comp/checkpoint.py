@@ -1,8 +1,8 @@
 """Checkpoints: weights with the configuration and schema that they need, in a folder named as the platform demands.
 
 `global_step{N}.valid_score={x}/` holds `model.pt` (a state dict, read with weights_only=True) and `config.json`.
-Inference has no architecture options: it reads them here. Semantic ids and the last popularity windows are buffers
-of the model, so the folder is all that an evaluation job needs.
+Inference has no architecture options: it reads them here. Semantic ids are a buffer of the model and the last
+popularity counts stand beside it, so the folder is all that an evaluation job needs.
 """
 
 import pickle
@@ -10,14 +10,16 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import atomic_folder, read_json, write_json
+from onepiece_comp.artefacts import atomic_folder, load_column, read_json, write_json
 from onepiece_comp.config import InferConfig, ModelConfig, from_dict, to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Schema
 from onepiece_comp.model import OnePiece
+from onepiece_comp.trend import Trend
 
 MODEL, CONFIG = "model.pt", "config.json"
 
@@ -26,18 +28,20 @@ class Checkpoint(NamedTuple):
     """A model ready to run, and what it was trained on."""
 
     model: OnePiece
+    trend: Trend  # popularity at the end of the training log
     infer: InferConfig
     dataset: str  # fingerprint
     evaluation: str | None  # the evaluation folder beside the training data, where there was one
     path: Path
 
 
-def save_checkpoint(run: Path, model: OnePiece, *, step: int, score: float, infer: InferConfig, dataset: str,
+def save_checkpoint(run: Path, model: OnePiece, trend: Trend, *, step: int, score: float, infer: InferConfig, dataset: str,
                     evaluation: str | None) -> Path:
-    """Write one checkpoint folder under `run` and return its path."""
+    """Write one checkpoint folder under `run` and return its path; of `trend` the end is kept."""
     folder = Path(run) / f"global_step{step}.valid_score={score:.4f}"
     with atomic_folder(folder, CONFIG) as out:
         torch.save(model.state_dict(), out / MODEL)
+        np.save(out / "trend_counts.npy", trend.tail().counts)
         write_json(out / CONFIG, {
             "version": __version__, "model": to_dict(model.config), "schema": model.schema.to_dict(),
             "infer": to_dict(infer), "dataset": dataset, "evaluation": evaluation, "step": step, "valid_score": score})
@@ -91,14 +95,17 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     except RuntimeError as error:
         raise InputError(folder / MODEL, found=f"weights of another shape ({str(error).splitlines()[1].strip()[:160]})",
                          expected=f"those of {CONFIG} beside it", do="keep both files of one checkpoint together") from error
-    return Checkpoint(model.to(device).eval(), infer, dataset, evaluation, folder)
+    counts = np.array(load_column(folder, "trend_counts"))
+    begin = schema.trend_end_second - (counts.shape[1] - 1) * schema.trend_bucket_seconds
+    trend = Trend(counts, begin, schema.trend_bucket_seconds)
+    return Checkpoint(model.to(device).eval(), trend, infer, dataset, evaluation, folder)
 
 
 def warm_start(model: OnePiece, path: Path) -> tuple[int, int]:
     """Copy the weights whose names and shapes match from another run; returns (copied, all)."""
     source, target = load_tensors(find_checkpoint(path) / MODEL), model.state_dict()
     matching = {name: value for name, value in source.items()
-                if name in target and target[name].shape == value.shape and name not in ("codes", "trend_now_IW")}
+                if name in target and target[name].shape == value.shape and name != "codes"}
     if not matching:
         raise InputError(path, found="no weights that fit this model", expected="a run of the same width",
                          do="warm-start from a run with the same model settings")

@@ -83,7 +83,7 @@ class ModelConfig:
     decoder_layers: int = 1  # cross-attention blocks of the semantic-id decoder
     dropout: float = 0.2  # on the residual branches
     id_dropout: float = 0.1  # share of items whose id is hidden in a training step, so that cold items are no surprise
-    temperature: float = 0.05  # tau of InfoNCE over cosines
+    temperature: float = 0.1  # tau of InfoNCE over cosines
     trend: bool = True  # windowed popularity before the event as an additive logit
     next_action: bool = True  # condition each position on the action of the event to predict
     time_features: bool = True  # hour, weekday and gap embeddings of history events
@@ -93,12 +93,13 @@ class ModelConfig:
 class TrainConfig:
     """Optimisation; see `training.py`."""
 
-    epochs: float = 8.0  # passes over the users
-    batch_users: int = 64  # users per step
+    epochs: float = 3.0  # passes over the users
+    batch_users: int = 16  # users per step
     sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
-    trend_lag_hours: float = 24.0  # windows are read as of up to this long before the event, as at inference
+    click_lag_hours: float = 48.0  # clicks are counted as of up to this long before the moment: later ones are targets
+    horizon_days: float = 3.0  # items first shown later than this after the moment are no negatives
     action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # loss weight of exposure, click, conversion, unknown
     learning_rate: float = 0.002  # peak, AdamW
     muon_learning_rate: float = 0.02  # peak, Muon on hidden matrices
@@ -124,7 +125,8 @@ class InferConfig:
     union: int = 100  # exact neighbours added to the survivors in cascade mode
     semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
-    filter_cold: bool = True  # drop candidates that training never saw
+    live: bool = True  # read popularity after the training log from all users' histories, up to each user's last event
+    filter_cold: bool = False  # drop candidates that training never saw
     action: int = 1  # action to condition on where user_action_type.json does not tell
     batch_users: int = 256  # users per step
     device: str = "auto"  # auto | cpu | cuda

@@ -95,7 +95,7 @@ def write_embedding(data: Path, feature: str, vectors: Iterator[tuple[int, np.nd
             file = open(folder / f"part-{written // lines_per_part:05d}", "w", encoding="utf-8")
         record = {"anonymous_cid": int(creative_id)}
         if vector is not None:
-            record["emb"] = [round(float(value), 6) for value in vector]
+            record["emb"] = np.round(np.asarray(vector, np.float64), 6).tolist()
         file.write(json.dumps(record) + "\n")
         written += 1
     if file:

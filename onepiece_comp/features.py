@@ -31,7 +31,7 @@ class Schema(NamedTuple):
     embeddings: dict[str, int]  # feature id to width
     item_space: str  # fingerprint of creative ids in row order
     trend_bucket_seconds: int
-    last_second: int  # time of the last training event
+    trend_end_second: int  # where the training log's last popularity bucket ends
 
     def to_dict(self) -> dict:
         return {**self._asdict(), "item_features": [list(f) for f in self.item_features],

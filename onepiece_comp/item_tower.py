@@ -49,7 +49,8 @@ class ItemTower(nn.Module):
         parts += [table(items.creative_id_N % table.num_embeddings) * known for table in self.hash_tables]
         for fid, project in self.project.items():
             present = items.present[fid]
-            parts.append(project(items.embeddings[fid]) * present + self.absent[fid] * (1 - present))
+            vector = F.normalize(items.embeddings[fid], dim=-1) * items.embeddings[fid].shape[1] ** 0.5  # entries of size 1
+            parts.append(project(vector) * present + self.absent[fid] * (1 - present))
         parts += [table(self.codes[row, level] + 1) for level, table in enumerate(self.code_tables)]
         x = torch.cat(parts, dim=1)
         return self.linear(x) + self.out(F.relu(self.hidden(x)))

@@ -4,12 +4,14 @@ The logits [N, K] never exist as a whole: memory is one block, not rows times ke
 semantic-id cross-entropies are the same function with other biases. Legend: N rows, K keys, D width, R bias rows.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 
 from onepiece_comp.batches import TrainBatch
 
+_LOG2_E = 1 / math.log(2)
 ROWS_PER_BLOCK = 256  # logits of a block should stay in the processor's cache
 
 
@@ -39,9 +41,13 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
                 hidden = rows.hidden_BK[rows.hidden_row_N[block]]
                 hidden[at] = False
                 logit.masked_fill_(hidden, -torch.inf)
-            normaliser = torch.logsumexp(logit, 1)
-            loss += (weight * (normaliser - logit[at])).sum()
-            grad = logit.sub_(normaliser[:, None]).exp_().mul_(weight[:, None])  # softmax, in place
+            highest = logit.amax(1)
+            positive = logit[at] - highest
+            # exp2: exp takes a slow path on CPU where hidden or absent keys make it underflow
+            grad = logit.sub_(highest[:, None]).mul_(_LOG2_E).exp2_()
+            total = grad.sum(1)
+            loss += (weight * (total.log() - positive)).sum()
+            grad.mul_((weight / total)[:, None])  # softmax, in place
             grad[at] -= weight
             if grad_bias is not None:
                 grad_bias.index_add_(0, rows.bias_row_N[block], grad)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from onepiece_comp.batches import NO_ACTION, History, ItemBatch, TrainBatch
+from onepiece_comp.batches import NO_ACTION, History, ItemBatch, TrainBatch, TrendRows
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.features import Schema
 from onepiece_comp.hstu import HSTUBlock, gaps, residual_scale
@@ -19,11 +19,12 @@ from onepiece_comp.item_tower import ItemTower, UserTower
 from onepiece_comp.losses import Rows, info_nce, softmax_loss
 from onepiece_comp.moe import Routing, SparseMoE
 from onepiece_comp.sid_decoder import SemanticIdDecoder
-from onepiece_comp.trend import WIDTH as TREND_WIDTH
+from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
 _CONDITIONS = NO_ACTION + 1
 _HOUR, _WEEK = 3600, 7 * 24
 _TREND_STEP = 8.0  # the trend weights move this much faster than the optimiser's step
+_ABSENT = -1e4  # logit of a key that is no candidate yet
 
 
 class Encoded(NamedTuple):
@@ -77,8 +78,7 @@ class OnePiece(nn.Module):
         self.next_action = nn.Embedding(_CONDITIONS, config.width) if config.next_action else None
         self.hour_of_week = nn.Embedding(_WEEK + 1, config.width) if config.time_features else None
         self.layers = nn.ModuleList(EncoderLayer(config, self.max_length) for _ in range(config.layers))
-        self.trend = nn.Parameter(torch.zeros(_CONDITIONS, TREND_WIDTH)) if config.trend else None
-        self.register_buffer("trend_now_IW", torch.zeros(schema.items + 1, TREND_WIDTH))
+        self.trend = nn.Parameter(torch.zeros(_CONDITIONS, TREND_FEATURES + 1)) if config.trend else None
         self.register_buffer("codes", torch.empty(0, 0, dtype=torch.int32) if codes is None else codes.int())
         self.decoder = None
         if codes is not None:
@@ -115,11 +115,13 @@ class OnePiece(nn.Module):
         """Unit user vectors divided by the temperature: their dot product with unit item vectors is the logit."""
         return F.normalize(hidden_ND.float(), dim=-1).to(hidden_ND.dtype) / self.config.temperature
 
-    def trend_bias(self, trend_KRW: torch.Tensor) -> torch.Tensor:
-        """Additive logits of popularity windows; the row of a bucket and a next action is `trend_row`."""
-        weight_AW = self.trend * _TREND_STEP if self.next_action is not None else (self.trend[:1] * _TREND_STEP).expand(
-            _CONDITIONS, -1)
-        return (trend_KRW @ weight_AW.T).permute(1, 2, 0).flatten(0, 1)
+    def trend_bias(self, trend: TrendRows) -> torch.Tensor:
+        """Additive logits [R, K] of popularity windows: linear in the features, by next action."""
+        weight_RW = (self.trend * _TREND_STEP)[trend.condition_R if self.next_action is not None else
+                                               torch.full_like(trend.condition_R, NO_ACTION)]
+        recent_P = (trend.feature_PW * weight_RW[trend.row_P, :-1]).sum(1)
+        bias_RK = trend.seen_RK * weight_RW[:, -1:] + _ABSENT * trend.absent_RK
+        return bias_RK.index_put((trend.row_P, trend.key_P), recent_P, accumulate=True)
 
     def losses(self, batch: TrainBatch, *, semantic_weight: float, positive_logq: bool = False) -> Losses:
         """The training loss and its parts on one batch."""
@@ -129,9 +131,7 @@ class OnePiece(nn.Module):
         key_KD = F.normalize(item_ND[1:].float(), dim=-1).to(hidden_ND.dtype)
         trend_RK = None
         if self.trend is not None:
-            condition_N = batch.history.next_action_BT.flatten()[batch.position_N]
-            batch = batch._replace(trend_row_N=trend_row(batch.trend_row_N, condition_N))
-            trend_RK = self.trend_bias(batch.trend_KRW)
+            trend_RK = self.trend_bias(batch.trend)
         retrieval = info_nce(self.retrieval_query(hidden_ND), key_KD, batch, trend_RK,
                              positive_logq=positive_logq)
         zero = retrieval.new_zeros(())
@@ -161,11 +161,6 @@ class OnePiece(nn.Module):
         return total / weight_N.sum().clamp_min(1e-6)
 
 
-def trend_row(bucket_row: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-    """The row of `OnePiece.trend_bias` for a bucket's place in its input and the next action."""
-    return bucket_row * _CONDITIONS + condition
-
-
 @torch.no_grad()
 def initialise(model: OnePiece) -> None:
     """All initial values: matrices by fan-in, output matrices of residual branches smaller with depth, ids at zero."""
@@ -174,7 +169,7 @@ def initialise(model: OnePiece) -> None:
         if "id_table" in name or "hash_tables" in name:
             parameter.zero_()
         elif "table" in name or name.startswith(("action", "next_action", "hour_of_week")) or ".prefix." in name:
-            parameter.normal_(0, 0.05)
+            parameter.normal_(0, 0.3)
         elif name.endswith("code_LCD"):
             parameter.normal_(0, 0.02)
         elif parameter.dim() >= 2 and not name.endswith(("_HC", "trend")):

@@ -99,7 +99,8 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
         bucket = choose_bucket_seconds(items=items, events=corners["events"], span_seconds=last - first,
                                        budget_mib=config.trend_budget_mib, hours=config.trend_bucket_hours)
         write_counts(folder, items=items, bucket_seconds=bucket, first_second=first, last_second=last)
-        schema = Schema(items, item_features, user_features, widths, fingerprint(creative), bucket, last)
+        end = first + ((last - first) // bucket + 1) * bucket
+        schema = Schema(items, item_features, user_features, widths, fingerprint(creative), bucket, end)
         corners.update({f"item: {what}": n for what, n in matrix.odd.items()})
         corners.update({f"user: {what}": n for what, n in profiles.odd.items()})
         corners["items without features"] = int(items - matrix.recorded[1:].sum())

@@ -39,7 +39,7 @@ def recommend(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfi
     """Rank the candidates for every user of the evaluation, users of like history length together."""
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
-    ranker = Ranker(checkpoint.model, evaluation, config, device)
+    ranker = Ranker(checkpoint, evaluation, config, device)
     users = np.argsort(np.diff(evaluation.user_start), kind="stable")
     target = _targets(truth, evaluation, ranker) if truth else None
     chosen = np.zeros((len(users), LIST), np.int64)

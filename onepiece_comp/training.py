@@ -111,11 +111,7 @@ def _build(data: Dataset, config: Config, tokenizer: Path | None) -> OnePiece:
     codes = None
     if tokenizer is not None:
         codes = torch.from_numpy(np.array(load_tokenizer(tokenizer, data.schema.item_space).codes))
-    model = OnePiece(config.model, data.schema, codes)
-    if model.trend is not None:
-        everything = data.trend.window_counts(np.array([data.trend.buckets]), np.arange(data.schema.items + 1))
-        model.trend_now_IW.copy_(torch.from_numpy(everything[:, 0]).log1p_())
-    return model
+    return OnePiece(config.model, data.schema, codes)
 
 
 class _Log:
@@ -170,7 +166,8 @@ class _Loop:
         self.batches = TrainingBatches(
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
             sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
-            trend_lag_seconds=settings.trend_lag_hours * 3600, seed=settings.seed)
+            click_lag_seconds=settings.click_lag_hours * 3600, horizon_seconds=settings.horizon_days * 86400,
+            seed=settings.seed)
         self.total_steps = max(1, round(settings.epochs * self.batches.steps_per_epoch))
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
@@ -243,8 +240,8 @@ class _Loop:
             log.write({"global_step": self.progress.step, "valid/HR@10": hit, "valid/NDCG@10": gain, "valid/score": score})
             say(f"step {self.progress.step:6d}  valid HR@10 {hit:.4f}  NDCG@10 {gain:.4f}  score {score:.4f}")
         if score >= self.progress.best_score or not len(self.held_out.user):
-            folder = save_checkpoint(self.run, self.model, step=self.progress.step, score=score, infer=self.config.infer,
-                                     dataset=self.data.fingerprint, evaluation=_evaluation_of(self.data))
+            folder = save_checkpoint(self.run, self.model, self.data.trend, step=self.progress.step, score=score,
+                                     infer=self.config.infer, dataset=self.data.fingerprint, evaluation=_evaluation_of(self.data))
             for older in self.run.glob("global_step*"):
                 if older != folder:
                     shutil.rmtree(older)

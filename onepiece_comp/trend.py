@@ -1,9 +1,10 @@
-"""Popularity in time windows that end before an event: what was shown and clicked lately.
+"""Popularity in time windows that end before a moment: what was shown and clicked lately.
 
-Items live for days, so how often an item was clicked in the last day says more than its total. Counts are kept
-cumulatively per item and time bucket; a window is a difference of two of them. The window of an event ends at the
-start of the event's own bucket, so nothing of the event's time or later can enter (no leak).
-Windowed popularity as in the challenge report (arXiv 2604.04976, section 7).
+Items live for days, so how often an item was shown in the last hours says more than its total. Counts are kept
+cumulatively per item and time bucket; a window is a difference of two of them and ends where the bucket of its moment
+begins, so nothing of that moment or later can enter. The moment is the user's last known event, in training as at
+inference. Windowed popularity as in the challenge report (arXiv 2604.04976, section 7).
+Legend: I items + 1, K items asked for, R rows (a moment and a condition), P pairs of row and item, W features.
 """
 
 from pathlib import Path
@@ -14,15 +15,24 @@ import numpy as np
 from onepiece_comp.artefacts import load_column
 from onepiece_comp.formats import CLICK, CONVERSION
 
-WINDOW_DAYS = (0.25, 1.0, 3.0, 7.0, 36500.0)  # the last stands for all time
-WIDTH = 2 * len(WINDOW_DAYS)  # exposures and clicks of each window
-_HOURS = (1, 2, 3, 6, 12, 24, 48, 96, 192, 384, 768)
-_MOST_BUCKETS = 160  # a training step meets most of them, and its cost grows with their number
+WINDOW_DAYS = (0.25, 1.0, 3.0, 7.0)
+FEATURES = 3 * len(WINDOW_DAYS) + 2
 DAY = 86400
+_HOURS = (1, 2, 3, 6, 12, 24, 48, 96, 192, 384, 768)
+_MOST_BUCKETS = 1200  # a training step meets most of them, and its cost grows with their number
+
+
+class Lookup(NamedTuple):
+    """What a trend knows of K items at R rows; pairs that nothing was shown of lately are left out."""
+
+    row_P: np.ndarray  # int64
+    item_P: np.ndarray  # int64, place among the items asked for
+    feature_PW: np.ndarray  # float32
+    seen_RK: np.ndarray  # bool, shown at all before the row's moment
 
 
 class Trend(NamedTuple):
-    """Cumulative counts [items + 1, buckets + 1, 2] of (events, clicks) before each bucket's start."""
+    """Cumulative counts [I, buckets + 1, 2] of (events, clicks) before each bucket's start; column 0 is zero."""
 
     counts: np.ndarray
     first_second: int
@@ -36,25 +46,64 @@ class Trend(NamedTuple):
         """The bucket of each time, clipped to 0..buckets; `buckets` itself sees the whole log."""
         return np.clip((np.asarray(time_seconds) - self.first_second) // self.bucket_seconds, 0, self.buckets)
 
-    def window_counts(self, bucket: np.ndarray, item_row: np.ndarray) -> np.ndarray:
-        """Events and clicks of each window that ends where `bucket` starts: float32 [rows, buckets, WIDTH].
+    def lookup(self, item: np.ndarray, *, bucket: np.ndarray, click_bucket: np.ndarray) -> Lookup:
+        """Features of `item` [K] at moments `bucket` [R], clicks as far as known at `click_bucket` [R].
 
-        Sorted `item_row` reads the memory-mapped file in order.
+        Features: log(1 + n) of events and of clicks in each window, whether there were events, log(1 + n) of all time.
         """
-        pairs = np.asarray(self.counts[item_row]).view(np.int64)[..., 0]  # a pair of counts moves as one number
-        length = [max(1, round(days * DAY / self.bucket_seconds)) for days in WINDOW_DAYS]
-        start = np.maximum(np.asarray(bucket)[:, None] - np.array(length), 0)  # before bucket 0 all counts are 0
-        shape = (len(item_row), len(bucket), -1, 2)
-        now = np.take(pairs, bucket, axis=1).view(np.int32).reshape(shape)
-        before = np.take(pairs, start.ravel(), axis=1).view(np.int32).reshape(shape)
-        return np.subtract(now, before, dtype=np.float32, casting="unsafe").reshape(len(item_row), len(bucket), WIDTH)
+        counts = np.asarray(self.counts[item])
+        length = np.array([max(1, round(days * DAY / self.bucket_seconds)) for days in WINDOW_DAYS])
+        events = np.ascontiguousarray(counts[:, :, 0])
+        now = events[:, bucket]
+        lately = now > events[:, np.maximum(np.minimum(bucket, click_bucket) - length[-1], 0)]
+        place, row = np.nonzero(lately)
+        ends = (bucket[row], np.maximum(click_bucket[row], 0))
+        feature = np.empty((len(row), FEATURES), np.float32)
+        windows = len(length)
+        for kind, end in enumerate(ends):
+            total = counts[place, end, kind]
+            for i, size in enumerate(length):
+                feature[:, kind * windows + i] = total - counts[place, np.maximum(end - size, 0), kind]
+            feature[:, -2 + kind] = total
+        feature[:, 2 * windows:3 * windows] = feature[:, :windows] > 0
+        np.log1p(feature[:, :2 * windows], out=feature[:, :2 * windows])
+        np.log1p(feature[:, -2:], out=feature[:, -2:])
+        return Lookup(row, place, feature, (now > 0).T)
+
+    def first_bucket(self, item: np.ndarray) -> np.ndarray:
+        """The bucket in which each item was first shown; `buckets` for one that never was."""
+        shown = np.asarray(self.counts[item, :, 0]) > 0
+        return np.where(shown.any(1), shown.argmax(1) - 1, self.buckets)
+
+    def tail(self) -> "Trend":
+        """The same knowledge of the log's end in as few columns as the longest window needs."""
+        keep = min(self.buckets, round(WINDOW_DAYS[-1] * DAY / self.bucket_seconds)) + 1
+        counts = np.concatenate([np.zeros((len(self.counts), 1, 2), np.int32), np.asarray(self.counts[:, -keep:])], 1)
+        return Trend(counts, self.first_second + (self.buckets - keep) * self.bucket_seconds, self.bucket_seconds)
+
+
+def extended(tail: Trend, row: np.ndarray, *, item: np.ndarray, clicked: np.ndarray, time_seconds: np.ndarray) -> Trend:
+    """The trend of other items, going on after the log's end with later events.
+
+    `row` [n] is each item's row in `tail`, 0 for one without a past; `item`, `clicked`, `time_seconds` are events in
+    the new numbering, of which only those after the tail's end count.
+    """
+    end = tail.first_second + tail.buckets * tail.bucket_seconds
+    later = time_seconds >= end
+    item, clicked = item[later], clicked[later]
+    bucket = (time_seconds[later] - end) // tail.bucket_seconds
+    added = np.zeros((len(row), int(bucket.max(initial=-1)) + 1, 2), np.int32)
+    np.add.at(added, (item, bucket, 0), 1)
+    np.add.at(added, (item[clicked], bucket[clicked], 1), 1)
+    past = np.where((row > 0)[:, None, None], tail.counts[row], 0)
+    return Trend(np.concatenate([past, past[:, -1:] + added.cumsum(1, dtype=np.int32)], 1), tail.first_second, tail.bucket_seconds)
 
 
 def choose_bucket_seconds(*, items: int, events: int, span_seconds: int, budget_mib: int, hours: float) -> int:
     """The finest bucket whose counts fit the budget (and the log: 64 bytes an event), or `hours` if it is given."""
     if hours > 0:
         return int(hours * 3600)
-    budget = min(budget_mib << 20, max(64 << 20, 64 * events))
+    budget = min(budget_mib << 20, max(256 << 20, 64 * events))
     for candidate in _HOURS:
         buckets = span_seconds // (candidate * 3600) + 2
         if buckets <= _MOST_BUCKETS and (items + 1) * buckets * 8 <= budget:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from onepiece_comp import metrics
-from onepiece_comp.batches import build_history, event_columns, item_batch, last_position, move
+from onepiece_comp.batches import (
+    build_history, distinct_pairs, event_columns, item_batch, last_position, move, trend_rows)
 from onepiece_comp.formats import CLICK, CONVERSION
-from onepiece_comp.model import OnePiece, trend_row
+from onepiece_comp.model import OnePiece
 from onepiece_comp.preprocess import Dataset
 from onepiece_comp.retrieval import encode_item_table, target_rank
 
@@ -70,11 +71,10 @@ def _ranks(model: OnePiece, dataset: Dataset, users: np.ndarray, event: np.ndarr
     query_BD = model.retrieval_query(last_position(history, model.encode(history, item_ND).hidden_BTD))
     bias_BM = None
     if model.trend is not None:
-        counts = dataset.trend.window_counts(dataset.trend.bucket_of(dataset.time_seconds[event]),
-                                             np.arange(1, dataset.schema.items + 1))
-        condition_B = last_position(history, history.next_action_BT)
-        bias_BM = model.trend_bias(torch.from_numpy(counts).log1p_().to(device))[
-            trend_row(torch.arange(len(users), device=device), condition_B)]
+        bucket, condition, row = distinct_pairs(dataset.trend.bucket_of(dataset.time_seconds[event - 1]),
+                                                last_position(history, history.next_action_BT).cpu().numpy())
+        found = dataset.trend.lookup(np.arange(1, dataset.schema.items + 1), bucket=bucket, click_bucket=bucket)
+        bias_BM = model.trend_bias(move(trend_rows(found, ~found.seen_RK, condition), device))[torch.from_numpy(row)]
     seen = [np.asarray(dataset.item_row[a:b], np.int64) - 1 for a, b in zip(dataset.user_start[users], event)]
     seen_by = np.repeat(np.arange(len(users)), [len(part) for part in seen])
     hidden = tuple(torch.from_numpy(part).to(device) for part in (seen_by, np.concatenate(seen)))

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "onepiece_comp"
 
 ORDER = """
     errors config artefacts paths console
-    pickles formats embeddings raw_folder world synthetic oracle event_log convert targets split
+    pickles formats embeddings raw_folder world impressions observables oracle synthetic event_log convert targets split
     metrics features trend preprocess evaluation baselines scoring
     collisions tokenizer
     batches losses hstu moe item_tower sid_decoder

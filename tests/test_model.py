@@ -94,7 +94,7 @@ def test_a_user_without_history_is_a_user_token(model, dataset):
 
 def _batches(dataset, **changes):
     settings = dict(stop=np.array(dataset.user_start[1:]), batch_users=16, max_events=100, sampled_negatives=20,
-                    action_weights=(1.0, 2.0, 3.0, 0.5), trend_lag_seconds=0.0, seed=0)
+                    action_weights=(1.0, 2.0, 3.0, 0.5), click_lag_seconds=0.0, horizon_seconds=1e9, seed=0)
     return TrainingBatches(dataset, **{**settings, **changes})
 
 
@@ -128,19 +128,59 @@ def test_epochs_differ_in_order_and_a_later_start_sees_the_same_rest(dataset):
     assert not all(len(a) == len(b) and torch.equal(a, b) for a, b in zip(whole, [b.target_N for b in batches.epoch(1)]))
 
 
-def test_popularity_windows_hold_nothing_of_the_event_itself_or_later(dataset):
-    """Count by hand what was shown before the bucket of each event."""
+def _dense(found, items, rows):
+    """A lookup's features [R, K, W], zero where a pair is left out."""
+    dense = np.zeros((rows, items, found.feature_PW.shape[1]))
+    dense[found.row_P, found.item_P] = found.feature_PW
+    return dense
+
+
+def test_popularity_windows_hold_nothing_of_the_moment_itself_or_later(dataset):
+    """Count by hand what was shown before the bucket of each moment, clicks up to an earlier bucket."""
     trend = dataset.trend
-    times, items = np.asarray(dataset.time_seconds), np.asarray(dataset.item_row)
-    bucket = trend.bucket_of(times)
-    for n in range(0, len(times), 37):
-        begin = trend.first_second + bucket[n] * trend.bucket_seconds
-        counts = trend.window_counts(bucket[n:n + 1], items[n:n + 1])[0, 0]
-        shown = (items == items[n]) & (times < begin)
-        assert counts[-2] == shown.sum()
-        assert counts[-1] == (shown & (np.asarray(dataset.action) == 1)).sum()
-        day = shown & (times >= begin - max(1, round(86400 / trend.bucket_seconds)) * trend.bucket_seconds)
-        assert counts[2] == day.sum()
+    times, items, clicked = np.asarray(dataset.time_seconds), np.asarray(dataset.item_row), np.asarray(dataset.action) == 1
+    bucket = np.unique(trend.bucket_of(times))[::9]
+    everything = np.arange(dataset.schema.items + 1)
+    found = trend.lookup(everything, bucket=bucket, click_bucket=bucket - 5)
+    dense = np.expm1(_dense(found, len(everything), len(bucket)))
+    for r, b in enumerate(bucket):
+        for item in everything[1::7]:
+            for kind, end, which in ((0, b, items == item), (4, b - 5, (items == item) & clicked)):
+                end_time = trend.first_second + end * trend.bucket_seconds
+                for window, days in enumerate((0.25, 1, 3, 7)):
+                    begin = end_time - max(1, round(days * 86400 / trend.bucket_seconds)) * trend.bucket_seconds
+                    assert abs(dense[r, item, kind + window] - (which & (times < end_time) & (times >= begin)).sum()) < 1e-3
+            moment = trend.first_second + b * trend.bucket_seconds
+            assert found.seen_RK[r, item] == ((items == item) & (times < moment)).any()
+
+
+def test_first_buckets_are_those_of_the_first_events(dataset):
+    first = dataset.trend.first_bucket(np.arange(1, dataset.schema.items + 1))
+    for item in range(1, dataset.schema.items + 1, 5):
+        times = np.asarray(dataset.time_seconds)[np.asarray(dataset.item_row) == item]
+        assert first[item - 1] == dataset.trend.bucket_of(times.min())
+
+
+def test_the_tail_extended_by_later_events_counts_like_the_whole_log(dataset):
+    """Cut the log, keep its tail, add the rest as later events of items in another order: the windows must agree."""
+    from onepiece_comp.trend import Trend, extended
+    trend, cut, shuffle = dataset.trend, dataset.trend.buckets - 30, np.random.default_rng(0).permutation(dataset.schema.items + 1)
+    early = Trend(np.asarray(trend.counts[:, :cut + 1]), trend.first_second, trend.bucket_seconds).tail()
+    place = np.argsort(shuffle)
+    longer = extended(early, shuffle, item=place[np.asarray(dataset.item_row)], clicked=np.asarray(dataset.action) == 1,
+                      time_seconds=np.asarray(dataset.time_seconds))
+    shift = trend.buckets - longer.buckets
+    for bucket in (cut, cut + 7, trend.buckets):
+        whole = trend.lookup(shuffle, bucket=np.array([bucket]), click_bucket=np.array([cut]))
+        ours = longer.lookup(np.arange(len(shuffle)), bucket=np.array([bucket - shift]), click_bucket=np.array([cut - shift]))
+        np.testing.assert_allclose(_dense(ours, len(shuffle), 1), _dense(whole, len(shuffle), 1), atol=1e-6)
+
+
+def test_items_that_come_much_later_are_no_negatives_but_targets_stay(dataset):
+    near, far = _batches(dataset, horizon_seconds=0.0), _batches(dataset, horizon_seconds=1e9)
+    for batch, other in zip(near.epoch(0), far.epoch(0)):
+        assert batch.trend.absent_RK.any() and not other.trend.absent_RK.any()
+        assert not batch.trend.absent_RK[batch.trend_row_N, batch.target_N].any()
 
 
 def test_training_lowers_both_losses(dataset):

@@ -31,8 +31,11 @@ def model(dataset):
     model = OnePiece(CONFIG, dataset.schema, codes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    model.trend_now_IW.copy_(torch.rand(model.trend_now_IW.shape))
     return model.eval()
+
+
+def _checkpoint(model, dataset, config=None):
+    return Checkpoint(model, dataset.trend.tail(), config, "", None, None)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +131,9 @@ def evaluation(parts, dataset):
 
 
 @pytest.mark.parametrize("mode", ["retrieval", "beam", "cascade"])
-def test_every_user_gets_ten_distinct_unseen_candidates(model, evaluation, mode):
+def test_every_user_gets_ten_distinct_unseen_candidates(model, dataset, evaluation, mode):
     config = InferConfig(mode=mode, beam=3, survivors=12, union=15, batch_users=7)
-    submission = recommend(Checkpoint(model, config, "", None, None), evaluation, config)
+    submission = recommend(_checkpoint(model, dataset), evaluation, config)
     assert submission.users == evaluation.users
     for user, ten in enumerate(submission.top10s):
         events = slice(evaluation.user_start[user], evaluation.user_start[user + 1])
@@ -138,18 +141,18 @@ def test_every_user_gets_ten_distinct_unseen_candidates(model, evaluation, mode)
         assert len(set(ten)) == 10 and not history & set(ten)
 
 
-def test_rankings_do_not_depend_on_the_batch(model, evaluation):
-    answers = [recommend(Checkpoint(model, config, "", None, None), evaluation, config).top10s for config in
+def test_rankings_do_not_depend_on_the_batch(model, dataset, evaluation):
+    answers = [recommend(_checkpoint(model, dataset), evaluation, config).top10s for config in
                (InferConfig(mode="cascade", batch_users=size, beam=4, survivors=20, union=20) for size in (1, 50))]
     assert answers[0] == answers[1]
 
 
-def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, evaluation):
+def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, dataset, evaluation):
     """Weight 0 and no union: the beam's survivors ordered by the retrieval logit."""
     config = InferConfig(mode="cascade", beam=3, survivors=30, union=0, semantic_weight=0.0)
-    ranker = Ranker(model, evaluation, config, torch.device("cpu"))
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
     ranked = ranker.rank(np.arange(4))
-    retrieval = Ranker(model, evaluation, dataclasses.replace(config, mode="retrieval"), torch.device("cpu"))
+    retrieval = Ranker(_checkpoint(model, dataset), evaluation, dataclasses.replace(config, mode="retrieval"), torch.device("cpu"))
     for user in range(4):
         survivors = set(ranked.stages["beam"][user].tolist())
         order = [c for c in _full_order(retrieval, user) if c in survivors]
@@ -169,7 +172,7 @@ def _full_order(ranker, user):
     return [c for c in index.tolist() if warm[c] and c not in seen]
 
 
-def test_where_filters_leave_too_few_cold_come_back_before_seen(model, evaluation):
+def test_where_filters_leave_too_few_cold_come_back_before_seen(model, dataset, evaluation):
     """Thirteen candidates: five warm unseen, four cold, four seen. All five, all four cold, then one seen."""
     user = 0
     events = slice(evaluation.user_start[user], evaluation.user_start[user + 1])
@@ -181,17 +184,50 @@ def test_where_filters_leave_too_few_cold_come_back_before_seen(model, evaluatio
     id_row[cold] = 0
     few = evaluation._replace(candidate=np.array([*seen, *cold, *warm]), items=evaluation.items._replace(id_row=id_row))
     for mode in ("retrieval", "beam", "cascade"):
-        ranked = Ranker(model, few, InferConfig(mode=mode), torch.device("cpu")).rank(np.array([user]))
+        ranked = Ranker(_checkpoint(model, dataset), few, InferConfig(mode=mode, filter_cold=True), torch.device("cpu")).rank(np.array([user]))
         ten = few.candidate[ranked.index[0]].tolist()
         assert set(ten[:5]) == set(warm) and set(ten[5:9]) == set(cold) and ten[9] in seen
         assert ranked.filled["cold"] == 4 and ranked.filled["seen"] == 1
 
 
-def test_the_seen_filter_can_be_switched_off(model, evaluation):
+def test_the_seen_filter_can_be_switched_off(model, dataset, evaluation):
     config = InferConfig(mode="retrieval", filter_seen=False)
-    ranker = Ranker(model, evaluation, config, torch.device("cpu"))
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
     users = np.arange(len(evaluation.users))
     ten = evaluation.candidate[ranker.rank(users).index]
     repeated = [bool(set(evaluation.item[evaluation.user_start[u]:evaluation.user_start[u + 1]].tolist()) & set(ten[u].tolist()))
                 for u in users]
     assert any(repeated)
+
+
+def _popularity(model, dataset, evaluation, user, **changes):
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval", **changes), torch.device("cpu"))
+    return ranker.candidates.bias_RM[ranker.candidates.bias_row[user]]
+
+
+def test_live_popularity_reads_others_only_up_to_the_users_own_last_event(model, dataset, evaluation):
+    """Events of others after a user's last event change nothing; those before it do, unless `live` is off."""
+    end = dataset.trend.first_second + dataset.trend.buckets * dataset.trend.bucket_seconds
+    lasts = evaluation.time_seconds[evaluation.user_start[1:] - 1]
+    user, other = int(lasts.argmin()), int(lasts.argmax())
+    rows = slice(evaluation.user_start[other], evaluation.user_start[other + 1])
+    reference = _popularity(model, dataset, evaluation, user)
+    later, earlier = evaluation.time_seconds.copy(), evaluation.time_seconds.copy()
+    later[rows] = max(end, int(lasts[user])) + 50 * 86400
+    torch.testing.assert_close(_popularity(model, dataset, evaluation._replace(time_seconds=later), user), reference)
+    own = slice(evaluation.user_start[user], evaluation.user_start[user + 1])
+    earlier[own] = end + 30 * 86400
+    earlier[rows] = end + 29 * 86400
+    moved = evaluation._replace(time_seconds=earlier)
+    live, still = (_popularity(model, dataset, moved, user, live=live) for live in (True, False))
+    shown = evaluation.item[rows]
+    number = np.full(len(evaluation.items.creative_id), -1)
+    number[evaluation.candidate] = np.arange(len(evaluation.candidate))
+    touched = number[shown][number[shown] >= 0]
+    assert len(touched) and not torch.allclose(live[touched], still[touched])
+
+
+def test_a_users_moment_is_never_before_the_end_of_the_training_log(model, dataset, evaluation):
+    early = evaluation._replace(time_seconds=np.full_like(evaluation.time_seconds, 1))
+    empty = _popularity(model, dataset, early, 0, live=False)
+    torch.testing.assert_close(empty, _popularity(model, dataset, evaluation, 0, live=False))
