@@ -160,11 +160,13 @@ class TrainingBatches:
     """
 
     def __init__(self, dataset: Dataset, *, stop: np.ndarray, batch_users: int, max_events: int, sampled_negatives: int,
-                 action_weights: tuple[float, ...], click_lag_seconds: float, horizon_seconds: float, seed: int):
+                 action_weights: tuple[float, ...], moment_lag_seconds: float, click_lag_seconds: float,
+                 horizon_seconds: float, seed: int):
         self.dataset, self.stop, self.batch_users, self.max_events = dataset, stop, batch_users, max_events
         self.sampled = min(sampled_negatives, dataset.schema.items)
         self.action_weights = np.array(action_weights, np.float32)
-        self.click_lag, self.seed = click_lag_seconds / dataset.schema.trend_bucket_seconds, seed
+        self.moment_lag, self.seed = moment_lag_seconds, seed
+        self.click_lag = click_lag_seconds / dataset.schema.trend_bucket_seconds
         self.horizon = horizon_seconds / dataset.schema.trend_bucket_seconds
         self.columns = event_columns(dataset)
         self.events = np.asarray(stop - dataset.user_start[:-1])
@@ -212,25 +214,29 @@ class TrainingBatches:
         local = np.where(item > 0, np.searchsorted(key, item) + 1, 0)
         history = history._replace(item_BT=torch.from_numpy(local))
         first = np.cumsum(count) - count
+        time, _ = _ragged(data.time_seconds, begin, stop)
         position = user * item.shape[1] + np.arange(len(target)) - np.repeat(first, count)
         tensor = torch.from_numpy
         return TrainBatch(
             item_batch(data.items, np.concatenate([[0], key]), data.schema.item_features), history, tensor(position),
             tensor(target_key), tensor(user), tensor(self.action_weights[action]), tensor(own),
             tensor(np.log(repeats).astype(np.float32)), tensor(np.log(expected).astype(np.float32)),
-            *self._trend(history, position, key, target_key, rng))
+            *self._trend(history, position, time, key, target_key, rng))
 
-    def _trend(self, history: History, position: np.ndarray, key: np.ndarray, target_key: np.ndarray,
+    def _trend(self, history: History, position: np.ndarray, time: np.ndarray, key: np.ndarray, target_key: np.ndarray,
                rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows]:
-        """Popularity of the keys at each row's last known event; clicks come later, by a delay drawn for the batch.
+        """Popularity of the keys at each row's moment: a while before the target's `time`, not before the last event.
 
-        A first event has no event before it: its own time stands in (the bucket begins before it).
+        So is a moment at inference: the user's last event or the log's end, some time before the unknown target. Clicks
+        are known later still, by a delay drawn for the batch. Counts end where the moment's bucket begins.
         """
         trend = self.dataset.trend
-        bucket = trend.bucket_of(history.time_BT.flatten().numpy()[position])
+        earliest = time - rng.uniform(0, self.moment_lag, len(time)).astype(np.int64)
+        moment = np.maximum(history.time_BT.flatten().numpy()[position], earliest)
+        bucket = trend.bucket_of(np.minimum(moment, time))
         condition = history.next_action_BT.flatten().numpy()[position]
         bucket, condition, row_of = distinct_pairs(bucket, condition)
-        found = trend.lookup(key, bucket=bucket, click_bucket=bucket - int(rng.uniform(0, self.click_lag + 1)))
+        found = trend.lookup(key, bucket=bucket, click_bucket=bucket - int(rng.random() ** 2 * (self.click_lag + 1)))
         absent = trend.first_bucket(key)[None] > bucket[:, None] + self.horizon
         absent[row_of, target_key] = False
         return torch.from_numpy(row_of), trend_rows(found, absent, condition)

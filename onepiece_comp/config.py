@@ -98,6 +98,7 @@ class TrainConfig:
     sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
+    moment_lag_hours: float = 72.0  # popularity is read up to this long before an event, not before the last one
     click_lag_hours: float = 48.0  # clicks are counted as of up to this long before the moment: later ones are targets
     horizon_days: float = 3.0  # items first shown later than this after the moment are no negatives
     action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # loss weight of exposure, click, conversion, unknown

@@ -19,7 +19,7 @@ from onepiece_comp.oracle import ceiling, random_ranking
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.scoring import score
 from onepiece_comp.split import split
-from onepiece_comp.submission import infer
+from onepiece_comp.submission import MODES, infer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
 
@@ -69,7 +69,8 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
                        lambda: _train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer",
                                                 warm=work / "retrieval"))
     inferred = stages.run("infer", result / "result.json", to_dict(config.infer), [joint],
-                          lambda: infer(work / "joint", result, config.infer, data=parts / "eval", truth=parts / "truth.jsonl"))
+                          lambda: infer(work / "joint", result, config.infer, data=parts / "eval", truth=parts / "truth.jsonl",
+                                        beside=MODES))
     compared = stages.run("baselines", work / "baselines" / "popularity.json", None, [cut],
                           lambda: _baselines(raw, parts, work / "baselines"))
     stages.run("score", work / "score.json", to_dict(config.score), [inferred, compared],
@@ -100,5 +101,6 @@ def _baselines(raw: Path, parts: Path, out: Path) -> None:
 
 
 def _score(work: Path, parts: Path, config: Config) -> None:
-    against = {path.stem: path for path in sorted((work / "baselines").glob("*.json"))}
+    against = {mode: work / "result" / f"{mode}.json" for mode in MODES}
+    against |= {path.stem: path for path in sorted((work / "baselines").glob("*.json"))}
     score(work / "result" / "result.json", parts / "truth.jsonl", config.score, against=against, out=work / "score.json")

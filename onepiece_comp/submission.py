@@ -111,22 +111,33 @@ def stored_config(checkpoint: Path, file: Path | None, sets: Sequence[str]) -> I
     return override(Config(infer=stored), file, sets).infer
 
 
-def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None = None, truth: Path | None = None) -> Path:
-    """Write out/result.json and out/funnel.json; `data` defaults to the evaluation folder that the run remembers."""
+def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None = None, truth: Path | None = None,
+          beside: Sequence[str] = ()) -> Path:
+    """Write out/result.json and out/funnel.json; `data` defaults to the evaluation folder that the run remembers.
+
+    Other modes named in `beside` are written to out/{mode}.json too, for comparison.
+    """
     started, out = time.monotonic(), Path(out)
     set_threads(config.threads)
     loaded = load_checkpoint(checkpoint, choose_device(config.device))
+    config = dataclasses.replace(config, mode=choose_mode(config.mode, loaded))
     data = data or (Path(loaded.evaluation) if loaded.evaluation else None)
     if data is None:
         raise InputError("--data", found="nothing, and the run remembers no evaluation folder", expected="a folder with predict_seq.jsonl",
                          do="give --data EVAL")
     evaluation = read_evaluation(data, loaded.model.schema)
+    for mode in beside:
+        other = recommend(loaded, evaluation, dataclasses.replace(config, mode=mode), truth=truth)
+        _write(out / f"{mode}.json", other, time.monotonic() - started)
     submission = recommend(loaded, evaluation, config, truth=truth)
     write_json(out / "funnel.json", submission.funnel)
-    result = {"time": round(time.monotonic() - started, 3), "top10s": submission.top10s, "user": submission.users}
-    write_json(out / "result.json", result, indent=None)
+    _write(out / "result.json", submission, time.monotonic() - started)
     _report(submission.funnel, out)
     return out / "result.json"
+
+
+def _write(path: Path, submission: Submission, seconds: float) -> None:
+    write_json(path, {"time": round(seconds, 3), "top10s": submission.top10s, "user": submission.users}, indent=None)
 
 
 def _report(funnel: dict, out: Path) -> None:

@@ -166,8 +166,8 @@ class _Loop:
         self.batches = TrainingBatches(
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
             sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
-            click_lag_seconds=settings.click_lag_hours * 3600, horizon_seconds=settings.horizon_days * 86400,
-            seed=settings.seed)
+            moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
+            horizon_seconds=settings.horizon_days * 86400, seed=settings.seed)
         self.total_steps = max(1, round(settings.epochs * self.batches.steps_per_epoch))
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,

@@ -2,8 +2,8 @@
 
 Items live for days, so how often an item was shown in the last hours says more than its total. Counts are kept
 cumulatively per item and time bucket; a window is a difference of two of them and ends where the bucket of its moment
-begins, so nothing of that moment or later can enter. The moment is the user's last known event, in training as at
-inference. Windowed popularity as in the challenge report (arXiv 2604.04976, section 7).
+begins, so nothing of that moment or later can enter. At inference the moment is the user's last event, or the training
+log's end if that is later. Windowed popularity as in the challenge report (arXiv 2604.04976, section 7).
 Legend: I items + 1, K items asked for, R rows (a moment and a condition), P pairs of row and item, W features.
 """
 

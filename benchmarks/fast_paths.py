@@ -1,0 +1,150 @@
+"""Each fast path against the plain way of doing the same, in one process, interleaved, equal results checked first.
+
+    python benchmarks/fast_paths.py --results benchmarks/results
+
+One thread, processor time, median of the repeats; ratios carry over, times do not.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from onepiece_comp.console import table
+from onepiece_comp.hstu import RelativeBias, gaps
+from onepiece_comp.losses import Rows, softmax_loss
+from onepiece_comp.moe import SparseMoE, swiglu
+from onepiece_comp.retrieval import top_k
+from onepiece_comp.trend import FEATURES, WINDOW_DAYS, Trend
+
+
+def loss_case() -> tuple[str, Callable, Callable]:
+    """4,000 rows, 8,192 keys, width 64, a bias row each and hidden keys: forward and backward."""
+    query, key, bias = (torch.randn(*shape, requires_grad=True) for shape in ((4000, 64), (8192, 64), (300, 8192)))
+    rows = Rows(torch.randint(0, 8192, (4000,)), torch.ones(4000), torch.randint(0, 300, (4000,)),
+                hidden_BK=torch.rand(64, 8192) < 0.01, hidden_row_N=torch.randint(0, 64, (4000,)))
+
+    def fast() -> torch.Tensor:
+        return torch.autograd.grad(softmax_loss(query, key, rows, bias), (query, key, bias))[0]
+
+    def plain() -> torch.Tensor:
+        logit = query @ key.T + bias[rows.bias_row_N]
+        hidden = rows.hidden_BK[rows.hidden_row_N].scatter(1, rows.target_N[:, None], False)
+        loss = F.cross_entropy(logit.masked_fill(hidden, -torch.inf), rows.target_N, reduction="sum")
+        return torch.autograd.grad(loss, (query, key, bias))[0]
+    return "softmax loss in blocks, gradient in forward | eager", fast, plain
+
+
+def bias_case() -> tuple[str, Callable, Callable]:
+    """Time and position bias of 64 users x 101 positions, 4 heads: forward and backward."""
+    bias = RelativeBias(heads=4, max_length=101)
+    gap, weight = gaps(torch.randint(0, 10 ** 6, (64, 101)).cumsum(1)), torch.randn(64, 4, 101, 101)
+    steps = torch.arange(101)
+
+    def fast() -> torch.Tensor:
+        return torch.autograd.grad((bias(gap) * weight).sum(), bias.time_HC)[0]
+
+    def plain() -> torch.Tensor:
+        distance = F.embedding((steps[:, None] - steps).clamp_min(0), bias.position_HC.T).permute(2, 0, 1)
+        made = distance + F.embedding(gap, bias.time_HC.T).permute(0, 3, 1, 2)
+        return torch.autograd.grad((made * weight).sum(), bias.time_HC)[0]
+    return "attention bias by scatter | nn.functional.embedding", fast, plain
+
+
+def expert_case() -> tuple[str, Callable, Callable]:
+    """4,000 tokens, 16 experts, 2 active, width 128: forward."""
+    moe = SparseMoE(width=128, experts=16, active=2, hidden=256)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    x = torch.randn(4000, 128)
+
+    @torch.no_grad()
+    def fast() -> torch.Tensor:
+        return moe(x)[0]
+
+    @torch.no_grad()
+    def plain() -> torch.Tensor:
+        weight, chosen = torch.softmax(moe.router(x), -1).topk(2, -1)
+        gate = torch.zeros(len(x), 16).scatter(1, chosen, weight / weight.sum(1, keepdim=True))
+        every = torch.stack([swiglu(x, moe.gate_up_EDF[e], moe.down_EFD[e]) for e in range(16)], 1)
+        return swiglu(x, moe.shared_gate_up_DF, moe.shared_down_FD) + (gate[..., None] * every).sum(1)
+    return "experts on their own tokens | every expert on every token", fast, plain
+
+
+def top_k_case() -> tuple[str, Callable, Callable]:
+    """256 users, 200,000 candidates, width 64, top 10."""
+    query, candidate = torch.randn(256, 64), torch.randn(200_000, 64)
+    return ("exact top-k in tiles | matmul and one topk", lambda: top_k(query, candidate, k=10).score_BK,
+            lambda: (query @ candidate.T).topk(10, dim=1).values)
+
+
+def trend_case() -> tuple[str, Callable, Callable]:
+    """Popularity windows of 3,000 items at 300 moments, one pair in twelve shown lately."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros((5000, 1001, 2), np.int32)
+    births = rng.integers(0, 990, 5000)
+    for item, birth in enumerate(births):
+        counts[item, birth:birth + 8] = rng.integers(0, 3, (len(counts[item, birth:birth + 8]), 2))
+    counts[:, 0] = 0
+    trend = Trend(counts.cumsum(1, dtype=np.int32), 0, 3 * 3600)
+    item, bucket = np.sort(rng.choice(5000, 3000, replace=False)), np.sort(rng.choice(np.arange(100, 1000), 300, replace=False))
+
+    def fast() -> torch.Tensor:
+        found = trend.lookup(item, bucket=bucket, click_bucket=bucket)
+        return torch.from_numpy(found.feature_PW.sum(0))
+
+    def plain() -> torch.Tensor:
+        dense, total = trend.counts[item], np.zeros(FEATURES, np.float32)
+        size = [round(days * 86400 / trend.bucket_seconds) for days in WINDOW_DAYS]
+        lately = dense[:, bucket, 0] > dense[:, np.maximum(bucket - size[-1], 0), 0]
+        for kind in (0, 1):
+            for i, length in enumerate(size):
+                window = (dense[:, bucket, kind] - dense[:, np.maximum(bucket - length, 0), kind]).astype(np.float32)
+                total[kind * len(size) + i] = (np.log1p(window) * lately).sum()
+                if kind == 0:
+                    total[2 * len(size) + i] = ((window > 0) * lately).sum()
+            total[-2 + kind] = (np.log1p(dense[:, bucket, kind].astype(np.float32)) * lately).sum()
+        return torch.from_numpy(total)
+    return "popularity of pairs shown lately | of all pairs", fast, plain
+
+
+def measure(fast: Callable, plain: Callable, repeats: int) -> tuple[float, float]:
+    """Median processor seconds of both, run in turn."""
+    torch.testing.assert_close(fast(), plain(), rtol=2e-3, atol=2e-3)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for way, kept in zip((fast, plain), times):
+            start = time.process_time()
+            way()
+            kept.append(time.process_time() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = []
+    for case in (loss_case, bias_case, expert_case, top_k_case, trend_case):
+        name, fast, plain = case()
+        ours, theirs = measure(fast, plain, options.repeats)
+        rows.append((name, f"{1000 * ours:.1f}", f"{1000 * theirs:.1f}", f"{theirs / ours:.1f}x"))
+    columns = ("fast | plain", "fast, ms", "plain, ms", "ratio")
+    table(f"fast paths, one thread, median of {options.repeats}", columns, rows)
+    options.results.mkdir(parents=True, exist_ok=True)
+    lines = ["`python benchmarks/fast_paths.py`", "", f"torch {torch.__version__}, one thread, processor time, median of {options.repeats}.", "",
+             "| " + " | ".join(columns).replace("fast | plain", "fast against plain") + " |", "|---" * len(columns) + "|",
+             *("| " + " | ".join(cell.replace(" | ", ", against ") for cell in row) + " |" for row in rows)]
+    (options.results / "fast_paths.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
