@@ -9,6 +9,12 @@ if [[ -n "${TRAIN_DATA_PATH:-}" && -n "${TRAIN_CKPT_PATH:-}" ]]; then
   exec python -u train.py
 fi
 
+case "${1:-run}" in run | test) ;; *)
+  echo "usage: bash run.sh [test]" >&2
+  exit 2
+  ;;
+esac
+
 python=${PYTHON:-python3}
 stamp=.venv/installed-$(cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 if [[ ! -f $stamp ]]; then
@@ -27,9 +33,5 @@ case "${1:-run}" in
     ;;
   test)
     exec .venv/bin/python -m pytest "${@:2}"
-    ;;
-  *)
-    echo "usage: bash run.sh [test]" >&2
-    exit 2
     ;;
 esac

@@ -1,0 +1,102 @@
+"""The whole flow: a small world and the real sample from log to score, a second call that reuses, the README's commands."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from test_cli import COMMANDS, ROOT, command
+
+from onepiece_comp.config import load_config
+from onepiece_comp.flow import run_all
+
+SETS = ["model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
+        "train.epochs=1", "train.sampled_negatives=64", "train.validation_users=10", "train.threads=1", "infer.threads=1",
+        "synthesize.users=80", "score.resamples=100"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A synthetic world of 80 users, run once."""
+    from onepiece_comp.synthetic import synthesize
+    place, config = tmp_path_factory.mktemp("flow"), load_config("tiny", None, SETS)
+    synthesize(place / "raw", config.synthesize)
+    run_all(place / "raw", place / "work", config)
+    return place
+
+
+def test_a_world_ends_with_every_user_scored_beside_the_baselines_and_its_ceiling(world):
+    report = json.loads((world / "work" / "score.json").read_text())
+    assert {"retrieval", "beam", "cascade", "popularity", "popularity_day", "item_knn", "random", "ceiling"} <= set(report["against"])
+    assert report["missing_users"] == 0 and report["users"] == len((world / "work" / "split" / "truth.jsonl").read_text().splitlines())
+    assert report["against"]["ceiling"]["score"]["mean"] > 2 * report["against"]["popularity_day"]["score"]["mean"]
+    result = json.loads((world / "work" / "result" / "result.json").read_text())
+    same = json.loads((world / "work" / "result" / "cascade.json").read_text())
+    assert result["top10s"] == same["top10s"]
+
+
+def test_a_second_call_reuses_all_and_a_changed_setting_only_what_follows_it(world, capsys):
+    before = (world / "work" / "score.json").stat().st_mtime_ns
+    run_all(world / "raw", world / "work", load_config("tiny", None, SETS))
+    printed = capsys.readouterr().out
+    assert printed.count(": reused") == 8 and (world / "work" / "score.json").stat().st_mtime_ns == before
+    run_all(world / "raw", world / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))
+    printed = capsys.readouterr().out
+    assert "== infer" in printed and "== score" in printed and printed.count(": reused") == 6
+
+
+def test_the_flow_twice_gives_the_same_recommendations(world, tmp_path):
+    shutil.copytree(world / "raw", tmp_path / "raw")
+    run_all(tmp_path / "raw", tmp_path / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))
+    first, second = (json.loads((place / "work" / "result" / "result.json").read_text()) for place in (world, tmp_path))
+    assert first["top10s"] == second["top10s"] and first["user"] == second["user"]
+
+
+def test_a_killed_training_of_the_flow_goes_on_where_it_stood(world, tmp_path, capsys):
+    """Take away the markers that a kill would have prevented: the flow must resume, and end as before."""
+    work = Path(shutil.copytree(world / "work", tmp_path / "work"))
+    stages = json.loads((work / "stages.json").read_text())
+    for name in ("train jointly", "infer", "score"):
+        del stages[name]
+    (work / "stages.json").write_text(json.dumps(stages))
+    (work / "joint" / "run.json").unlink()
+    run_all(world / "raw", work, load_config("tiny", None, [*SETS, "infer.beam=5"]))
+    assert "resuming after step" in capsys.readouterr().out
+    first, second = (json.loads((place / "result" / "result.json").read_text())["top10s"] for place in (world / "work", work))
+    assert first == second
+
+
+def test_the_real_sample_flows_from_log_to_score(data_dir, tmp_path):
+    report = json.loads(run_all(data_dir / "tencentgr_1k_sample", tmp_path / "work", load_config("tiny", None, SETS)).read_text())
+    assert report["users"] == 39 and report["missing_users"] == 0
+    tokenizer = json.loads((tmp_path / "work" / "tokenizer" / "tokenizer.json").read_text())
+    assert tokenizer["figures"]["after"][-1]["shared"] == 0
+
+
+def test_every_command_of_the_readme_exists_with_its_options():
+    lines = [line.split("#")[0].split() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    onepiece-comp ")]
+    assert len(lines) >= 10
+    for words in lines:
+        assert words[1] in COMMANDS
+        help_text = command(words[1], "--help").stdout
+        assert all(option in help_text for option in words if option.startswith("--")), words
+
+
+def test_the_readme_and_the_docs_name_only_settings_and_files_that_exist():
+    config = load_config()
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text()
+        for section, name in re.findall(r"\b(synthesize|split|preprocess|tokenizer|model|train|infer|score)\.([a-z_]+)\b(?!\.)", text):
+            if name not in ("py", "json", "jsonl", "log", "pt"):
+                assert hasattr(getattr(config, section), name), (page.name, section, name)
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_run_sh_refuses_an_unknown_word_without_installing(tmp_path):
+    import subprocess
+    for name in ("run.sh", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    done = subprocess.run(["bash", "run.sh", "fly"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "usage" in done.stderr and not (tmp_path / ".venv").exists()
