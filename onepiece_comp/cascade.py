@@ -196,14 +196,14 @@ class Ranker:
         return score.masked_fill(~legal, -torch.inf), index
 
     def _fuse(self, request: "_Request", index: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
-        """(1 - w) logit + w log-probability; for an item without an id the user's lowest stands in."""
+        """(1 - w) logit + w log-probability; for an item without an id the mean of the user's others stands in."""
         logit = (self.candidates.vector_MD[index] @ request.query_BD[..., None])[..., 0]
         if request.bias_BM is not None:
             logit = logit + request.bias_BM.gather(1, index)
         finite = log_prob.isfinite()
-        lowest = log_prob.masked_fill(~finite, torch.inf).amin(1, keepdim=True)
+        usual = torch.where(finite, log_prob, 0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
         weight = self.config.semantic_weight
-        return (1 - weight) * logit + weight * torch.where(finite, log_prob, lowest)
+        return (1 - weight) * logit + weight * torch.where(finite, log_prob, usual)
 
     def _fill(self, best: torch.Tensor, query_BD: torch.Tensor, bias_BM: torch.Tensor | None,
               seen: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, Counter]:
