@@ -124,7 +124,7 @@ class InferConfig:
     beam: int = 20  # B, first codes kept
     survivors: int = 384  # K', items kept by the beam
     union: int = 100  # exact neighbours added to the survivors in cascade mode
-    semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
+    semantic_weight: float = 0.1  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
     live: bool = True  # read popularity after the training log from all users' histories, up to each user's last event
     filter_cold: bool = False  # drop candidates that training never saw

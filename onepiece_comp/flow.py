@@ -30,17 +30,22 @@ class _Stages:
     def __init__(self, work: Path):
         self.work, self._path = work, work / "stages.json"
         self._done = read_json(self._path) if self._path.is_file() else {}
+        self._redone: set[str] = set()  # keys of what this call did: what stands on it is done again too
         self.seconds: list[tuple[str, str]] = []
 
     def run(self, name: str, output: Path, settings: object, after: list[str], action: Callable[[], object]) -> str:
-        """Do `action` unless `output` stands from the same settings and inputs; returns the stage's key."""
+        """Do `action` unless `output` stands from the same settings and inputs; returns the stage's key.
+
+        `after` are the keys of what the stage reads.
+        """
         key, started = fingerprint(__version__, settings, after), time.monotonic()
-        if self._done.get(name) == key and output.exists():
+        if self._done.get(name) == key and output.exists() and not self._redone.intersection(after):
             say(f"{name}: reused {output.parent if output.is_file() else output}")
             self.seconds.append((name, "reused"))
             return key
         say(f"== {name}")
         action()
+        self._redone.add(key)
         self._done[name] = key
         write_json(self._path, self._done)
         self.seconds.append((name, f"{time.monotonic() - started:.1f} s"))

@@ -46,6 +46,13 @@ def test_a_second_call_reuses_all_and_a_changed_setting_only_what_follows_it(wor
     assert "== infer" in printed and "== score" in printed and printed.count(": reused") == 6
 
 
+def test_what_stands_on_a_stage_that_is_done_again_is_done_again_too(world, capsys):
+    shutil.rmtree(world / "work" / "result")
+    run_all(world / "raw", world / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))
+    printed = capsys.readouterr().out
+    assert "== infer" in printed and "== score" in printed and printed.count(": reused") == 6
+
+
 def test_the_flow_twice_gives_the_same_recommendations(world, tmp_path):
     shutil.copytree(world / "raw", tmp_path / "raw")
     run_all(tmp_path / "raw", tmp_path / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))
@@ -100,3 +107,10 @@ def test_run_sh_refuses_an_unknown_word_without_installing(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     done = subprocess.run(["bash", "run.sh", "fly"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "usage" in done.stderr and not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", ["kuairand", "worlds", "world_limits"])
+def test_the_tables_of_the_readme_are_those_that_the_benchmarks_wrote(name):
+    written = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text().strip().splitlines()
+    table = [line for line in written if line.startswith("|")]
+    assert len(table) > 3 and "\n".join(table) in (ROOT / "README.md").read_text()
