@@ -49,5 +49,6 @@ class SparseMoE(nn.Module):
         outputs = [swiglu(x_ND[part], self.gate_up_EDF[expert], self.down_EFD[expert])
                    for expert, part in enumerate(token.split(load_E.tolist())) if len(part)]
         weighted = torch.cat(outputs) * weight_NA.flatten()[order, None]
-        mixed = swiglu(x_ND, self.shared_gate_up_DF, self.shared_down_FD).index_add(0, token, weighted.to(x_ND.dtype))
+        mixed = swiglu(x_ND, self.shared_gate_up_DF, self.shared_down_FD)
+        mixed = mixed.index_add(0, token, weighted.to(mixed.dtype))
         return mixed, Routing(load_balance(gate_NE, chosen_NA), load_E)

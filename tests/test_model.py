@@ -216,3 +216,17 @@ def test_orthogonalise_makes_singular_values_one():
     for shape in ((6, 6), (8, 3), (3, 8), (2, 5, 4)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(*shape), steps=12))
         assert float(values.min()) > 0.6 and float(values.max()) < 1.4
+
+
+def test_bfloat16_autocast_gives_nearly_the_same_losses_and_gradients(dataset):
+    """What training does on a GPU, with the CPU's autocast: types must fit everywhere."""
+    torch.manual_seed(0)
+    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+    batches = _batches(dataset)
+    batch = batches.batch(batches.users, np.random.default_rng(0))
+    exact = model.losses(batch, semantic_weight=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.losses(batch, semantic_weight=1.0)
+    rounded.total.backward()
+    assert abs(float(rounded.total.detach()) - float(exact.total.detach())) < 0.02
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
