@@ -92,7 +92,10 @@ def trend_case() -> tuple[str, Callable, Callable]:
         counts[item, birth:birth + 8] = rng.integers(0, 3, (len(counts[item, birth:birth + 8]), 2))
     counts[:, 0] = 0
     trend = Trend(counts.cumsum(1, dtype=np.int32), 0, 3 * 3600)
-    item, bucket = np.sort(rng.choice(5000, 3000, replace=False)), np.sort(rng.choice(np.arange(100, 1000), 300, replace=False))
+    item, bucket = (
+        np.sort(rng.choice(5000, 3000, replace=False)),
+        np.sort(rng.choice(np.arange(100, 1000), 300, replace=False)),
+    )
 
     def fast() -> torch.Tensor:
         found = trend.lookup(item, bucket=bucket, click_bucket=bucket)
@@ -140,9 +143,15 @@ def main() -> None:
     columns = ("fast | plain", "fast, ms", "plain, ms", "ratio")
     table(f"fast paths, one thread, median of {options.repeats}", columns, rows)
     options.results.mkdir(parents=True, exist_ok=True)
-    lines = ["`python benchmarks/fast_paths.py`", "", f"torch {torch.__version__}, one thread, processor time, median of {options.repeats}.", "",
-             "| " + " | ".join(columns).replace("fast | plain", "fast against plain") + " |", "|---" * len(columns) + "|",
-             *("| " + " | ".join(cell.replace(" | ", ", against ") for cell in row) + " |" for row in rows)]
+    lines = [
+        "`python benchmarks/fast_paths.py`",
+        "",
+        f"torch {torch.__version__}, one thread, processor time, median of {options.repeats}.",
+        "",
+        "| " + " | ".join(columns).replace("fast | plain", "fast against plain") + " |",
+        "|---" * len(columns) + "|",
+        *("| " + " | ".join(cell.replace(" | ", ", against ") for cell in row) + " |" for row in rows),
+    ]
     (options.results / "fast_paths.md").write_text("\n".join(lines) + "\n")
 
 

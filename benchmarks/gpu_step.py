@@ -26,15 +26,24 @@ def measure(data: Dataset, preset: str, steps: int) -> tuple[str, ...]:
     """One row: loss difference CPU against GPU, milliseconds a step, users a second, peak GiB."""
     config = load_config(preset)
     batches = TrainingBatches(
-        data, stop=np.array(data.user_start[1:]), batch_users=config.train.batch_users, max_events=config.model.max_events,
-        sampled_negatives=config.train.sampled_negatives, action_weights=config.train.action_weights,
-        moment_lag_seconds=config.train.moment_lag_hours * 3600, click_lag_seconds=config.train.click_lag_hours * 3600,
-        horizon_seconds=config.train.horizon_days * 86400, seed=0)
+        data,
+        stop=np.array(data.user_start[1:]),
+        batch_users=config.train.batch_users,
+        max_events=config.model.max_events,
+        sampled_negatives=config.train.sampled_negatives,
+        action_weights=config.train.action_weights,
+        moment_lag_seconds=config.train.moment_lag_hours * 3600,
+        click_lag_seconds=config.train.click_lag_hours * 3600,
+        horizon_seconds=config.train.horizon_days * 86400,
+        seed=0,
+    )
     batch = next(batches.epoch(0))
     torch.manual_seed(0)
     model = OnePiece(config.model, data.schema).eval()  # no dropout: both devices must agree
     on_gpu, moved = copy.deepcopy(model).cuda(), batch.to(torch.device("cuda"))
-    difference = abs(float(model.losses(batch, semantic_weight=0).total) - float(on_gpu.losses(moved, semantic_weight=0).total))
+    difference = abs(
+        float(model.losses(batch, semantic_weight=0).total) - float(on_gpu.losses(moved, semantic_weight=0).total)
+    )
     optimisers = Optimisers(on_gpu.train(), learning_rate=1e-3, muon_learning_rate=1e-2, weight_decay=0, warmup_steps=1,
                             total_steps=steps)
     torch.cuda.reset_peak_memory_stats()
@@ -63,7 +72,11 @@ def main() -> None:
         raise SystemExit("no CUDA device: nothing to measure")
     data = load_dataset(options.dataset)
     rows = [measure(data, preset, options.steps) for preset in options.presets]
-    table(torch.cuda.get_device_name(), ("preset", "dense parameters", "loss CPU - GPU", "ms a step", "users/s", "peak GiB"), rows)
+    table(
+        torch.cuda.get_device_name(),
+        ("preset", "dense parameters", "loss CPU - GPU", "ms a step", "users/s", "peak GiB"),
+        rows,
+    )
 
 
 if __name__ == "__main__":

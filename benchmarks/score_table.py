@@ -7,7 +7,17 @@ import argparse
 import json
 from pathlib import Path
 
-ORDER = ("cascade", "retrieval", "beam", "popularity_day", "popularity", "popularity_exposure", "item_knn", "random", "ceiling")
+ORDER = (
+    "cascade",
+    "retrieval",
+    "beam",
+    "popularity_day",
+    "popularity",
+    "popularity_exposure",
+    "item_knn",
+    "random",
+    "ceiling",
+)
 
 
 def main() -> None:
@@ -19,7 +29,9 @@ def main() -> None:
     k = report["config"]["k"]
     for command in options.command:
         print(f"    {command}")
-    print(f"\n| {report['users']:,} users | HR@{k} | NDCG@{k} | score | submission - it, 95 % interval |\n|---|---|---|---|---|")
+    print(
+        f"\n| {report['users']:,} users | HR@{k} | NDCG@{k} | score | submission - it, 95 % interval |\n|---|---|---|---|---|"
+    )
     print(_row("**submission**", report, f"score {report['score']['low']:.4f} .. {report['score']['high']:.4f}"))
     for name in sorted(report["against"], key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         other = report["against"][name]

@@ -34,7 +34,9 @@ def scores(raw: Path, split: Path, every: int) -> dict[str, float]:
     place[candidate] = np.arange(len(candidate))
     original = OriginalIds(read_index(split / "eval" / "indexer.pkl"))
     truth = {record.user: record for record in read_truth(split / "truth.jsonl")}
-    counts = recent_counts(split / "train" / "seq.jsonl", OriginalIds(read_index(split / "train" / "indexer.pkl")), row_of, cut)
+    counts = recent_counts(
+        split / "train" / "seq.jsonl", OriginalIds(read_index(split / "train" / "indexer.pkl")), row_of, cut
+    )
     hits: dict[str, list[int]] = {name: [] for name in ROWS}
     for number, line in enumerate(read_sequences(split / "eval" / "predict_seq.jsonl")):
         if number % every:
@@ -76,7 +78,9 @@ def log_weight(oracle, time: int, candidate: np.ndarray) -> np.ndarray:
     return full[candidate]
 
 
-def topics_told(leaf: np.ndarray, items: np.ndarray, times: np.ndarray, moment: int, candidate: np.ndarray, branch: int) -> np.ndarray:
+def topics_told(
+    leaf: np.ndarray, items: np.ndarray, times: np.ndarray, moment: int, candidate: np.ndarray, branch: int
+) -> np.ndarray:
     """Log of a lift made of the history's shares of the candidate's leaf, middle node and root."""
     weight = 0.5 ** ((moment - times) / DAY / HALF_LIFE_DAYS)
     nodes, lift = int(leaf.max()) + 1, np.full(len(candidate), 0.3)
@@ -93,13 +97,24 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, help="look at every n-th user")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    worlds = [scores(options.work / f"raw-{seed}", options.work / f"world-{seed}" / "split", options.every) for seed in options.seeds]
-    rows = [(name, *(f"{world[name]:.4f} ({100 * world[name] / world[ROWS[0]]:.0f} %)" for world in worlds)) for name in ROWS]
+    worlds = [
+        scores(options.work / f"raw-{seed}", options.work / f"world-{seed}" / "split", options.every)
+        for seed in options.seeds
+    ]
+    rows = [
+        (name, *(f"{world[name]:.4f} ({100 * world[name] / world[ROWS[0]]:.0f} %)" for world in worlds))
+        for name in ROWS
+    ]
     columns = ("score (share of the ceiling)", *(f"seed {seed}" for seed in options.seeds))
     table("what could be reached", columns, rows)
     options.results.mkdir(parents=True, exist_ok=True)
-    lines = [f"`python benchmarks/world_limits.py WORK --seeds {' '.join(map(str, options.seeds))} --every {options.every}`", "",
-             "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    lines = [
+        f"`python benchmarks/world_limits.py WORK --seeds {' '.join(map(str, options.seeds))} --every {options.every}`",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
     (options.results / "world_limits.md").write_text("\n".join(lines) + "\n")
 
 

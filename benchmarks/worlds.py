@@ -32,16 +32,30 @@ def main() -> None:
         if not (raw / "raw.json").is_file():
             synthesize(raw, settings)
         worlds[seed] = figures(json.loads(run_all(raw, work, config).read_text()))
-    rows = [(name, *(f"{worlds[seed][name]:.4f}" for seed in worlds)) for name in NAMES if all(name in w for w in worlds.values())]
+    rows = [
+        (name, *(f"{worlds[seed][name]:.4f}" for seed in worlds))
+        for name in NAMES
+        if all(name in w for w in worlds.values())
+    ]
     for base in ("popularity", "popularity_day"):
         share = [(w["cascade"] - w[base]) / (w["ceiling"] - w[base]) for w in worlds.values()]
         rows.append((f"share of the way from {base} to the ceiling", *(f"{100 * value:.1f} %" for value in share)))
     columns = ("score", *(f"seed {seed}" for seed in worlds))
     table("synthetic worlds, default size", columns, rows)
     options.results.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/worlds.py WORK --seeds " + " ".join(map(str, worlds)) + (f" --users {options.users}" if options.users else "")
+    command = (
+        "python benchmarks/worlds.py WORK --seeds "
+        + " ".join(map(str, worlds))
+        + (f" --users {options.users}" if options.users else "")
+    )
     name = f"worlds-{options.users}" if options.users else "worlds"
-    lines = [f"`{command}`", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    lines = [
+        f"`{command}`",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
     (options.results / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 

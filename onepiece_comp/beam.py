@@ -79,7 +79,9 @@ class _Decoding:
         """Logits [B, W, C] of `level` after each prefix of codes."""
         users, beams = prefix_BWL.shape[:2]
         hidden_BWD = self.hidden_BD[:, None].expand(-1, beams, -1)
-        query_BWD = self.decoder.query(level, hidden_BWD, prefix_BWL, self.memories, self.allowed_B1S.expand(-1, beams, -1))
+        query_BWD = self.decoder.query(
+            level, hidden_BWD, prefix_BWL, self.memories, self.allowed_B1S.expand(-1, beams, -1)
+        )
         return (query_BWD @ self.decoder.code_LCD[level].T).float()
 
     def first_level(self) -> torch.Tensor:

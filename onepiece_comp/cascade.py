@@ -4,7 +4,7 @@
 log-probability. `cascade` unites both sets and ranks by (1 - w) logit + w log-probability: each is a log-probability
 of the next item up to a constant of the user, so the sum is a product of experts; unlike the paper's re-ranking
 (arXiv 2512.07424, w = 0, no union) the beam's own score is not thrown away.
-Legend: B users, M candidates, D width, K items of the union, W trend windows.
+Legend: B users, M candidates, D width, K items of the union, R rows of popularity logits.
 """
 
 from collections import Counter
@@ -85,8 +85,13 @@ def _popularity(checkpoint: Checkpoint, evaluation: Evaluation, number: np.ndarr
     counted = number[evaluation.item] >= 0
     if not config.live:
         counted[:] = False
-    trend = extended(tail, evaluation.items.id_row[evaluation.candidate], item=number[evaluation.item[counted]],
-                     clicked=np.isin(evaluation.action[counted], (CLICK, CONVERSION)), time_seconds=evaluation.time_seconds[counted])
+    trend = extended(
+        tail,
+        evaluation.items.id_row[evaluation.candidate],
+        item=number[evaluation.item[counted]],
+        clicked=np.isin(evaluation.action[counted], (CLICK, CONVERSION)),
+        time_seconds=evaluation.time_seconds[counted],
+    )
     last = np.zeros(len(evaluation.users), np.int64)
     with_history = np.diff(evaluation.user_start) > 0
     last[with_history] = evaluation.time_seconds[evaluation.user_start[1:][with_history] - 1]
@@ -106,7 +111,9 @@ class Ranker:
     def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device):
         self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
         told = evaluation.target_action.astype(np.int64)
-        self.action = np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
+        self.action = (
+            np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
+        )
         self.candidates = prepare(checkpoint, evaluation, config, self.action, device)
         self._columns = Columns(evaluation.item, evaluation.action, evaluation.time_seconds, evaluation.user_token,
                                 evaluation.user_token_start)
@@ -137,7 +144,9 @@ class Ranker:
         evaluation, model = self.evaluation, self.model
         stop = evaluation.user_start[users + 1]
         start = np.maximum(evaluation.user_start[users], stop - model.config.max_events)
-        history, item = build_history(self._columns, users=users, start=start, stop=stop, last_action=self.action[users])
+        history, item = build_history(
+            self._columns, users=users, start=start, stop=stop, last_action=self.action[users]
+        )
         rows = np.unique(np.append(item, 0))
         history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
         batch = item_batch(evaluation.items, rows, model.schema.item_features)
@@ -155,7 +164,9 @@ class Ranker:
 
     def _dropped(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
         """Which of the candidates `index` [B, K] the filters drop."""
-        dropped = ~self.candidates.warm_M[index] if self.config.filter_cold else torch.zeros_like(index, dtype=torch.bool)
+        dropped = (
+            ~self.candidates.warm_M[index] if self.config.filter_cold else torch.zeros_like(index, dtype=torch.bool)
+        )
         if request.seen is not None:
             dropped |= self._among(index, *request.seen)
         return dropped
@@ -179,7 +190,9 @@ class Ranker:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
         config, prefixes = self.config, self.candidates.prefixes
         length_B = request.history.length_B
-        found = beam_search(self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors)
+        found = beam_search(
+            self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors
+        )
         index, log_prob = found.index_BK, found.log_prob_BK
         legal = log_prob > -torch.inf
         stages["beam"] = torch.where(legal, index, -1)

@@ -35,8 +35,17 @@ class Checkpoint(NamedTuple):
     path: Path
 
 
-def save_checkpoint(run: Path, model: OnePiece, trend: Trend, *, step: int, score: float, infer: InferConfig, dataset: str,
-                    evaluation: str | None) -> Path:
+def save_checkpoint(
+    run: Path,
+    model: OnePiece,
+    trend: Trend,
+    *,
+    step: int,
+    score: float,
+    infer: InferConfig,
+    dataset: str,
+    evaluation: str | None,
+) -> Path:
     """Write one checkpoint folder under `run` and return its path; of `trend` the end is kept."""
     folder = Path(run) / f"global_step{step}.valid_score={score:.4f}"
     with atomic_folder(folder, CONFIG) as out:
@@ -60,8 +69,12 @@ def find_checkpoint(path: Path) -> Path:
     steps = sorted(path.glob("global_step*"), key=lambda folder: int("0" + folder.name[11:].split(".")[0]))
     whole = [folder for folder in steps if (folder / MODEL).is_file()]
     if not whole:
-        raise InputError(path, found="no checkpoint" if path.exists() else "no such folder",
-                         expected=f"a run or a checkpoint folder with {MODEL}", do="give the run folder that train wrote")
+        raise InputError(
+            path,
+            found="no checkpoint" if path.exists() else "no such folder",
+            expected=f"a run or a checkpoint folder with {MODEL}",
+            do="give the run folder that train wrote",
+        )
     return whole[-1]
 
 
@@ -93,8 +106,12 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(folder / MODEL, found=f"weights of another shape ({str(error).splitlines()[1].strip()[:160]})",
-                         expected=f"those of {CONFIG} beside it", do="keep both files of one checkpoint together") from error
+        raise InputError(
+            folder / MODEL,
+            found=f"weights of another shape ({str(error).splitlines()[1].strip()[:160]})",
+            expected=f"those of {CONFIG} beside it",
+            do="keep both files of one checkpoint together",
+        ) from error
     counts = np.array(load_column(folder, "trend_counts"))
     begin = schema.trend_end_second - (counts.shape[1] - 1) * schema.trend_bucket_seconds
     trend = Trend(counts, begin, schema.trend_bucket_seconds)

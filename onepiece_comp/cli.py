@@ -28,8 +28,12 @@ def synthesize(out: Path, preset: Preset = "tiny", config: ConfigFile = None, se
 
 
 @app.command(epilog="Example: onepiece-comp convert kuairand KuaiRand-Pure/data work/raw")
-def convert(kind: Annotated[str, typer.Argument(help="kuairand, movielens or sequences.")], source: Path, out: Path,
-            interactions: Annotated[Optional[Path], typer.Option(help="Table user,item,time (sequences only).")] = None) -> None:
+def convert(
+    kind: Annotated[str, typer.Argument(help="kuairand, movielens or sequences.")],
+    source: Path,
+    out: Path,
+    interactions: Annotated[Optional[Path], typer.Option(help="Table user,item,time (sequences only).")] = None,
+) -> None:
     """Turn another log into the competition's file layout; original ids survive."""
     from onepiece_comp.convert import convert as stage
 
@@ -45,31 +49,46 @@ def split(raw: Path, out: Path, preset: Preset = "tiny", config: ConfigFile = No
 
 
 @app.command(epilog="Example: onepiece-comp preprocess work/split/train work/dataset")
-def preprocess(train: Path, dataset: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+def preprocess(
+    train: Path, dataset: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None
+) -> None:
     """Read the training files once into memory-mapped columns."""
     from onepiece_comp.preprocess import preprocess as stage
 
     stage(train, dataset, load_config(preset, config, sets or ()).preprocess)
 
 
-@app.command("build-tokenizer", epilog="Example: onepiece-comp build-tokenizer work/dataset work/tokenizer --ckpt work/retrieval")
+@app.command(
+    "build-tokenizer", epilog="Example: onepiece-comp build-tokenizer work/dataset work/tokenizer --ckpt work/retrieval"
+)
 def build_tokenizer(
-        dataset: Path, out: Path,
-        vectors: Annotated[Optional[str], typer.Option(help="emb_81 or FILE.npy: what to quantise.")] = None,
-        ckpt: Annotated[Optional[Path], typer.Option(help="A run whose item vectors to quantise.")] = None,
-        preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+    dataset: Path,
+    out: Path,
+    vectors: Annotated[Optional[str], typer.Option(help="emb_81 or FILE.npy: what to quantise.")] = None,
+    ckpt: Annotated[Optional[Path], typer.Option(help="A run whose item vectors to quantise.")] = None,
+    preset: Preset = "tiny",
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
     """Give every item a semantic id of its own."""
     from onepiece_comp.tokenizer import build_tokenizer as stage
 
     stage(dataset, out, load_config(preset, config, sets or ()).tokenizer, vectors=vectors, checkpoint=ckpt)
 
 
-@app.command(epilog="Example: onepiece-comp train work/dataset work/joint --tokenizer work/tokenizer --warm-start work/retrieval")
-def train(dataset: Path, run: Path,
-          tokenizer: Annotated[Optional[Path], typer.Option(help="Train the semantic-id head too.")] = None,
-          warm_start: Annotated[Optional[Path], typer.Option(help="A run to copy fitting weights from.")] = None,
-          resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
-          preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
+@app.command(
+    epilog="Example: onepiece-comp train work/dataset work/joint --tokenizer work/tokenizer --warm-start work/retrieval"
+)
+def train(
+    dataset: Path,
+    run: Path,
+    tokenizer: Annotated[Optional[Path], typer.Option(help="Train the semantic-id head too.")] = None,
+    warm_start: Annotated[Optional[Path], typer.Option(help="A run to copy fitting weights from.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    preset: Preset = "tiny",
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
     """Train on a dataset; retrieval only, or jointly with semantic ids."""
     from onepiece_comp.training import train as stage
 
@@ -99,10 +118,18 @@ def baselines(train: Path, evaluation: Path, out: Path) -> None:
     stage(train, evaluation, out)
 
 
-@app.command(epilog="Example: onepiece-comp score work/result/result.json work/split/truth.jsonl --against work/baselines/item_knn.json")
-def score(result: Path, truth: Path,
-          against: Annotated[Optional[list[Path]], typer.Option(help="Another result on the same users; may be repeated.")] = None,
-          config: ConfigFile = None, sets: Sets = None) -> None:
+@app.command(
+    epilog="Example: onepiece-comp score work/result/result.json work/split/truth.jsonl --against work/baselines/item_knn.json"
+)
+def score(
+    result: Path,
+    truth: Path,
+    against: Annotated[
+        Optional[list[Path]], typer.Option(help="Another result on the same users; may be repeated.")
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
     """Score a result: HR@10, NDCG@10, 0.31/0.69 score with intervals, by history length and warm or cold target."""
     from onepiece_comp.scoring import score as stage
 
@@ -139,7 +166,9 @@ def main() -> None:
         console.complain(f"error: {error.filename or 'input or output'}: {error.strerror or error}; check the path")
         sys.exit(2)
     except _Stopped:
-        console.complain("interrupted: nothing half-written was left; run the same command again (train: with --resume)")
+        console.complain(
+            "interrupted: nothing half-written was left; run the same command again (train: with --resume)"
+        )
         sys.exit(130)
 
 

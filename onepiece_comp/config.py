@@ -206,8 +206,12 @@ def _replace(section: object, values: dict, place: typing.Callable[[str], str]) 
     kinds = typing.get_type_hints(type(section))
     for key in values:
         if key not in kinds:
-            raise InputError(place(key), found=f"the unknown key {key!r}", expected=f"a key of {type(section).__name__}",
-                             do=_nearest(key, kinds))
+            raise InputError(
+                place(key),
+                found=f"the unknown key {key!r}",
+                expected=f"a key of {type(section).__name__}",
+                do=_nearest(key, kinds),
+            )
     return dataclasses.replace(section, **{k: _coerce(v, kinds[k], place(k)) for k, v in values.items()})
 
 
@@ -263,7 +267,9 @@ def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> C
     if file is not None:
         value, lines = _yaml_tree(Path(file))
         if value is not None and not isinstance(value, dict):
-            raise InputError(file, found=type(value).__name__, expected="sections of keys", do="see docs/configuration.md")
+            raise InputError(
+                file, found=type(value).__name__, expected="sections of keys", do="see docs/configuration.md"
+            )
         config = merge(config, value or {}, lambda *keys: f"{file}:{lines.get(keys, 1)}")
     for text in sets:
         key, equals, value_text = text.partition("=")

@@ -47,8 +47,12 @@ def _lines(path: Path) -> Iterator[tuple[str, int, object]]:
                     value = json.loads(line)
                     yield place, int(value["anonymous_cid"]), value.get("emb")
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    raise InputError(place, found=f"no embedding record ({error})",
-                                     expected='{"anonymous_cid": id, "emb": [...]}', do="copy the file again") from error
+                    raise InputError(
+                        place,
+                        found=f"no embedding record ({error})",
+                        expected='{"anonymous_cid": id, "emb": [...]}',
+                        do="copy the file again",
+                    ) from error
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, object]]:
@@ -56,7 +60,9 @@ def _entries(path: Path) -> Iterator[tuple[str, int, object]]:
         try:
             yield f"{path}: id {creative_id}", int(creative_id), vector
         except (ValueError, TypeError) as error:
-            raise InputError(path, found=f"the id {creative_id!r}", expected="a number", do="copy the file again") from error
+            raise InputError(
+                path, found=f"the id {creative_id!r}", expected="a number", do="copy the file again"
+            ) from error
 
 
 def read_embedding(source: EmbeddingSource) -> Iterator[tuple[int, np.ndarray | None]]:
@@ -72,11 +78,17 @@ def read_embedding(source: EmbeddingSource) -> Iterator[tuple[int, np.ndarray | 
         try:
             vector = np.asarray(values, np.float32)
         except (ValueError, TypeError) as error:
-            raise InputError(place, found="a vector that is not numeric", expected="numbers", do="copy the file again") from error
+            raise InputError(
+                place, found="a vector that is not numeric", expected="numbers", do="copy the file again"
+            ) from error
         width = width or vector.size
         if vector.ndim != 1 or vector.size != width:
-            raise InputError(place, found=f"an embedding of width {vector.size}", expected=f"{width}, as in the lines before",
-                             do="remove the line or the table, or leave the table out (--set preprocess.embeddings=[...])")
+            raise InputError(
+                place,
+                found=f"an embedding of width {vector.size}",
+                expected=f"{width}, as in the lines before",
+                do="remove the line or the table, or leave the table out (--set preprocess.embeddings=[...])",
+            )
         if not np.isfinite(vector).all():
             raise InputError(place, found="a value that is not finite", expected="finite numbers", do="remove the line")
         yield creative_id, vector

@@ -97,8 +97,12 @@ def _candidates(path: Path, local: _LocalItems) -> np.ndarray:
         raise InputError(path, found=f"{distinct} distinct candidates", expected="at least ten",
                          do="a top-10 needs ten: check the candidate set")
     if distinct < len(rows):
-        raise InputError(path, found=f"{len(rows) - distinct} candidates that stand twice", expected="each creative id once",
-                         do="remove the repetitions")
+        raise InputError(
+            path,
+            found=f"{len(rows) - distinct} candidates that stand twice",
+            expected="each creative id once",
+            do="remove the repetitions",
+        )
     return np.array(rows, np.int64)
 
 
@@ -150,7 +154,11 @@ def _item_table(folder: Path, local: _LocalItems, schema: Schema) -> ItemTable:
     sources = find_embeddings(folder)
     for fid, width in schema.embeddings.items():
         if fid not in sources:
-            raise InputError(folder / "creative_emb", found=f"no embedding {fid}", expected=f"emb_{fid}_*, as in training",
-                             do="copy creative_emb/ into the evaluation folder")
+            raise InputError(
+                folder / "creative_emb",
+                found=f"no embedding {fid}",
+                expected=f"emb_{fid}_*, as in training",
+                do="copy creative_emb/ into the evaluation folder",
+            )
         embeddings[fid], present[fid], _ = load_embedding(sources[fid], local.rows, rows, max_width=width, width=width)
     return ItemTable(creative, id_row, local.features.values[:rows], embeddings, present)

@@ -68,7 +68,9 @@ def vocabulary_size(features: list[Feature]) -> int:
     return features[-1].offset + features[-1].size if features else 0
 
 
-def split_features(index: Index, user_feature_ids: set[str], items: int) -> tuple[list[Feature], list[Feature], list[str]]:
+def split_features(
+    index: Index, user_feature_ids: set[str], items: int
+) -> tuple[list[Feature], list[Feature], list[str]]:
     """Item features, user features, and the ids left out because they name the item itself.
 
     A feature with nearly one value per item (111 in the competition) repeats the item id.

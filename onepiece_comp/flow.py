@@ -68,14 +68,25 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     trained = [to_dict(config.model), to_dict(config.train)]
     first = stages.run("train retrieval", work / "retrieval" / MARKERS["run"], trained, [columns],
                        lambda: _train_or_resume(data, work / "retrieval", config))
-    codes = stages.run("build tokenizer", work / "tokenizer", to_dict(config.tokenizer), [first],
-                       lambda: build_tokenizer(data, work / "tokenizer", config.tokenizer, checkpoint=work / "retrieval"))
+    codes = stages.run(
+        "build tokenizer",
+        work / "tokenizer",
+        to_dict(config.tokenizer),
+        [first],
+        lambda: build_tokenizer(data, work / "tokenizer", config.tokenizer, checkpoint=work / "retrieval"),
+    )
     joint = stages.run("train jointly", work / "joint" / MARKERS["run"], trained, [codes],
                        lambda: _train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer",
                                                 warm=work / "retrieval"))
-    inferred = stages.run("infer", result / "result.json", to_dict(config.infer), [joint],
-                          lambda: infer(work / "joint", result, config.infer, data=parts / "eval", truth=parts / "truth.jsonl",
-                                        beside=MODES))
+    inferred = stages.run(
+        "infer",
+        result / "result.json",
+        to_dict(config.infer),
+        [joint],
+        lambda: infer(
+            work / "joint", result, config.infer, data=parts / "eval", truth=parts / "truth.jsonl", beside=MODES
+        ),
+    )
     compared = stages.run("baselines", work / "baselines" / "popularity.json", None, [cut],
                           lambda: _baselines(raw, parts, work / "baselines"))
     stages.run("score", work / "score.json", to_dict(config.score), [inferred, compared],
@@ -102,10 +113,14 @@ def _baselines(raw: Path, parts: Path, out: Path) -> None:
     baselines(parts / "train", parts / "eval", out)
     if (raw / "oracle").is_dir():
         ceiling(raw, parts / "eval", parts / "truth.jsonl", out / "ceiling.json")
-        random_ranking(parts / "eval", parts / "truth.jsonl", out / "random.json", read_marker(raw, "raw").get("seed", 0))
+        random_ranking(
+            parts / "eval", parts / "truth.jsonl", out / "random.json", read_marker(raw, "raw").get("seed", 0)
+        )
 
 
 def _score(work: Path, parts: Path, config: Config) -> None:
     against = {mode: work / "result" / f"{mode}.json" for mode in MODES}
     against |= {path.stem: path for path in sorted((work / "baselines").glob("*.json"))}
-    score(work / "result" / "result.json", parts / "truth.jsonl", config.score, against=against, out=work / "score.json")
+    score(
+        work / "result" / "result.json", parts / "truth.jsonl", config.score, against=against, out=work / "score.json"
+    )

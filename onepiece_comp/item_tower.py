@@ -24,14 +24,20 @@ class ItemTower(nn.Module):
         self.id_table = nn.Embedding(schema.items + 1, config.id_width) if config.id_width else None
         self.hash_tables = nn.ModuleList(nn.Embedding(size, config.hash_width) for size in config.hash_sizes)
         self.feature_table = nn.Embedding(max(1, vocabulary_size(schema.item_features)), config.feature_width)
-        self.project = nn.ModuleDict({fid: nn.Linear(width, config.embedding_width) for fid, width in schema.embeddings.items()})
-        self.absent = nn.ParameterDict({fid: nn.Parameter(torch.zeros(config.embedding_width)) for fid in schema.embeddings})
+        self.project = nn.ModuleDict(
+            {fid: nn.Linear(width, config.embedding_width) for fid, width in schema.embeddings.items()}
+        )
+        self.absent = nn.ParameterDict(
+            {fid: nn.Parameter(torch.zeros(config.embedding_width)) for fid in schema.embeddings}
+        )
         width = config.id_width + config.hash_width * len(config.hash_sizes)
         width += config.feature_width * len(schema.item_features) + config.embedding_width * len(schema.embeddings)
         self.code_tables = nn.ModuleList()
         if config.codes_as_input and codes is not None:
             self.register_buffer("codes", codes, persistent=False)
-            self.code_tables.extend(nn.Embedding(int(codes.max()) + 2, config.id_width or config.width) for _ in codes[0])
+            self.code_tables.extend(
+                nn.Embedding(int(codes.max()) + 2, config.id_width or config.width) for _ in codes[0]
+            )
             width += sum(table.embedding_dim for table in self.code_tables)
         self.linear = nn.Linear(width, config.width)
         self.hidden = nn.Linear(width, 2 * config.width)
@@ -49,7 +55,9 @@ class ItemTower(nn.Module):
         parts += [table(items.creative_id_N % table.num_embeddings) * known for table in self.hash_tables]
         for fid, project in self.project.items():
             present = items.present[fid]
-            vector = F.normalize(items.embeddings[fid], dim=-1) * items.embeddings[fid].shape[1] ** 0.5  # entries of size 1
+            vector = (
+                F.normalize(items.embeddings[fid], dim=-1) * items.embeddings[fid].shape[1] ** 0.5
+            )  # entries of size 1
             parts.append(project(vector) * present + self.absent[fid] * (1 - present))
         parts += [table(self.codes[row, level] + 1) for level, table in enumerate(self.code_tables)]
         x = torch.cat(parts, dim=1)

@@ -174,7 +174,9 @@ def initialise(model: OnePiece) -> None:
             parameter.normal_(0, 0.02)
         elif parameter.dim() >= 2 and not name.endswith(("_HC", "trend")):
             fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD", "_DF", "_FD")) else parameter.shape[-1]
-            branch_end = name.endswith(("hstu.out.weight", "down_EFD", "down_FD")) or ".blocks." in name and "out.weight" in name
+            branch_end = (
+                name.endswith(("hstu.out.weight", "down_EFD", "down_FD")) or ".blocks." in name and "out.weight" in name
+            )
             parameter.normal_(0, (scale if branch_end else 1.0) * fan_in ** -0.5)
         else:
             parameter.zero_()

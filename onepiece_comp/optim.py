@@ -73,8 +73,14 @@ class Optimisers:
         groups = parameter_groups(model)
         self.muon = Muon(groups["muon"], lr=muon_learning_rate, weight_decay=weight_decay)
         self.adam = torch.optim.AdamW(
-            [{"params": groups["decayed"], "weight_decay": weight_decay}, {"params": groups["plain"], "weight_decay": 0.0}],
-            lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
+            [
+                {"params": groups["decayed"], "weight_decay": weight_decay},
+                {"params": groups["plain"], "weight_decay": 0.0},
+            ],
+            lr=learning_rate,
+            betas=(0.9, 0.98),
+            eps=1e-9,
+        )
         self._peaks = [(self.muon, muon_learning_rate), (self.adam, learning_rate)]
         self._warmup, self._total = max(1, warmup_steps), total_steps
 

@@ -39,7 +39,9 @@ def training_job(config: Config) -> Path:
     retrieval = _trained(data, cache / "retrieval", config)
     if not (tokenizer / MARKERS["tokenizer"]).is_file():
         build_tokenizer(data, tokenizer, config.tokenizer, checkpoint=retrieval)
-    joint = _trained(data, cache / "joint", config, tokenizer=tokenizer, warm=retrieval, events=paths.events, log=paths.log)
+    joint = _trained(
+        data, cache / "joint", config, tokenizer=tokenizer, warm=retrieval, events=paths.events, log=paths.log
+    )
     best = find_checkpoint(joint)
     target = paths.checkpoints / best.name
     paths.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -107,9 +107,18 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
         figures = {"corners": dict(sorted(corners.items())), "coverage": coverage, "notes": notes,
                    "identity_features": identity, "seconds": round(time.monotonic() - started, 2),
                    "peak_memory_mib": round(peak_memory_mib())}
-        write_json(folder / MARKERS["dataset"], {
-            "version": __version__, "config": to_dict(config), "source": str(train.resolve()), "first_second": first,
-            "fingerprint": fingerprint(sequences, train / "indexer.pkl", to_dict(config)), **schema.to_dict(), **figures})
+        write_json(
+            folder / MARKERS["dataset"],
+            {
+                "version": __version__,
+                "config": to_dict(config),
+                "source": str(train.resolve()),
+                "first_second": first,
+                "fingerprint": fingerprint(sequences, train / "indexer.pkl", to_dict(config)),
+                **schema.to_dict(),
+                **figures,
+            },
+        )
     _report(out, schema, figures)
     return Path(out)
 
@@ -148,10 +157,14 @@ def _write_events(sequences: Path, folder: Path, items: int, matrix: ItemFeature
     counts, corners = np.zeros(items + 1, np.int64), Counter()
     described = matrix.recorded.copy()  # items whose own record or first snapshot has been read
     first, last = 1 << 62, 0
-    with ColumnWriter(folder, "item_row", "int32") as rows, ColumnWriter(folder, "action", "int8") as actions, \
-            ColumnWriter(folder, "time_seconds", "int64") as times, ColumnWriter(folder, "user_start", "int64") as starts, \
-            ColumnWriter(folder, "user_token", "int32") as tokens, \
-            ColumnWriter(folder, "user_token_start", "int64") as token_starts:
+    with (
+        ColumnWriter(folder, "item_row", "int32") as rows,
+        ColumnWriter(folder, "action", "int8") as actions,
+        ColumnWriter(folder, "time_seconds", "int64") as times,
+        ColumnWriter(folder, "user_start", "int64") as starts,
+        ColumnWriter(folder, "user_token", "int32") as tokens,
+        ColumnWriter(folder, "user_token_start", "int64") as token_starts,
+    ):
         starts.append(np.zeros(1))
         token_starts.append(np.zeros(1))
         for number, line in enumerate(progress(read_sequences(sequences), total=None, what="users"), start=1):
@@ -164,7 +177,9 @@ def _write_events(sequences: Path, folder: Path, items: int, matrix: ItemFeature
                     matrix.add(event.item, event.features)
             row = np.fromiter((event.item for event in events), np.int64, len(events))
             rows.append(row)
-            actions.append(np.fromiter((UNKNOWN_ACTION if e.action is None else e.action for e in events), np.int8, len(events)))
+            actions.append(
+                np.fromiter((UNKNOWN_ACTION if e.action is None else e.action for e in events), np.int8, len(events))
+            )
             times.append(np.fromiter((event.time for event in events), np.int64, len(events)))
             np.add.at(counts, row, 1)
             tokens.append(np.array(profiles.tokens(line.profile), np.int32))
@@ -181,7 +196,9 @@ def _count_corners(line: UserLine, corners: Counter) -> None:
     corners["users"] += 1
     corners["events"] += len(line.events)
     for event in line.events:
-        corners[("exposures", "clicks", "conversions")[event.action] if event.action is not None else "null actions"] += 1
+        corners[
+            ("exposures", "clicks", "conversions")[event.action] if event.action is not None else "null actions"
+        ] += 1
     times = [event.time for event in line.events]
     corners["events at the time of the one before"] += sum(a == b for a, b in zip(times, times[1:]))
     corners["users not in time order"] += any(a > b for a, b in zip(times, times[1:]))
@@ -199,11 +216,17 @@ def _write_embeddings(train: Path, folder: Path, index: Index, config: Preproces
         if fid in config.embeddings:
             loaded = load_embedding(source, index.items, len(index.items) + 1, max_width=config.max_embedding_width)
             if loaded is None:
-                say(f"embedding {fid}: left out, wider than preprocess.max_embedding_width = {config.max_embedding_width}")
+                say(
+                    f"embedding {fid}: left out, wider than preprocess.max_embedding_width = {config.max_embedding_width}"
+                )
                 continue
             matrix, present, empty = loaded
             widths[fid] = matrix.shape[1]
-            coverage[fid] = {"items": int(present.sum()), "missing": int(len(index.items) - present.sum()), "records_without_emb": empty}
+            coverage[fid] = {
+                "items": int(present.sum()),
+                "missing": int(len(index.items) - present.sum()),
+                "records_without_emb": empty,
+            }
             np.save(folder / f"emb_{fid}.npy", matrix)
             np.save(folder / f"emb_{fid}_present.npy", present)
     return widths, coverage
@@ -223,8 +246,12 @@ def load_embedding(source: EmbeddingSource, row_of: dict[int, int], rows: int, *
             continue
         if matrix is None:
             if width is not None and vector.size != width:
-                raise InputError(source.path, found=f"embeddings of width {vector.size}", expected=f"{width}, as in training",
-                                 do="use the embedding table that the model was trained with")
+                raise InputError(
+                    source.path,
+                    found=f"embeddings of width {vector.size}",
+                    expected=f"{width}, as in training",
+                    do="use the embedding table that the model was trained with",
+                )
             if vector.size > max_width:
                 return None
             matrix = np.zeros((rows, vector.size), np.float16)

@@ -27,8 +27,12 @@ class Best(NamedTuple):
 @torch.no_grad()
 def encode_item_table(model: OnePiece, table: ItemTable, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """Unit item vectors [len(rows), D] of a table's rows, a block at a time."""
-    blocks = [F.normalize(model.encode_items(move(item_batch(table, part, model.schema.item_features), device)).float(), dim=-1)
-              for part in np.array_split(rows, max(1, -(-len(rows) // TILE)))]
+    blocks = [
+        F.normalize(
+            model.encode_items(move(item_batch(table, part, model.schema.item_features), device)).float(), dim=-1
+        )
+        for part in np.array_split(rows, max(1, -(-len(rows) // TILE)))
+    ]
     return torch.cat(blocks)
 
 
@@ -40,7 +44,9 @@ def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias_BM
     """
     users, candidates = len(query_BD), len(candidate_MD)
     k = min(k, candidates)
-    best = Best(query_BD.new_full((users, k), -torch.inf), torch.zeros(users, k, dtype=torch.long, device=query_BD.device))
+    best = Best(
+        query_BD.new_full((users, k), -torch.inf), torch.zeros(users, k, dtype=torch.long, device=query_BD.device)
+    )
     for start in range(0, candidates, TILE):
         tile = slice(start, min(start + TILE, candidates))
         score = query_BD @ candidate_MD[tile].T
@@ -57,8 +63,14 @@ def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias_BM
     return best
 
 
-def target_rank(query_BD: torch.Tensor, candidate_MD: torch.Tensor, target_B: torch.Tensor, *,
-                bias_BM: torch.Tensor | None = None, hidden: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+def target_rank(
+    query_BD: torch.Tensor,
+    candidate_MD: torch.Tensor,
+    target_B: torch.Tensor,
+    *,
+    bias_BM: torch.Tensor | None = None,
+    hidden: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """1-based rank of each user's target among all candidates; a hidden target has rank M + 1."""
     users = torch.arange(len(query_BD), device=query_BD.device)
     score = query_BD @ candidate_MD.T
@@ -67,5 +79,7 @@ def target_rank(query_BD: torch.Tensor, candidate_MD: torch.Tensor, target_B: to
     if hidden is not None:
         score[hidden] = -torch.inf
     target = score[users, target_B][:, None]
-    ahead = (score > target) | ((score == target) & (torch.arange(len(candidate_MD), device=score.device) < target_B[:, None]))
+    ahead = (score > target) | (
+        (score == target) & (torch.arange(len(candidate_MD), device=score.device) < target_B[:, None])
+    )
     return torch.where(target[:, 0] == -torch.inf, len(candidate_MD) + 1, ahead.sum(1) + 1)

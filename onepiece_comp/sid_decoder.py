@@ -31,7 +31,9 @@ class SemanticIdDecoder(nn.Module):
     def memories(self, states: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the encoder states [B, S, D] that the blocks read, one per block: made once a user."""
         step = len(states) / len(self.blocks) if len(self.blocks) else 0
-        return [block.memory(states[min(len(states) - 1, int((i + 1) * step) - 1)]) for i, block in enumerate(self.blocks)]
+        return [
+            block.memory(states[min(len(states) - 1, int((i + 1) * step) - 1)]) for i, block in enumerate(self.blocks)
+        ]
 
     def query(self, level: int, hidden_BND: torch.Tensor, prefix_BNL: torch.Tensor,
               memories: list[tuple[torch.Tensor, torch.Tensor]], allowed_BNS: torch.Tensor) -> torch.Tensor:

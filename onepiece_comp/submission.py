@@ -35,7 +35,9 @@ class Submission(NamedTuple):
     funnel: dict
 
 
-def recommend(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, *, truth: Path | None = None) -> Submission:
+def recommend(
+    checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, *, truth: Path | None = None
+) -> Submission:
     """Rank the candidates for every user of the evaluation, users of like history length together."""
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
@@ -67,10 +69,16 @@ def choose_mode(mode: str, checkpoint: Checkpoint) -> str:
     if mode == "auto":
         return "cascade" if has_ids else "retrieval"
     if mode not in MODES:
-        raise InputError("infer.mode", found=repr(mode), expected=f"auto or one of {', '.join(MODES)}", do="correct the mode")
+        raise InputError(
+            "infer.mode", found=repr(mode), expected=f"auto or one of {', '.join(MODES)}", do="correct the mode"
+        )
     if mode != "retrieval" and not has_ids:
-        raise InputError(checkpoint.path, found="a checkpoint without semantic ids", expected=f"one trained with a tokenizer for mode {mode}",
-                         do="train with --tokenizer, or use mode retrieval")
+        raise InputError(
+            checkpoint.path,
+            found="a checkpoint without semantic ids",
+            expected=f"one trained with a tokenizer for mode {mode}",
+            do="train with --tokenizer, or use mode retrieval",
+        )
     return mode
 
 
@@ -92,8 +100,16 @@ def _funnel(evaluation: Evaluation, ranker: Ranker, mode: str, kept: Counter, su
         if survived is not None:
             steps[-1]["targets"] = survived[step] / users
     without = int((np.diff(evaluation.user_start) == 0).sum())
-    return {"mode": mode, "users": users, "users_without_history": without, "steps": steps, "filled": dict(filled),
-            "seconds": round(seconds, 2), "users_per_second": round(users / seconds, 1), "peak_memory_mib": round(peak_memory_mib())}
+    return {
+        "mode": mode,
+        "users": users,
+        "users_without_history": without,
+        "steps": steps,
+        "filled": dict(filled),
+        "seconds": round(seconds, 2),
+        "users_per_second": round(users / seconds, 1),
+        "peak_memory_mib": round(peak_memory_mib()),
+    }
 
 
 def check(submission: Submission, candidates: set[int]) -> None:
@@ -123,8 +139,12 @@ def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None
     config = dataclasses.replace(config, mode=choose_mode(config.mode, loaded))
     data = data or (Path(loaded.evaluation) if loaded.evaluation else None)
     if data is None:
-        raise InputError("--data", found="nothing, and the run remembers no evaluation folder", expected="a folder with predict_seq.jsonl",
-                         do="give --data EVAL")
+        raise InputError(
+            "--data",
+            found="nothing, and the run remembers no evaluation folder",
+            expected="a folder with predict_seq.jsonl",
+            do="give --data EVAL",
+        )
     evaluation = read_evaluation(data, loaded.model.schema)
     for mode in beside:
         other = recommend(loaded, evaluation, dataclasses.replace(config, mode=mode), truth=truth)

@@ -6,7 +6,6 @@ TensorBoard), checkpoints, the best one's item vectors for the tokenizer, and `r
 """
 
 import contextlib
-import json
 import platform
 import shutil
 import time
@@ -21,7 +20,7 @@ from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json, write_json
 from onepiece_comp.batches import TrainBatch, TrainingBatches
 from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, load_tensors, save_checkpoint, warm_start
-from onepiece_comp.config import Config, TrainConfig, to_dict
+from onepiece_comp.config import Config, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.losses import gini
@@ -30,6 +29,7 @@ from onepiece_comp.optim import Optimisers
 from onepiece_comp.paths import available_cores
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
+from onepiece_comp.run_log import RunLog
 from onepiece_comp.tokenizer import load_tokenizer
 from onepiece_comp.validation import HeldOut, hold_out, validate
 
@@ -47,7 +47,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device", found="no CUDA device", expected="one, as device=cuda asks", do="use device=cpu or auto")
+        raise InputError(
+            "device", found="no CUDA device", expected="one, as device=cuda asks", do="use device=cpu or auto"
+        )
     return torch.device(name)
 
 
@@ -76,11 +78,18 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
         say("warm start: %d of %d tensors copied" % warm_start(model, warm))
     model.to(device)
     write_json(run / "config.json", settings)
-    write_json(run / "environment.json", {"python": platform.python_version(), "torch": torch.__version__, "threads": threads,
-                                          "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"})
+    write_json(
+        run / "environment.json",
+        {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "threads": threads,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        },
+    )
     loop = _Loop(model, data, run, config, device)
     _announce(loop, data)
-    with _Log(run, events, log, loop.progress.step if resume else 0) as records:
+    with RunLog(run, events, log, loop.progress.step if resume else 0) as records:
         loop.run_steps(records)
     return _finish(loop, settings, started=loop.started)
 
@@ -99,8 +108,12 @@ def _claim(run: Path, settings: dict, resume: bool) -> None:
                    if stored[part].get(key) != settings[part][key]]
         changed += [key for key in ("dataset", "tokenizer") if stored.get(key) != settings[key]]
         if changed:
-            raise InputError(run, found=f"a run with other settings ({', '.join(changed)})", expected="the same settings",
-                             do="resume with the run's own config, data and tokenizer")
+            raise InputError(
+                run,
+                found=f"a run with other settings ({', '.join(changed)})",
+                expected="the same settings",
+                do="resume with the run's own config, data and tokenizer",
+            )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(run, found="a folder that is not empty", expected="a new run folder",
                          do="go on with --resume, or choose another folder")
@@ -112,48 +125,6 @@ def _build(data: Dataset, config: Config, tokenizer: Path | None) -> OnePiece:
     if tokenizer is not None:
         codes = torch.from_numpy(np.array(load_tokenizer(tokenizer, data.schema.item_space).codes))
     return OnePiece(config.model, data.schema, codes)
-
-
-class _Log:
-    """Appends records as JSON lines, and as TensorBoard scalars where tensorboard is installed."""
-
-    def __init__(self, run: Path, events: Path | None, log: Path | None, step: int):
-        paths = [folder / name for folder, name in ((run, "log.jsonl"), (log, "train.log")) if folder is not None]
-        for path in paths:
-            _keep_until(path, step)
-        self._files = [open(path, "a", encoding="utf-8") for path in paths]
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            self._board = SummaryWriter(str(events or run / "events"), purge_step=step or None)
-        except ImportError:  # tensorboard is optional
-            self._board = None
-
-    def write(self, record: dict) -> None:
-        for file in self._files:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-        for name, value in record.items():
-            if self._board and isinstance(value, (int, float)) and name != "global_step":
-                self._board.add_scalar(name, value, record["global_step"])
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for closable in (*self._files, *([self._board] if self._board else [])):
-            closable.close()
-
-
-def _keep_until(path: Path, step: int) -> None:
-    """Drop the records after `step`, which a resumed run writes again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    for line in path.read_text("utf-8").splitlines() if step and path.is_file() else []:
-        with contextlib.suppress(ValueError):  # the line that a kill cut short
-            if json.loads(line)["global_step"] <= step:
-                kept.append(line + "\n")
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(kept), "utf-8")
 
 
 class _Loop:
@@ -178,7 +149,7 @@ class _Loop:
         use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
         self.precision = torch.autocast("cuda", torch.bfloat16) if use_bfloat16 else contextlib.nullcontext()
 
-    def run_steps(self, log: _Log) -> None:
+    def run_steps(self, log: RunLog) -> None:
         """From where the run stands to its end."""
         settings, window, load = self.config.train, [], None
         clock, users = time.monotonic(), 0
@@ -219,12 +190,22 @@ class _Loop:
         self.progress = self.progress._replace(step=self.progress.step + 1)
         return losses, float(norm), rate
 
-    def _log_line(self, log: _Log, means: np.ndarray, *, rate: float, users_per_second: float, load: torch.Tensor | None) -> None:
+    def _log_line(
+        self, log: RunLog, means: np.ndarray, *, rate: float, users_per_second: float, load: torch.Tensor | None
+    ) -> None:
         step = self.progress.step
         left = (self.total_steps - step) * self.config.train.batch_users / max(users_per_second, 1e-9)
-        record = {"global_step": step, "epoch": round(step / self.batches.steps_per_epoch, 3), "Loss/retrieval": means[0],
-                  "Loss/semantic": means[1], "Loss/balance": means[2], "gradient_norm": means[3], "learning_rate": rate,
-                  "users_per_second": users_per_second, "time": time.time()}
+        record = {
+            "global_step": step,
+            "epoch": round(step / self.batches.steps_per_epoch, 3),
+            "Loss/retrieval": means[0],
+            "Loss/semantic": means[1],
+            "Loss/balance": means[2],
+            "gradient_norm": means[3],
+            "learning_rate": rate,
+            "users_per_second": users_per_second,
+            "time": time.time(),
+        }
         if load is not None:
             record["expert_gini"] = gini(load)
         log.write(record)
@@ -232,16 +213,26 @@ class _Loop:
             f"semantic {means[1]:7.4f}  norm {means[3]:6.2f}  gini {record.get('expert_gini', 0):.2f}  "
             f"{users_per_second:7.0f} users/s  left {left:5.0f} s")
 
-    def _checkpoint(self, log: _Log) -> None:
+    def _checkpoint(self, log: RunLog) -> None:
         """Validate, keep the best so far by validation score, write the state to resume from."""
         score = 0.0
         if len(self.held_out.user):
             hit, gain, score = validate(self.model, self.data, self.held_out, self.device)
-            log.write({"global_step": self.progress.step, "valid/HR@10": hit, "valid/NDCG@10": gain, "valid/score": score})
+            log.write(
+                {"global_step": self.progress.step, "valid/HR@10": hit, "valid/NDCG@10": gain, "valid/score": score}
+            )
             say(f"step {self.progress.step:6d}  valid HR@10 {hit:.4f}  NDCG@10 {gain:.4f}  score {score:.4f}")
         if score >= self.progress.best_score or not len(self.held_out.user):
-            folder = save_checkpoint(self.run, self.model, self.data.trend, step=self.progress.step, score=score,
-                                     infer=self.config.infer, dataset=self.data.fingerprint, evaluation=_evaluation_of(self.data))
+            folder = save_checkpoint(
+                self.run,
+                self.model,
+                self.data.trend,
+                step=self.progress.step,
+                score=score,
+                infer=self.config.infer,
+                dataset=self.data.fingerprint,
+                evaluation=_evaluation_of(self.data),
+            )
             for older in self.run.glob("global_step*"):
                 if older != folder:
                     shutil.rmtree(older)
@@ -289,8 +280,14 @@ def _finish(loop: _Loop, settings: dict, *, started: float) -> Path:
     with atomic_file(run / "item_ids.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(loop.data.items.creative_id))
     seconds, count = time.monotonic() - started, size(best)
-    figures = {"steps": loop.progress.step, "valid_score": loop.progress.best_score, "seconds": round(seconds, 1),
-               "dense_parameters": count.dense, "table_parameters": count.tables, "peak_memory_mib": round(peak_memory_mib())}
+    figures = {
+        "steps": loop.progress.step,
+        "valid_score": loop.progress.best_score,
+        "seconds": round(seconds, 1),
+        "dense_parameters": count.dense,
+        "table_parameters": count.tables,
+        "peak_memory_mib": round(peak_memory_mib()),
+    }
     write_json(run / MARKERS["run"], {**settings, "checkpoint": loop.progress.best_checkpoint, "figures": figures})
     table("train", ("what", "value"), [(what.replace("_", " "), f"{value:,}") for what, value in figures.items()])
     say(f"wrote {run / loop.progress.best_checkpoint}")

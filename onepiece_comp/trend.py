@@ -96,7 +96,11 @@ def extended(tail: Trend, row: np.ndarray, *, item: np.ndarray, clicked: np.ndar
     np.add.at(added, (item, bucket, 0), 1)
     np.add.at(added, (item[clicked], bucket[clicked], 1), 1)
     past = np.where((row > 0)[:, None, None], tail.counts[row], 0)
-    return Trend(np.concatenate([past, past[:, -1:] + added.cumsum(1, dtype=np.int32)], 1), tail.first_second, tail.bucket_seconds)
+    return Trend(
+        np.concatenate([past, past[:, -1:] + added.cumsum(1, dtype=np.int32)], 1),
+        tail.first_second,
+        tail.bucket_seconds,
+    )
 
 
 def choose_bucket_seconds(*, items: int, events: int, span_seconds: int, budget_mib: int, hours: float) -> int:

@@ -39,7 +39,9 @@ def hold_out(dataset: Dataset, *, users: int, seed: int) -> HeldOut:
     last[owner] = clicked  # ascending: the last assignment stays
     eligible = np.flatnonzero(last - start >= 2)
     wanted = min(users, len(start) // 10, len(eligible))
-    chosen = np.sort(np.random.default_rng([seed, 1]).choice(eligible, wanted, replace=False)) if wanted else eligible[:0]
+    chosen = (
+        np.sort(np.random.default_rng([seed, 1]).choice(eligible, wanted, replace=False)) if wanted else eligible[:0]
+    )
     stop[chosen] = last[chosen]
     return HeldOut(chosen, last[chosen], stop)
 

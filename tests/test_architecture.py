@@ -13,7 +13,7 @@ ORDER = """
     metrics features trend preprocess evaluation baselines scoring
     collisions tokenizer
     batches losses hstu moe item_tower sid_decoder
-    model optim checkpoint retrieval validation training
+    model optim checkpoint retrieval validation run_log training
     beam cascade submission
     flow platform_jobs cli __main__
 """.split()
