@@ -28,7 +28,7 @@ fi
 
 case "${1:-run}" in
   run)
-    [[ -f work/raw/raw.json ]] || .venv/bin/onepiece-comp synthesize work/raw
+    [[ -f work/raw/raw.json ]] || .venv/bin/onepiece-comp synthesize work/raw --set synthesize.users=2400
     exec .venv/bin/onepiece-comp run work/raw work
     ;;
   test)
