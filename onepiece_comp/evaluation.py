@@ -14,7 +14,7 @@ from onepiece_comp.artefacts import fingerprint
 from onepiece_comp.console import progress
 from onepiece_comp.embeddings import find_embeddings
 from onepiece_comp.errors import InputError
-from onepiece_comp.features import ItemFeatures, Profiles, Schema
+from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row
 from onepiece_comp.formats import (
     UNKNOWN_ACTION, Index, UserLine, check_offsets, read_action_types, read_candidates, read_index, read_item_features,
     read_sequences)
@@ -41,8 +41,7 @@ class _LocalItems:
 
     def __init__(self, index: Index, schema: Schema):
         self.index = index
-        self.creative_of = np.zeros(len(index.items) + 1, np.int64)
-        self.creative_of[list(index.items.values())] = list(index.items)
+        self.creative_of = creative_by_row(index.items)
         self.rows: dict[int, int] = {}
         known = {feature.id for feature in schema.item_features}
         self.features = ItemFeatures(schema.item_features, 1024, ignored=set(index.features) - known)
@@ -81,9 +80,7 @@ def read_evaluation(folder: Path, schema: Schema, *, max_array_values: int = 16)
 
 
 def _check_item_space(folder: Path, index: Index, schema: Schema) -> None:
-    creative = np.zeros(len(index.items) + 1, np.int64)
-    creative[list(index.items.values())] = list(index.items)
-    if fingerprint(creative) != schema.item_space:
+    if fingerprint(creative_by_row(index.items)) != schema.item_space:
         raise InputError(folder / "indexer.pkl", found=f"{len(index.items)} items that are not those of the checkpoint",
                          expected=f"the {schema.items} items that the checkpoint was trained on",
                          do="give the evaluation folder of the same data as the checkpoint")
@@ -147,8 +144,7 @@ def _fill_known_features(folder: Path, local: _LocalItems) -> None:
 
 def _item_table(folder: Path, local: _LocalItems, schema: Schema) -> ItemTable:
     rows = len(local.rows) + 1
-    creative = np.zeros(rows, np.int64)
-    creative[list(local.rows.values())] = list(local.rows)
+    creative = creative_by_row(local.rows)
     id_row = np.array([local.index.items.get(int(creative_id), 0) for creative_id in creative], np.int64)
     embeddings, present = {}, {}
     sources = find_embeddings(folder)

@@ -50,6 +50,13 @@ class Schema(NamedTuple):
         return cls(**fields)
 
 
+def creative_by_row(items: dict[int, int]) -> np.ndarray:
+    """The creative id of each row, int64 [items + 1], row 0 = padding = 0, from an index's items."""
+    creative = np.zeros(len(items) + 1, np.int64)
+    creative[list(items.values())] = list(items)
+    return creative
+
+
 def joint_vocabulary(sizes: Iterable[tuple[str, int]]) -> list[Feature]:
     """Features with consecutive slices. `sizes` gives feature id and number of known values.
 

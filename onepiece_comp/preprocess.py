@@ -20,7 +20,7 @@ from onepiece_comp.config import PreprocessConfig, to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.embeddings import EmbeddingSource, find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
-from onepiece_comp.features import ItemFeatures, Profiles, Schema, split_features
+from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row, split_features
 from onepiece_comp.formats import (
     UNKNOWN_ACTION, Index, UserLine, check_offsets, read_index, read_item_features, read_sequences)
 from onepiece_comp.trend import Trend, choose_bucket_seconds, load_trend, write_counts
@@ -92,8 +92,7 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
         counts, corners, first, last = _write_events(sequences, folder, items, matrix, profiles)
         np.save(folder / "item_features.npy", matrix.values)
         np.save(folder / "item_count.npy", counts)
-        creative = np.zeros(items + 1, np.int64)
-        creative[list(index.items.values())] = list(index.items)
+        creative = creative_by_row(index.items)
         np.save(folder / "creative_id.npy", creative)
         widths, coverage = _write_embeddings(train, folder, index, config)
         bucket = choose_bucket_seconds(items=items, events=corners["events"], span_seconds=last - first,

@@ -146,10 +146,11 @@ def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None
             do="give --data EVAL",
         )
     evaluation = read_evaluation(data, loaded.model.schema)
-    for mode in beside:
-        other = recommend(loaded, evaluation, dataclasses.replace(config, mode=mode), truth=truth)
-        _write(out / f"{mode}.json", other, time.monotonic() - started)
     submission = recommend(loaded, evaluation, config, truth=truth)
+    for mode in beside:
+        other = submission if mode == config.mode else recommend(
+            loaded, evaluation, dataclasses.replace(config, mode=mode), truth=truth)
+        _write(out / f"{mode}.json", other, time.monotonic() - started)
     write_json(out / "funnel.json", submission.funnel)
     _write(out / "result.json", submission, time.monotonic() - started)
     _report(submission.funnel, out)
