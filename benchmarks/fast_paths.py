@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from onepiece_comp.console import table
 from onepiece_comp.hstu import RelativeBias, gaps
-from onepiece_comp.losses import Rows, softmax_loss
+from onepiece_comp.losses import RowBias, Rows, softmax_loss
 from onepiece_comp.moe import SparseMoE, swiglu
 from onepiece_comp.retrieval import top_k
 from onepiece_comp.trend import FEATURES, WINDOW_DAYS, Trend
@@ -26,14 +26,15 @@ from onepiece_comp.trend import FEATURES, WINDOW_DAYS, Trend
 def loss_case() -> tuple[str, Callable, Callable]:
     """4,000 rows, 8,192 keys, width 64, a bias row each and hidden keys: forward and backward."""
     query, key, bias = (torch.randn(*shape, requires_grad=True) for shape in ((4000, 64), (8192, 64), (300, 8192)))
-    rows = Rows(torch.randint(0, 8192, (4000,)), torch.ones(4000), torch.randint(0, 300, (4000,)),
+    row = torch.randint(0, 300, (4000,))
+    rows = Rows(torch.randint(0, 8192, (4000,)), torch.ones(4000),
                 hidden_BK=torch.rand(64, 8192) < 0.01, hidden_row_N=torch.randint(0, 64, (4000,)))
 
     def fast() -> torch.Tensor:
-        return torch.autograd.grad(softmax_loss(query, key, rows, bias), (query, key, bias))[0]
+        return torch.autograd.grad(softmax_loss(query, key, rows, RowBias(bias, row)), (query, key, bias))[0]
 
     def plain() -> torch.Tensor:
-        logit = query @ key.T + bias[rows.bias_row_N]
+        logit = query @ key.T + bias[row]
         hidden = rows.hidden_BK[rows.hidden_row_N].scatter(1, rows.target_N[:, None], False)
         loss = F.cross_entropy(logit.masked_fill(hidden, -torch.inf), rows.target_N, reduction="sum")
         return torch.autograd.grad(loss, (query, key, bias))[0]

@@ -15,9 +15,10 @@ import numpy as np
 
 from onepiece_comp import metrics
 from onepiece_comp.console import table
-from onepiece_comp.formats import read_candidates, read_index, read_sequences, read_truth
+from onepiece_comp.formats import read_candidates, read_index, read_sequences
 from onepiece_comp.oracle import _alive, _click_next, load_oracle
 from onepiece_comp.raw_folder import OriginalIds
+from onepiece_comp.truths import read_truth
 from onepiece_comp.world import DAY, bucket_of
 
 HALF_LIFE_DAYS, NOWHERE = 10.0, -30.0

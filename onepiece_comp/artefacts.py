@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def load_column(folder: Path, name: str) -> np.ndarray:
         raise InputError(path, found="no such file", expected="a column of this artefact", do="make it again")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:  # a header is Python text
         raise InputError(path, found=f"no readable array ({error})", expected="a whole .npy file",
                          do="the file may be cut short: make the artefact again") from error
 

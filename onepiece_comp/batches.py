@@ -1,20 +1,23 @@
-"""From memory-mapped columns to tensors: users by vectorised indexing, each item of a batch encoded once.
+"""From memory-mapped columns to a training step's tensors: each item of a batch encoded once, negatives, popularity.
 
-Position 0 of a history is the user token, position p the p-th event; position p predicts event p + 1. Histories are
-padded on the right, to the longest of the batch. Legend: B users, T positions, N items of the batch, F features.
+Stands between the histories and the model. The order of users is drawn by seed and epoch, users of like length
+sharing a batch; a run goes on from any step, and ranks take turns with the batches.
+Legend: B users, T positions, N items of the batch, F features.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from onepiece_comp.errors import InputError
 from onepiece_comp.features import Feature
+from onepiece_comp.histories import (
+    NO_ACTION, History, PackedHistory, cells, event_columns, packed_history, padding_share, spans, unpack)
 from onepiece_comp.preprocess import Dataset, ItemTable
-from onepiece_comp.trend import Lookup
-
-NO_ACTION = 4  # what a position is conditioned on where the next action is not to be told
+from onepiece_comp.trend import FEATURES, Lookup
 
 
 class ItemBatch(NamedTuple):
@@ -25,18 +28,6 @@ class ItemBatch(NamedTuple):
     feature_NF: torch.Tensor  # int64 tokens of the joint item vocabulary
     embeddings: dict[str, torch.Tensor]  # feature id to float32 [N, width]
     present: dict[str, torch.Tensor]  # feature id to float32 [N, 1]
-
-
-class History(NamedTuple):
-    """Histories of users, item numbers local to an ItemBatch."""
-
-    item_BT: torch.Tensor  # int64, 0 at the user token and in the padding
-    action_BT: torch.Tensor  # int64
-    next_action_BT: torch.Tensor  # int64, what the position is to predict
-    time_BT: torch.Tensor  # int64 seconds; the user token has the first event's time
-    length_B: torch.Tensor  # int64, user token included
-    user_token: torch.Tensor  # int64, flat bags
-    user_token_start_B: torch.Tensor  # int64
 
 
 class TrendRows(NamedTuple):
@@ -89,59 +80,6 @@ def item_batch(table: ItemTable, rows: np.ndarray, features: list[Feature]) -> I
         {fid: tensor(bits[rows], np.float32)[:, None] for fid, bits in table.present.items()})
 
 
-def _ragged(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """values[start[i]:stop[i]] of each i, flat, and the length of each."""
-    length = stop - start
-    first = np.repeat(start - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
-    return values[first + np.arange(length.sum())], length
-
-
-class Columns(NamedTuple):
-    """The event columns that histories are cut from; items in any numbering."""
-
-    item: np.ndarray
-    action: np.ndarray
-    time_seconds: np.ndarray
-    user_token: np.ndarray
-    user_token_start: np.ndarray
-
-
-def event_columns(dataset: Dataset) -> Columns:
-    """A dataset's event columns; items are catalogue rows."""
-    return Columns(dataset.item_row, dataset.action, dataset.time_seconds, dataset.user_token, dataset.user_token_start)
-
-
-def last_position(history: History, x_BT: torch.Tensor) -> torch.Tensor:
-    """x at each user's last position: [B, T, ...] to [B, ...]."""
-    return x_BT[torch.arange(len(x_BT), device=x_BT.device), history.length_B - 1]
-
-
-def build_history(columns: Columns, *, users: np.ndarray, start: np.ndarray, stop: np.ndarray, last_action: np.ndarray,
-                  ) -> tuple[History, np.ndarray]:
-    """Events start[b]:stop[b] of user users[b] as a History; also the items [B, T] in the columns' numbering.
-
-    `last_action` [B] conditions the last position (NO_ACTION = nothing known); earlier ones know theirs.
-    """
-    batch, length = len(users), stop - start + 1
-    width = int(length.max())
-    inside = np.arange(width)[None, :] < length[:, None]
-    event = inside.copy()
-    event[:, 0] = False
-    item, action, time = (np.zeros((batch, width), np.int64) for _ in range(3))
-    item[event], _ = _ragged(columns.item, start, stop)
-    action[event], _ = _ragged(columns.action, start, stop)
-    time[event], _ = _ragged(columns.time_seconds, start, stop)
-    if width > 1:
-        time[:, 0] = time[:, 1]
-    next_action = np.full((batch, width), NO_ACTION, np.int64)
-    next_action[:, :-1] = np.where(event[:, 1:], action[:, 1:], NO_ACTION)
-    next_action[np.arange(batch), length - 1] = last_action
-    token, tokens = _ragged(columns.user_token, columns.user_token_start[users], columns.user_token_start[users + 1])
-    token_start = np.concatenate([[0], np.cumsum(tokens)[:-1]])
-    parts = (item, action, next_action, time, length, token.astype(np.int64), token_start)
-    return History(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)), item
-
-
 def distinct_pairs(bucket: np.ndarray, condition: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The distinct (bucket, condition) pairs, and which of them each entry has."""
     pair, place = np.unique(bucket * (NO_ACTION + 1) + condition, return_inverse=True)
@@ -153,77 +91,114 @@ def trend_rows(found: Lookup, absent_RK: np.ndarray, condition_R: np.ndarray) ->
     return TrendRows(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (*found, absent_RK, condition_R)))
 
 
+def no_trend_rows(keys: int) -> TrendRows:
+    """For a model without popularity: one row, of which nothing is known."""
+    none, nothing = np.zeros(0, np.int64), np.zeros((1, keys), bool)
+    return trend_rows(Lookup(none, none, np.zeros((0, FEATURES), np.float32), nothing), nothing, np.array([NO_ACTION]))
+
+
 class TrainingBatches:
     """Batches of one dataset, the same for the same seed, epoch and step, so that a resumed run sees what it missed.
 
-    `stop` [users] ends each user's events for training (validation users end before their held-out target).
+    `stop` [users] ends each user's events for training (validation users end before their held-out target). Of
+    `ranks`, rank r takes the batches r, r + ranks, ... of the one order, all ranks equally many. Where the batches do
+    not divide, those of the last rounds are shared out anew: they may be smaller, but no rank goes without.
+    `popularity` is for models that read it.
     """
 
     def __init__(self, dataset: Dataset, *, stop: np.ndarray, batch_users: int, max_events: int, sampled_negatives: int,
                  action_weights: tuple[float, ...], moment_lag_seconds: float, click_lag_seconds: float,
-                 horizon_seconds: float, seed: int):
+                 horizon_seconds: float, seed: int, popularity: bool = True, rank: int = 0, ranks: int = 1):
         self.dataset, self.stop, self.batch_users, self.max_events = dataset, stop, batch_users, max_events
         self.sampled = min(sampled_negatives, dataset.schema.items)
         self.action_weights = np.array(action_weights, np.float32)
-        self.moment_lag, self.seed = moment_lag_seconds, seed
+        self.moment_lag, self.seed, self.popularity = moment_lag_seconds, seed, popularity
         self.click_lag = click_lag_seconds / dataset.schema.trend_bucket_seconds
         self.horizon = horizon_seconds / dataset.schema.trend_bucket_seconds
         self.columns = event_columns(dataset)
-        self.events = np.asarray(stop - dataset.user_start[:-1])
+        self.user_start, self.item_count = np.asarray(dataset.user_start), np.asarray(dataset.item_count)
+        self.events = np.asarray(stop - self.user_start[:-1])
         self.users = np.flatnonzero(self.events > 0)
-        self.total = max(1, int(dataset.item_count.sum()))
+        self.total = max(1, int(self.item_count.sum()))
+        self.rank, self.ranks = rank, ranks
+        if not 0 <= rank < ranks or ranks > 1 and ranks > len(self.users):
+            raise InputError("ranks", found=f"rank {rank} of {ranks} for {len(self.users):,} users with events",
+                             expected="ranks from 0 up, a user with events for each", do="start fewer ranks")
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.users) // self.batch_users)
+        """Steps of each rank."""
+        batches = -(-len(self.users) // self.batch_users)
+        return min(-(-batches // self.ranks), len(self.users) // self.ranks)
 
-    def _order(self, epoch: int) -> list[np.ndarray]:
+    def _order(self, epoch: int, *, bucketed: bool = True) -> list[np.ndarray]:
         """Users in batches: shuffled, sorted by length within stretches of 16 batches, batches shuffled again."""
         rng = np.random.default_rng([self.seed, epoch])
         users = rng.permutation(self.users)
         stretch = 16 * self.batch_users
-        users = np.concatenate([part[np.argsort(self.events[part], kind="stable")]
-                                for part in np.split(users, range(stretch, len(users), stretch))])
+        if bucketed:
+            stretches = np.split(users, range(stretch, len(users), stretch))
+            users = np.concatenate([self._by_length(part) for part in stretches])
         batches = np.split(users, range(self.batch_users, len(users), self.batch_users))
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return self._even([batches[i] for i in rng.permutation(len(batches))])
+
+    def _by_length(self, users: np.ndarray) -> np.ndarray:
+        return users[np.argsort(self.events[users], kind="stable")]
+
+    def _even(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        """As many batches as `ranks` can share: the last round and what is left over are divided anew.
+
+        That is two rounds, or one where batches of a single user leave too few for two.
+        """
+        left = len(batches) % self.ranks
+        if not left:
+            return batches
+        whole = max(0, len(batches) - left - self.ranks)
+        users = self._by_length(np.concatenate(batches[whole:]))
+        return batches[:whole] + np.array_split(users, self.steps_per_epoch * self.ranks - whole)
+
+    def padding_share(self, epoch: int = 0, *, bucketed: bool = True) -> float:
+        """The share of padded cells in an epoch's histories; `bucketed=False` tells what a plain shuffle would have."""
+        return padding_share([np.minimum(self.events[users], self.max_events)
+                              for users in self._order(epoch, bucketed=bucketed)])
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch from `first_step` on."""
-        for step, users in enumerate(self._order(epoch)):
-            if step >= first_step:
-                yield self.batch(users, np.random.default_rng([self.seed, epoch, step]))
+        """This rank's batches of an epoch from its step `first_step` on."""
+        order = self._order(epoch)
+        for number in range(first_step * self.ranks + self.rank, len(order), self.ranks):
+            yield self.batch(order[number], np.random.default_rng([self.seed, epoch, number]))
 
     def batch(self, users: np.ndarray, rng: np.random.Generator) -> TrainBatch:
         """One step's tensors: a window of at most `max_events` targets of each user, and sampled negatives."""
-        data = self.dataset
-        begin, stop = data.user_start[users], self.stop[users]
+        columns, items = self.columns, self.dataset.schema.items
+        begin, stop = self.user_start[users], self.stop[users]
         spare = np.maximum(0, stop - begin - self.max_events)
         begin = begin + rng.integers(0, spare + 1)
         stop = np.minimum(stop, begin + self.max_events)
-        target, count = _ragged(data.item_row, begin, stop)
-        action, _ = _ragged(data.action, begin, stop)
-        history, item = build_history(self.columns, users=users, start=begin, stop=stop - 1,
-                                      last_action=data.action[stop - 1].astype(np.int64))
-        sampled = rng.integers(1, data.schema.items + 1, self.sampled)
+        event = spans(begin, stop)
+        target = columns.item[event]
+        sampled = rng.integers(1, items + 1, self.sampled)
         key, repeats = np.unique(np.concatenate([target, sampled]), return_counts=True)
-        expected = len(target) * data.item_count[key] / self.total + self.sampled / data.schema.items
-        user = np.repeat(np.arange(len(users)), count)
+        expected = len(target) * self.item_count[key] / self.total + self.sampled / items
         target_key = np.searchsorted(key, target)
+        user = np.repeat(np.arange(len(users)), stop - begin)
         own = np.zeros((len(users), len(key)), bool)
         own[user, target_key] = True
-        local = np.where(item > 0, np.searchsorted(key, item) + 1, 0)
-        history = history._replace(item_BT=torch.from_numpy(local))
-        first = np.cumsum(count) - count
-        time, _ = _ragged(data.time_seconds, begin, stop)
-        position = user * item.shape[1] + np.arange(len(target)) - np.repeat(first, count)
+        packed = packed_history(columns, users=users, start=begin, stop=stop - 1,
+                                last_action=columns.action[stop - 1].astype(np.int64))
+        local = np.zeros(len(target), np.int64)
+        local[1:] = target_key[:-1] + 1  # a position's event is the target of the position before
+        local[packed.start_B[:-1]] = 0
         tensor = torch.from_numpy
+        packed = packed._replace(item_N=tensor(local))
         return TrainBatch(
-            item_batch(data.items, np.concatenate([[0], key]), data.schema.item_features), history, tensor(position),
-            tensor(target_key), tensor(user), tensor(self.action_weights[action]), tensor(own),
+            item_batch(self.dataset.items, np.concatenate([[0], key]), self.dataset.schema.item_features),
+            unpack(packed), cells(packed), tensor(target_key), tensor(user),
+            tensor(self.action_weights[columns.action[event]]), tensor(own),
             tensor(np.log(repeats).astype(np.float32)), tensor(np.log(expected).astype(np.float32)),
-            *self._trend(history, position, time, key, target_key, rng))
+            *self._trend(packed, columns.time_seconds[event], key, target_key, rng))
 
-    def _trend(self, history: History, position: np.ndarray, time: np.ndarray, key: np.ndarray, target_key: np.ndarray,
+    def _trend(self, packed: PackedHistory, time: np.ndarray, key: np.ndarray, target_key: np.ndarray,
                rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows]:
         """Popularity of the keys at each row's moment: a while before the target's `time`, not before the last event.
 
@@ -231,12 +206,22 @@ class TrainingBatches:
         are known later still, by a delay drawn for the batch. Counts end where the moment's bucket begins.
         """
         trend = self.dataset.trend
+        if not self.popularity:
+            return torch.zeros(len(time), dtype=torch.int64), no_trend_rows(len(key))
         earliest = time - rng.uniform(0, self.moment_lag, len(time)).astype(np.int64)
-        moment = np.maximum(history.time_BT.flatten().numpy()[position], earliest)
-        bucket = trend.bucket_of(np.minimum(moment, time))
-        condition = history.next_action_BT.flatten().numpy()[position]
-        bucket, condition, row_of = distinct_pairs(bucket, condition)
+        bucket = trend.bucket_of(np.minimum(np.maximum(packed.time_N.numpy(), earliest), time))
+        bucket, condition, row_of = distinct_pairs(bucket, packed.next_action_N.numpy())
         found = trend.lookup(key, bucket=bucket, click_bucket=bucket - int(rng.random() ** 2 * (self.click_lag + 1)))
-        absent = trend.first_bucket(key)[None] > bucket[:, None] + self.horizon
+        latest = np.floor(np.minimum(bucket + self.horizon, trend.buckets)).astype(np.int32)
+        absent = trend.first_bucket(key).astype(np.int32) > latest[:, None]
         absent[row_of, target_key] = False
         return torch.from_numpy(row_of), trend_rows(found, absent, condition)
+
+
+def ahead(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
+    """The same batches, the next one made by a thread while this one is used; its errors are raised here."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as maker:
+        coming = maker.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = maker.submit(next, batches, None)
+            yield batch

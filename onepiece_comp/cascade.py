@@ -13,25 +13,27 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from onepiece_comp.batches import (
-    NO_ACTION, Columns, History, build_history, distinct_pairs, item_batch, last_position, move, trend_rows)
+from onepiece_comp.batches import distinct_pairs, item_batch, move, trend_rows
 from onepiece_comp.beam import PrefixTable, beam_search, build_prefix_table, item_log_prob
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.evaluation import Evaluation
 from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.histories import NO_ACTION, Columns, History, build_history, last_position
 from onepiece_comp.model import Encoded
-from onepiece_comp.retrieval import encode_item_table, top_k
+from onepiece_comp.retrieval import ItemVectors, encode_item_table, top_k
+from onepiece_comp.similarity import Weighing
 from onepiece_comp.trend import extended
 
 LIST = 10
 _CANDIDATES_PER_BLOCK = 1 << 16
+_CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
 
 
 class Candidates(NamedTuple):
     """What is made once for all users."""
 
-    vector_MD: torch.Tensor  # unit vectors
+    vectors: ItemVectors
     bias_RM: torch.Tensor | None  # popularity logit at each distinct moment and action of the users
     bias_row: np.ndarray  # int64 [users], each user's row of it
     warm_M: torch.Tensor  # bool, seen in training
@@ -46,6 +48,8 @@ class _Request(NamedTuple):
     encoded: Encoded
     query_BD: torch.Tensor
     bias_BM: torch.Tensor | None
+    metric_BSM: torch.Tensor | None  # metric vectors of the history's items
+    weighing: Weighing | None  # of the events at the last position
     seen: tuple[torch.Tensor, torch.Tensor] | None  # (user, candidate) pairs to drop, None = keep them
 
 
@@ -121,13 +125,8 @@ class Ranker:
     @torch.no_grad()
     def rank(self, users: np.ndarray) -> Ranked:
         """Ten candidates for each of `users` (numbers into the evaluation's users)."""
-        history, encoded = self._encode(users)
-        query_BD = self.model.retrieval_query(last_position(history, encoded.hidden_BTD)).float()
-        bias_BM = None
-        if self.candidates.bias_RM is not None:
-            bias_BM = self.candidates.bias_RM[torch.from_numpy(self.candidates.bias_row[users]).to(self.device)]
         seen = self._seen(users)
-        request = _Request(history, encoded, query_BD, bias_BM, seen if self.config.filter_seen else None)
+        request = self._request(users, seen if self.config.filter_seen else None)
         stages: dict[str, torch.Tensor] = {}
         if self.config.mode == "retrieval":
             score, index = self._retrieve(request, LIST)
@@ -135,12 +134,13 @@ class Ranker:
             score, index = self._generate(request, stages)
         order = score.topk(min(LIST, score.shape[1]), dim=1)
         best = torch.where(order.values > -torch.inf, index.gather(1, order.indices), -1)
-        chosen, filled = self._fill(best, query_BD, bias_BM, seen)
+        chosen, filled = self._fill(best, request, seen)
         stages["ten"] = chosen
         return Ranked(chosen.cpu().numpy(), {name: [row[row >= 0].cpu().numpy() for row in kept]
                                              for name, kept in stages.items()}, filled)
 
-    def _encode(self, users: np.ndarray) -> tuple[History, Encoded]:
+    def _request(self, users: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor] | None) -> _Request:
+        """Encode the users' histories."""
         evaluation, model = self.evaluation, self.model
         stop = evaluation.user_start[users + 1]
         start = np.maximum(evaluation.user_start[users], stop - model.config.max_events)
@@ -150,8 +150,16 @@ class Ranker:
         rows = np.unique(np.append(item, 0))
         history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
         batch = item_batch(evaluation.items, rows, model.schema.item_features)
-        history = move(history, self.device)
-        return history, model.encode(history, model.encode_items(move(batch, self.device)))
+        history, item_ND = move(history, self.device), model.encode_items(move(batch, self.device))
+        encoded = model.encode(history, item_ND)
+        query_BD = model.retrieval_query(last_position(history, encoded.hidden_BTD)).float()
+        bias_BM = metric_BSM = weighing = None
+        if self.candidates.bias_RM is not None:
+            bias_BM = self.candidates.bias_RM[torch.from_numpy(self.candidates.bias_row[users]).to(self.device)]
+        if model.similarity is not None:
+            metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
+            weighing = model.weigh(history, encoded).last(history)
+        return _Request(history, encoded, query_BD, bias_BM, metric_BSM, weighing, seen)
 
     def _seen(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(user within the batch, candidate number) of every candidate in a user's whole history."""
@@ -173,18 +181,45 @@ class Ranker:
 
     def _among(self, index: torch.Tensor, user: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
         """Which entries of `index` [B, K] are among the (user, candidate) pairs."""
-        total = len(self.candidates.vector_MD)
+        total = len(self.candidates.vectors.unit_ND)
         own = torch.arange(len(index), device=index.device)[:, None] * total + index
         return torch.isin(own, user * total + number)
 
     def _retrieve(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Exact top-k; what the filters drop comes last, with -inf."""
+        """Top-k by the whole logit, exact among the `shortlist` best without similarity; what is dropped has -inf."""
         bias = request.bias_BM
         if self.config.filter_cold:
             cold = torch.where(self.candidates.warm_M, 0.0, -torch.inf)[None]
             bias = cold if bias is None else bias + cold
-        best = top_k(request.query_BD, self.candidates.vector_MD, k=k, bias_BM=bias, hidden=request.seen)
+        unit_MD, wide = self.candidates.vectors.unit_ND, max(k, self.config.shortlist)
+        if request.metric_BSM is None or wide < len(unit_MD):
+            best = top_k(request.query_BD, unit_MD, k=k if request.metric_BSM is None else wide, bias_BM=bias,
+                         hidden=request.seen)
+            if request.metric_BSM is None:
+                return best.score_BK, best.index_BK
+            score, place = (best.score_BK + self._alike(request, best.index_BK)).topk(k, dim=1)
+            return score, best.index_BK.gather(1, place)
+        alike_BM = self._alike(request, None)
+        best = top_k(request.query_BD, unit_MD, k=k, bias_BM=alike_BM if bias is None else alike_BM + bias,
+                     hidden=request.seen)
         return best.score_BK, best.index_BK
+
+    def _alike(self, request: "_Request", index: torch.Tensor | None) -> torch.Tensor:
+        """Similarity logits of the candidates `index` [B, K], None = of all; bounded by some users at a time."""
+        metric_MM = self.candidates.vectors.metric_NM
+        keys = len(metric_MM) if index is None else index.shape[1]
+        users = max(1, _CELLS_AT_ONCE // (request.metric_BSM.shape[1] * keys))
+        parts = [self.model.similarity(request.metric_BSM[part], metric_MM if index is None else metric_MM[index[part]],
+                                       request.weighing.of(part))[:, 0]
+                 for part in torch.arange(len(request.metric_BSM)).split(users)]
+        return torch.cat(parts)
+
+    def _logits(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
+        """The retrieval head's logit of the candidates `index` [B, K]."""
+        logit = (self.candidates.vectors.unit_ND[index] @ request.query_BD[..., None])[..., 0]
+        if request.bias_BM is not None:
+            logit = logit + request.bias_BM.gather(1, index)
+        return logit if request.metric_BSM is None else logit + self._alike(request, index)
 
     def _generate(self, request: "_Request", stages: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
@@ -210,22 +245,21 @@ class Ranker:
 
     def _fuse(self, request: "_Request", index: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
         """(1 - w) logit + w log-probability; for an item without an id the mean of the user's others stands in."""
-        logit = (self.candidates.vector_MD[index] @ request.query_BD[..., None])[..., 0]
-        if request.bias_BM is not None:
-            logit = logit + request.bias_BM.gather(1, index)
+        logit = self._logits(request, index)
         finite = log_prob.isfinite()
         usual = torch.where(finite, log_prob, 0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
         weight = self.config.semantic_weight
         return (1 - weight) * logit + weight * torch.where(finite, log_prob, usual)
 
-    def _fill(self, best: torch.Tensor, query_BD: torch.Tensor, bias_BM: torch.Tensor | None,
+    def _fill(self, best: torch.Tensor, request: "_Request",
               seen: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, Counter]:
         """Ten distinct candidates each: places left are filled by unseen warm ones, then cold ones, then seen ones."""
         filled: Counter = Counter()
         if best.shape[1] < LIST:
             best = torch.cat([best, best.new_full((len(best), LIST - best.shape[1]), -1)], 1)
         for user in torch.where((best < 0).any(1))[0].tolist():
-            score = (self.candidates.vector_MD @ query_BD[user]) + (0 if bias_BM is None else bias_BM[user])
+            score = self.candidates.vectors.unit_ND @ request.query_BD[user]
+            score = score if request.bias_BM is None else score + request.bias_BM[user]
             tier = (~self.candidates.warm_M).long()
             tier[seen[1][seen[0] == user]] = 2
             have = best[user][best[user] >= 0]

@@ -2,7 +2,7 @@
 
 `global_step{N}.valid_score={x}/` holds `model.pt` (a state dict, read with weights_only=True) and `config.json`.
 Inference has no architecture options: it reads them here. Semantic ids are a buffer of the model and the last
-popularity counts stand beside it, so the folder is all that an evaluation job needs.
+popularity counts and projections of embeddings stand beside it, so the folder is all that an evaluation job needs.
 """
 
 import pickle
@@ -19,6 +19,7 @@ from onepiece_comp.config import InferConfig, ModelConfig, from_dict, to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Schema
 from onepiece_comp.model import OnePiece
+from onepiece_comp.reduction import Projection, copy_projections, load_projections
 from onepiece_comp.trend import Trend
 
 MODEL, CONFIG = "model.pt", "config.json"
@@ -33,6 +34,7 @@ class Checkpoint(NamedTuple):
     dataset: str  # fingerprint
     evaluation: str | None  # the evaluation folder beside the training data, where there was one
     path: Path
+    projections: dict[str, Projection] | None = None  # of the embeddings that the dataset reduced, by feature id
 
 
 def save_checkpoint(
@@ -45,12 +47,17 @@ def save_checkpoint(
     infer: InferConfig,
     dataset: str,
     evaluation: str | None,
+    columns: Path,
 ) -> Path:
-    """Write one checkpoint folder under `run` and return its path; of `trend` the end is kept."""
+    """Write one checkpoint folder under `run` and return its path; of `trend` the end is kept.
+
+    `columns` is the dataset folder, whose projections of embeddings inference needs too.
+    """
     folder = Path(run) / f"global_step{step}.valid_score={score:.4f}"
     with atomic_folder(folder, CONFIG) as out:
         torch.save(model.state_dict(), out / MODEL)
         np.save(out / "trend_counts.npy", trend.tail().counts)
+        copy_projections(columns, out, model.schema.embeddings)
         write_json(out / CONFIG, {
             "version": __version__, "model": to_dict(model.config), "schema": model.schema.to_dict(),
             "infer": to_dict(infer), "dataset": dataset, "evaluation": evaluation, "step": step, "valid_score": score})
@@ -115,7 +122,8 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     counts = np.array(load_column(folder, "trend_counts"))
     begin = schema.trend_end_second - (counts.shape[1] - 1) * schema.trend_bucket_seconds
     trend = Trend(counts, begin, schema.trend_bucket_seconds)
-    return Checkpoint(model.to(device).eval(), trend, infer, dataset, evaluation, folder)
+    return Checkpoint(model.to(device).eval(), trend, infer, dataset, evaluation, folder,
+                      load_projections(folder, schema.embeddings))
 
 
 def warm_start(model: OnePiece, path: Path) -> tuple[int, int]:

@@ -22,6 +22,8 @@ class SynthesizeConfig:
     users: int = 3000  # the dial of size; items, topics and candidates follow from it
     seed: int = 0  # another seed is another world
     conversion_rate: float = 0.0  # share of clicks that become conversions: 0 as in the first round, 0.47 in the second
+    layout: str = "jsonl"  # jsonl = the organisers' files | parquet = those of the public release, candidates included
+    feature_111: bool = True  # write item feature 111, a value per creative; the public release never has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,15 @@ class PreprocessConfig:
     """How records become columns; see `preprocess.py`."""
 
     embeddings: tuple[str, ...] = ("81", "82", "83", "84", "85", "86")  # feature ids of embeddings to load if present
-    max_embedding_width: int = 1024  # wider embeddings are left out, with a note
+    max_embedding_width: int = 1024  # wider embeddings are left out, with a note; reduced ones count as reduced
+    reduce_embeddings_to: int = 0  # wider embeddings become this many principal components; 0 = as they are
     max_array_values: int = 16  # values kept of a list-valued user feature
+    reader: str = "auto"  # compiled | plain | auto = compiled (numba) for large files; both give the same columns
+    threads: int = 0  # that scan the log; 0 = the cores this process may use
+    engine: str = "local"  # local = this process | dask = a cluster's workers, the users in parts
+    engine_address: str = ""  # of a running Dask scheduler, for example tcp://host:8786; empty = workers on this machine
+    engine_workers: int = 0  # that are started on this machine; 0 = the cores this process may use
+    max_odd_share: float = 0.2  # rows that may be wrong but harmless (unsorted, repeated, unknown values)
     trend_bucket_hours: float = 0.0  # resolution of the popularity windows; 0 = the finest that fits the budget
     trend_budget_mib: int = 1024  # bound on the size of the popularity columns on disk
 
@@ -84,6 +93,7 @@ class ModelConfig:
     dropout: float = 0.2  # on the residual branches
     id_dropout: float = 0.1  # share of items whose id is hidden in a training step, so that cold items are no surprise
     temperature: float = 0.1  # tau of InfoNCE over cosines
+    similarity_width: int = 64  # of the space in which candidates are compared with history items; 0 = not compared
     trend: bool = True  # windowed popularity before the event as an additive logit
     next_action: bool = True  # condition each position on the action of the event to predict
     time_features: bool = True  # hour, weekday and gap embeddings of history events
@@ -93,12 +103,12 @@ class ModelConfig:
 class TrainConfig:
     """Optimisation; see `training.py`."""
 
-    epochs: float = 3.0  # passes over the users
+    epochs: float = 2.0  # passes over the users
     batch_users: int = 16  # users per step
     sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
-    moment_lag_hours: float = 72.0  # popularity is read up to this long before an event, not before the last one
+    moment_lag_hours: float = 24.0  # popularity is read up to this long before an event, not before the last one
     click_lag_hours: float = 48.0  # clicks are counted as of up to this long before the moment: later ones are targets
     horizon_days: float = 3.0  # items first shown later than this after the moment are no negatives
     action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # loss weight of exposure, click, conversion, unknown
@@ -124,6 +134,7 @@ class InferConfig:
     beam: int = 20  # B, first codes kept
     survivors: int = 384  # K', items kept by the beam
     union: int = 100  # exact neighbours added to the survivors in cascade mode
+    shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
     semantic_weight: float = 0.1  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
     live: bool = True  # read popularity after the training log from all users' histories, up to each user's last event

@@ -5,7 +5,7 @@ The platform's container does not promise rich; nothing here may be needed for a
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 try:
     from rich.console import Console
@@ -50,19 +50,21 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     _console.print(drawn, markup=False)
 
 
-def progress(items: Iterable, *, total: int | None, what: str) -> Iterator:
-    """Iterate over `items` with a bar on a terminal; elsewhere a line every 30 s."""
+def progress(items: Iterable, *, total: int | None, what: str, size: Callable[[object], int] = lambda item: 1,
+             ) -> Iterator:
+    """Iterate over `items` with a bar on a terminal; elsewhere a line every 30 s. An item counts as its `size`."""
     if _console and _console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=_console, transient=True) as bar:
             task = bar.add_task(what, total=total)
             for item in items:
                 yield item
-                bar.advance(task)
+                bar.advance(task, size(item))
         return
-    last = time.monotonic()
-    for done, item in enumerate(items):
+    last, done = time.monotonic(), 0
+    for item in items:
         yield item
+        done += size(item)
         if time.monotonic() - last > 30:
-            say(f"{what}: {done + 1:,}" + (f" of {total:,}" if total else ""))
+            say(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
             last = time.monotonic()

@@ -1,21 +1,31 @@
-"""Multi-modal item embeddings on disk: `creative_emb/emb_{feature}_{width}`, a pickle or a folder of JSON lines.
+"""Multi-modal item embeddings on disk, in the three forms that they are published in, one record at a time.
 
-A line is `{"anonymous_cid": id, "emb": [...]}`; ids are numbers or numeric strings; `emb` may be absent, null
-or empty, and such an item has no vector. The width in the name is a label: the vectors themselves decide.
+`creative_emb/emb_{feature}_{width}/` holds JSON lines `{"anonymous_cid": id, "emb": [...]}`, `emb_81_32.pkl` a pickled
+dict of id to array, `mm_emb/emb_{feature}_{width}_parquet/` the columns `anonymous_cid` (text) and `emb` (a list).
+Ids are numbers or numeric strings; `emb` may be absent, null or empty: such an item has no vector. The width in the
+name is a label: the vectors themselves decide. `vector_blocks.py` reads the same in blocks; this is its reference.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from onepiece_comp.errors import InputError
 from onepiece_comp.pickles import load_pickle
 
-_NAME = re.compile(r"emb_(\d+)_(\d+)(\.pkl)?$")
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
+LONGEST_LINE = 16 << 20  # bytes; a line of 4,096 numbers has 90,000
+WIDEST = 1 << 16  # a longer vector is a damaged length
+_MOST_ID = (1 << 63) - 1
+_NAME = re.compile(r"emb_(\d+)_(\d+)(\.pkl|_parquet)?$")
+_RECORD = '{"anonymous_cid": id, "emb": [...]}'
 
 
 class EmbeddingSource(NamedTuple):
@@ -24,74 +34,162 @@ class EmbeddingSource(NamedTuple):
     feature: str  # feature id, for example "81"
     labelled_width: int
     path: Path
+    kind: str  # lines | pickle | parquet
+
+    def parts(self) -> list[Path]:
+        """The files of the table in the order in which they are read."""
+        if self.kind == "pickle":
+            return [self.path]
+        files = [path for path in self.path.iterdir() if path.is_file() and not path.name.startswith(".")]
+        return sorted(path for path in files if self.kind == "lines" or path.suffix == ".parquet")
 
 
 def find_embeddings(data: Path) -> dict[str, EmbeddingSource]:
-    """The embedding tables under `data/creative_emb` by feature id; a folder is preferred to a pickle."""
+    """The embedding tables under `data/creative_emb` and `data/mm_emb` by feature id.
+
+    Where a table is there twice, `creative_emb` comes before `mm_emb` and a folder before a pickle.
+    """
     found: dict[str, EmbeddingSource] = {}
-    for path in sorted((Path(data) / "creative_emb").glob("emb_*")):
-        match = _NAME.match(path.name)
-        if match and (path.is_dir() != bool(match[3])):
-            found.setdefault(match[1], EmbeddingSource(match[1], int(match[2]), path))
-    return found
+    for place in ("creative_emb", "mm_emb"):
+        for path in sorted((Path(data) / place).glob("emb_*")):
+            match = _NAME.match(path.name)
+            if match and path.is_dir() != (match[3] == ".pkl"):
+                kind = "pickle" if path.is_file() else "parquet" if any(path.glob("*.parquet")) else "lines"
+                found.setdefault(match[1], EmbeddingSource(match[1], int(match[2]), path, kind))
+    return {fid: found[fid] for fid in sorted(found)}
+
+
+def not_a_record(place: object, reason: object) -> InputError:
+    """The refusal of something that is no embedding record."""
+    return InputError(place, found=f"no embedding record ({reason})", expected=_RECORD, do="copy the file again")
+
+
+def numbered_id(value: object) -> int:
+    """A creative id from what stands in the file; ValueError, TypeError or OverflowError where it is none."""
+    creative_id = int(value)
+    if not 0 <= creative_id <= _MOST_ID:
+        raise ValueError(f"the id {creative_id}")
+    return creative_id
+
+
+def parse_line(line: bytes, place: str) -> tuple[int, object] | None:
+    """(creative id, what stands under emb) of one line; None for a blank one."""
+    if len(line) > LONGEST_LINE:
+        raise not_a_record(place, f"a line of more than {LONGEST_LINE:,} bytes")
+    if not line.strip():
+        return None
+    try:
+        value = json.loads(line)
+        return numbered_id(value["anonymous_cid"]), value.get("emb")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise not_a_record(place, error) from error
+
+
+def to_vector(values: object, *, place: object, width: int | None) -> np.ndarray | None:
+    """The float32 vector of one record, None where it has none.
+
+    InputError where it is not numeric, not finite, or not of the `width` of the vectors before (None = any).
+    """
+    if values is None:
+        return None
+    if not (isinstance(values, np.ndarray) and values.dtype == np.float32):
+        values = _converted(values, place)
+    found = values.size
+    if found == 0:
+        return None
+    if found != (width or found) or found > WIDEST or values.ndim != 1:
+        raise InputError(
+            place,
+            found=f"an embedding of width {found}",
+            expected=f"{width}, as in the lines before" if width else f"one list of at most {WIDEST:,} numbers",
+            do="remove the line or the table, or leave the table out (--set preprocess.embeddings=[...])",
+        )
+    if not np.isfinite(values).all():
+        raise InputError(place, found="a value that is not finite", expected="finite numbers", do="remove the line")
+    return values
+
+
+def _converted(values: object, place: object) -> np.ndarray:
+    """A list or an array as float32; numbers beyond its range become infinite."""
+    try:
+        if isinstance(values, np.ndarray):
+            if values.dtype.kind not in "fiub" or values.size > WIDEST:
+                raise TypeError(f"{values.dtype} {list(values.shape)}")
+        elif not isinstance(values, (list, tuple)):
+            raise TypeError(type(values).__name__)
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(
+            place, found="a vector that is not numeric", expected="numbers", do="copy the file again"
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int, object]]:
-    for part in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
-        with open(part, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                place = f"{part}:{number}"
-                try:
-                    value = json.loads(line)
-                    yield place, int(value["anonymous_cid"]), value.get("emb")
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    raise InputError(
-                        place,
-                        found=f"no embedding record ({error})",
-                        expected='{"anonymous_cid": id, "emb": [...]}',
-                        do="copy the file again",
-                    ) from error
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(functools.partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+            place = f"{path}:{number}"
+            record = parse_line(line, place)
+            if record:
+                yield place, *record
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, object]]:
-    for creative_id, vector in load_pickle(path, dict).items():
-        try:
-            yield f"{path}: id {creative_id}", int(creative_id), vector
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                path, found=f"the id {creative_id!r}", expected="a number", do="copy the file again"
-            ) from error
+    for key, vector in load_pickle(path, dict).items():
+        yield f"{path}: id {key}", pickled_id(key, path), vector
+
+
+def pickled_id(key: object, path: Path) -> int:
+    """The creative id that a key of a pickled dict is; InputError where it is none."""
+    try:
+        return numbered_id(key)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(path, found=f"the id {key!r:.80}", expected="a number", do="copy the file again") from error
+
+
+def _rows(path: Path) -> Iterator[tuple[str, int, object]]:
+    import pyarrow
+
+    try:
+        with open_parquet(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=["anonymous_cid", "emb"]):
+                for record in batch.to_pylist():
+                    number += 1
+                    place = f"{path}: row {number}"
+                    try:
+                        yield place, numbered_id(record["anonymous_cid"]), record["emb"]
+                    except (ValueError, KeyError, TypeError, OverflowError) as error:
+                        raise not_a_record(place, error) from error
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise unreadable_parquet(path, error) from error
+
+
+def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
+    """A Parquet file of which pages are decoded as they come: by default pyarrow holds whole row groups."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+
+
+def unreadable_parquet(path: Path, error: Exception) -> InputError:
+    """The refusal of a Parquet file that pyarrow cannot read."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return InputError(path, found=f"no readable Parquet ({reason})", expected="columns anonymous_cid and emb",
+                      do="copy the file again")
 
 
 def read_embedding(source: EmbeddingSource) -> Iterator[tuple[int, np.ndarray | None]]:
-    """(creative id, float32 vector or None where the record has none), streamed from JSON lines.
+    """(creative id, float32 vector or None where the record has none); a pickle is held whole, the others streamed.
 
     InputError when two vectors of the table differ in width or hold something that is no finite number.
     """
-    width = None
-    for place, creative_id, values in _lines(source.path) if source.path.is_dir() else _entries(source.path):
-        if values is None or len(values) == 0:
-            yield creative_id, None
-            continue
-        try:
-            vector = np.asarray(values, np.float32)
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                place, found="a vector that is not numeric", expected="numbers", do="copy the file again"
-            ) from error
-        width = width or vector.size
-        if vector.ndim != 1 or vector.size != width:
-            raise InputError(
-                place,
-                found=f"an embedding of width {vector.size}",
-                expected=f"{width}, as in the lines before",
-                do="remove the line or the table, or leave the table out (--set preprocess.embeddings=[...])",
-            )
-        if not np.isfinite(vector).all():
-            raise InputError(place, found="a value that is not finite", expected="finite numbers", do="remove the line")
-        yield creative_id, vector
+    width, records = None, {"lines": _lines, "pickle": _entries, "parquet": _rows}[source.kind]
+    for part in source.parts():
+        for place, creative_id, values in records(part):
+            vector = to_vector(values, place=place, width=width)
+            width = width if vector is None else vector.size
+            yield creative_id, vector
 
 
 def write_embedding(data: Path, feature: str, vectors: Iterator[tuple[int, np.ndarray | None]], *, width: int,

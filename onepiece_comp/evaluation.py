@@ -1,24 +1,34 @@
 """The evaluation folder as arrays: histories, candidates and the table of just the items that they need.
 
 Reads `predict_seq.jsonl`, `predict_set.jsonl`, `indexer.pkl`, `creative_emb/` against the schema of a checkpoint, so
-inference needs no dataset folder. Items are numbered locally: 0 = padding, then by first appearance; an item keeps
-the training row in `id_row`, 0 where training never saw it. Memory: the histories' columns and the items needed.
+inference needs no dataset folder; or the public release, whose histories are those of `seq/`. Items are numbered
+locally: 0 = padding, then by first appearance; an item keeps the training row in `id_row`, 0 where training never saw
+it. Memory: the histories' columns and the items needed.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from onepiece_comp.artefacts import fingerprint
+from onepiece_comp.blocks import in_time_order
 from onepiece_comp.console import progress
+from onepiece_comp.embedding_tables import load_embedding
 from onepiece_comp.embeddings import find_embeddings
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row
 from onepiece_comp.formats import (
-    UNKNOWN_ACTION, Index, UserLine, check_offsets, read_action_types, read_candidates, read_index, read_item_features,
-    read_sequences)
-from onepiece_comp.preprocess import ItemTable, load_embedding
+    UNKNOWN_ACTION, Candidate, Index, UserLine, check_offsets, read_action_types, read_candidates, read_index,
+    read_item_features, read_sequences)
+from onepiece_comp.log_source import is_release, open_release
+from onepiece_comp.preprocess import ItemTable
+from onepiece_comp.reduction import Projection
+from onepiece_comp.sequences import joined
+
+if TYPE_CHECKING:
+    from onepiece_comp.parquet_release import ReleaseLog
 
 
 class Evaluation(NamedTuple):
@@ -44,7 +54,13 @@ class _LocalItems:
         self.creative_of = creative_by_row(index.items)
         self.rows: dict[int, int] = {}
         known = {feature.id for feature in schema.item_features}
-        self.features = ItemFeatures(schema.item_features, 1024, ignored=set(index.features) - known)
+        self._ignored = set(index.features) - known
+        self._schema = schema
+        self.features = self.matrix(1024)
+
+    def matrix(self, rows: int) -> ItemFeatures:
+        """An empty matrix of the schema's item features."""
+        return ItemFeatures(self._schema.item_features, rows, ignored=self._ignored)
 
     def creative(self, item: int) -> int:
         """A re-id's creative id; numbers beyond the index are creative ids already."""
@@ -57,8 +73,9 @@ class _LocalItems:
         return row
 
 
-def read_evaluation(folder: Path, schema: Schema, *, max_array_values: int = 16) -> Evaluation:
-    """Read an evaluation folder.
+def read_evaluation(folder: Path, schema: Schema, *, projections: dict[str, Projection] | None = None,
+                    max_array_values: int = 16) -> Evaluation:
+    """Read an evaluation folder; `projections` are the checkpoint's, for the embeddings that were reduced.
 
     InputError when its items are not those of the schema (another dataset's checkpoint), when a user stands twice or
     the candidate set has fewer than ten items.
@@ -69,11 +86,17 @@ def read_evaluation(folder: Path, schema: Schema, *, max_array_values: int = 16)
                          do="check the path")
     index = read_index(folder / "indexer.pkl")
     _check_item_space(folder, index, schema)
-    local = _LocalItems(index, schema)
-    candidate = _candidates(folder / "predict_set.jsonl", local)
-    histories = _histories(folder, local, Profiles(schema.user_features, max_array_values))
-    _fill_known_features(folder, local)
-    table = _item_table(folder, local, schema)
+    local, profiles = _LocalItems(index, schema), Profiles(schema.user_features, max_array_values)
+    if is_release(folder):
+        log = open_release(folder)
+        candidate = _candidates(folder / "candidate", log.candidates(), local)
+        histories = _release_histories(log, local, profiles)
+    else:
+        path = folder / "predict_set.jsonl"
+        candidate = _candidates(path, read_candidates(path), local)
+        histories = _histories(folder, local, profiles)
+        _fill_known_features(folder, local)
+    table = _item_table(folder, local, schema, projections or {})
     actions = read_action_types(folder)
     target_action = np.array([actions.get(user, -1) for user in histories["users"]], np.int8)
     return Evaluation(candidate=candidate, items=table, target_action=target_action, **histories)
@@ -86,9 +109,9 @@ def _check_item_space(folder: Path, index: Index, schema: Schema) -> None:
                          do="give the evaluation folder of the same data as the checkpoint")
 
 
-def _candidates(path: Path, local: _LocalItems) -> np.ndarray:
+def _candidates(path: Path, candidates: Iterator[Candidate], local: _LocalItems) -> np.ndarray:
     rows = [local.row(candidate.creative_id, candidate.features)
-            for candidate in progress(read_candidates(path), total=None, what="candidates")]
+            for candidate in progress(candidates, total=None, what="candidates")]
     distinct = len(set(rows))
     if distinct < 10:
         raise InputError(path, found=f"{distinct} distinct candidates", expected="at least ten",
@@ -121,14 +144,66 @@ def _histories(folder: Path, local: _LocalItems, profiles: Profiles) -> dict:
                         UNKNOWN_ACTION if event.action is None else event.action, event.time)
         blocks.append(block)
         tokens.append(np.array(profiles.tokens(line.profile), np.int32))
-    if len(set(users)) < len(users):
-        raise InputError(path, found="a user that stands twice", expected="one line per user", do="merge the lines")
-    if not users:
-        raise InputError(path, found="no users", expected="at least one line", do="check the file")
+    _check_users(users, path)
     events = np.concatenate(blocks)
     starts = lambda parts: np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     return {"users": users, "item": events[:, 0], "action": events[:, 1].astype(np.int8), "time_seconds": events[:, 2],
             "user_start": starts(blocks), "user_token": np.concatenate(tokens), "user_token_start": starts(tokens)}
+
+
+def _check_users(users: list[str], path: Path) -> None:
+    if len(set(users)) < len(users):
+        raise InputError(path, found="a user that stands twice", expected="one line per user", do="merge the lines")
+    if not users:
+        raise InputError(path, found="no users", expected="at least one line", do="check the file")
+
+
+def _release_histories(log: "ReleaseLog", local: _LocalItems, profiles: Profiles) -> dict:
+    """As `_histories`, of all users of the public release, and the features of their items."""
+    names = {reid: user for user, reid in local.index.users.items()}
+    users = [names.get(reid, str(reid)) for reid in log.user_ids().tolist()]
+    _check_users(users, log.sequences)
+    items = len(local.index.items)
+    catalogue = local.matrix(items + 1)
+    for _ in log.item_features(catalogue, most_item=items):
+        pass
+    local_of, blocks = _KnownItems(local), []
+    for block in progress(log.blocks(catalogue, profiles, most_item=items), total=None, what="histories",
+                          size=lambda block: len(block.profile_place)):
+        block = in_time_order(block)
+        blocks.append(block._replace(item=local_of.rows(block.item)))
+    local_of.finish(catalogue.values)
+    whole = joined(blocks)
+    return {"users": users, "item": whole.item, "action": whole.action, "time_seconds": whole.time_seconds,
+            "user_start": whole.user_start, "user_token": whole.token, "user_token_start": whole.token_start}
+
+
+class _KnownItems:
+    """Numbers re-ids as `_LocalItems` does, many at a time."""
+
+    def __init__(self, local: _LocalItems):
+        self._local, self._row = local, np.zeros(len(local.index.items) + 1, np.int64)
+        for creative_id, row in local.rows.items():
+            self._row[local.index.items.get(creative_id, 0)] = row
+        self._row[0] = 0
+
+    def rows(self, item: np.ndarray) -> np.ndarray:
+        """The local row of each re-id; new ones are numbered by first appearance."""
+        new, first = np.unique(item[self._row[item] == 0], return_index=True)
+        new = new[np.argsort(first)]
+        self._row[new] = len(self._local.rows) + 1 + np.arange(len(new))
+        self._local.rows.update(zip(self._local.creative_of[new].tolist(), self._row[new].tolist()))
+        return self._row[item]
+
+    def finish(self, catalogue: np.ndarray) -> None:
+        """Complete the features from those of the catalogue, int32 [items + 1, F]."""
+        features, known = self._local.features, np.flatnonzero(self._row)
+        values = np.zeros((len(self._local.rows) + 1, features.values.shape[1]), np.int32)
+        stated = features.values[:len(values)]
+        values[:len(stated)] = stated
+        row = self._row[known]
+        values[row] = np.where(values[row] > 0, values[row], catalogue[known])
+        features.values = values
 
 
 def _fill_known_features(folder: Path, local: _LocalItems) -> None:
@@ -142,8 +217,9 @@ def _fill_known_features(folder: Path, local: _LocalItems) -> None:
             local.features.add(row, features)
 
 
-def _item_table(folder: Path, local: _LocalItems, schema: Schema) -> ItemTable:
-    rows = len(local.rows) + 1
+def _item_table(
+    folder: Path, local: _LocalItems, schema: Schema, projections: dict[str, Projection]
+) -> ItemTable:
     creative = creative_by_row(local.rows)
     id_row = np.array([local.index.items.get(int(creative_id), 0) for creative_id in creative], np.int64)
     embeddings, present = {}, {}
@@ -156,5 +232,6 @@ def _item_table(folder: Path, local: _LocalItems, schema: Schema) -> ItemTable:
                 expected=f"emb_{fid}_*, as in training",
                 do="copy creative_emb/ into the evaluation folder",
             )
-        embeddings[fid], present[fid], _ = load_embedding(sources[fid], local.rows, rows, max_width=width, width=width)
-    return ItemTable(creative, id_row, local.features.values[:rows], embeddings, present)
+        embeddings[fid], present[fid] = load_embedding(sources[fid], creative, width=width,
+                                                       projection=projections.get(fid))
+    return ItemTable(creative, id_row, local.features.values[:len(creative)], embeddings, present)

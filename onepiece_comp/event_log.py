@@ -1,29 +1,39 @@
-"""A whole log as columns, and its way into a raw folder: what the converters of `convert.py` share.
+"""A whole log as columns, and its way into a raw folder: what the converters (`log_*.py`) share.
 
 A creative id is ITEM_OFFSET plus the original number, because evaluation files tell re-ids from creative ids by size
-alone; ids that are no numbers are numbered by first appearance and kept in original_ids.json. Text values of features
-are numbered in sorted order; raw.json says which column a feature id is and what its numbers mean.
+alone; ids that are no numbers are numbered by first appearance and kept in original_ids.json. A log is sorted in
+memory: these converters are for some ten million events.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from onepiece_comp import console
 from onepiece_comp.artefacts import MARKERS, atomic_folder, write_json
 from onepiece_comp.embeddings import write_embedding
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE, Event, Features, UserLine
+from onepiece_comp.log_features import NO_FEATURES, FeatureTable
+from onepiece_comp.log_files import Rows
 from onepiece_comp.raw_folder import RawWriter
 
 ITEM_OFFSET = 10_000_000_000
+LIKED = 4  # stars from which a rating counts as a click
+ORDINAL_START, ORDINAL_STEP = 1_000_000_000, 3600  # seconds, for logs that tell the order alone
 _PLAIN_NUMBER = re.compile("0|[1-9][0-9]{0,16}")
-USER_FEATURES_FROM, ITEM_FEATURES_FROM = 201, 301  # first feature ids; the competition's own end at 122
+
+
+class Ids(NamedTuple):
+    """A column of original ids: a number from 0 per event, by first appearance, and the id of each number."""
+
+    codes: np.ndarray
+    originals: list[str]
 
 
 class Log(NamedTuple):
@@ -36,22 +46,23 @@ class Log(NamedTuple):
     time: np.ndarray  # Unix seconds
 
 
-class FeatureTable(NamedTuple):
-    """Features by original id, the column that each feature id stands for, and the numbers of text values."""
+class NumberedLog(NamedTuple):
+    """A log, the original ids of its items where they are no numbers, and how many repeats were merged."""
 
-    records: dict[str, Features]
-    columns: dict[str, str]
-    numbers: dict[str, dict[str, int]]
+    log: Log
+    original_ids: dict[int, str] | None
+    counts: dict[str, int]
 
 
 class Extras(NamedTuple):
     """What a source may have beside its events."""
 
-    user_features: FeatureTable = FeatureTable({}, {}, {})
-    item_features: FeatureTable = FeatureTable({}, {}, {})
+    user_features: FeatureTable = NO_FEATURES
+    item_features: FeatureTable = NO_FEATURES
     vectors: dict[int, np.ndarray] | None = None  # by creative id; becomes feature 81
     original_ids: dict[int, str] | None = None  # of items whose ids are no numbers
     counts: dict[str, int] = {}  # what the converter did to the log
+    published_names: dict[str, dict[str, str]] = {}  # "items" and "users" of a log of numbers: their names elsewhere
 
 
 def original_item_id(creative_id: int) -> int:
@@ -59,37 +70,71 @@ def original_item_id(creative_id: int) -> int:
     return creative_id - ITEM_OFFSET
 
 
-def number_items(originals: Sequence[str]) -> tuple[np.ndarray, dict[int, str] | None]:
-    """Creative ids of item ids written as text; one that is no plain number makes all be numbered from 1."""
-    if all(_PLAIN_NUMBER.fullmatch(text) for text in set(originals)):
-        return np.array(originals, np.int64) + ITEM_OFFSET, None
-    numbers: dict[str, int] = {}
-    numbered = [numbers.setdefault(text, len(numbers) + 1) for text in originals]
-    return np.array(numbered, np.int64) + ITEM_OFFSET, {number: text for text, number in numbers.items()}
+def ids(rows: Rows, name: str) -> Ids:
+    """A column of texts or whole numbers as ids; InputError with the place of the first row that has none."""
+    column = rows.table.column(name)
+    try:
+        if pa.types.is_floating(column.type):
+            column = column.cast(pa.int64())
+        if not pa.types.is_dictionary(column.type):
+            column = (column if pa.types.is_integer(column.type) else column.cast(pa.string())).dictionary_encode()
+        held = column.combine_chunks()  # one dictionary for all blocks
+        held = held.chunk(0) if isinstance(held, pa.ChunkedArray) else held
+        codes, originals = held.indices.fill_null(-1).to_numpy(zero_copy_only=False), held.dictionary.to_pylist()
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(rows.parts[0][0], found=f"a column {name} of {column.type} ({error})",
+                         expected="ids: texts or whole numbers", do="choose another column") from error
+    originals = [str(original) for original in originals]
+    empty = (codes < 0) | (codes == originals.index("")) if "" in originals else codes < 0
+    if empty.any():
+        raise InputError(rows.place(int(empty.argmax())), found=f"no {name}", expected=f"a {name} in every row",
+                         do="correct or remove the row")
+    return Ids(codes, originals)
 
 
-def feature_table(table: pd.DataFrame, *, first: int, shared: Sequence[str] = ()) -> FeatureTable:
-    """The columns beside `id` as features numbered from `first`; missing values are left out.
+def number_items(item: Ids) -> tuple[np.ndarray, dict[int, str] | None]:
+    """Creative ids of items; one id that is no plain number makes all be numbered from 1."""
+    if all(map(_PLAIN_NUMBER.fullmatch, item.originals)):
+        return np.array(item.originals, np.int64)[item.codes] + ITEM_OFFSET, None
+    return item.codes.astype(np.int64) + (1 + ITEM_OFFSET), dict(enumerate(item.originals, start=1))
 
-    Numbers stay as they are (fractions are cut off); texts are numbered in sorted order, together in `shared` columns.
+
+def number_log(user: Ids, item: Ids, *, action: np.ndarray, ticks: np.ndarray, ticks_per_second: int = 1,
+               exact: bool = False) -> NumberedLog:
+    """The log of these columns; rows of equal user, item and time become one event with the strongest action.
+
+    `exact`: only rows whose action is the same too. `ticks` are times since 1970; the order of the rows settles equal
+    ones.
     """
-    names = [name for name in table.columns if name != "id"]
-    columns = {str(fid): name for fid, name in enumerate(names, start=first)}
-    together, numbers, values = _number_texts(*(table[name] for name in shared)), {}, []
-    for fid, name in columns.items():
-        column = table[name]
-        if not pd.api.types.is_numeric_dtype(column):
-            numbers[fid] = together if name in shared else _number_texts(column)
-            column = column.map(numbers[fid])
-        values.append([None if missing else int(value) for value, missing in zip(column, column.isna())])
-    records = {str(original): {fid: value for fid, value in zip(columns, row) if value is not None}
-               for original, *row in zip(table["id"], *values)}
-    return FeatureTable(records, columns, numbers)
+    keys = [item.codes, ticks, user.codes]
+    order = np.lexsort([action, *keys] if exact else keys)
+    repeats = np.ones(len(order), bool)
+    repeats[:1] = False
+    for column in [action, *keys] if exact else keys:
+        held = column[order]
+        repeats[1:] &= held[1:] == held[:-1]
+    merged = int(repeats.sum())
+    rows = slice(None)
+    if merged:
+        starts = np.flatnonzero(~repeats)
+        action = action.copy()
+        action[order[starts]] = np.maximum.reduceat(action[order], starts)
+        rows = np.sort(order[starts])  # the sort is stable: the first row of each repeat
+    if ticks_per_second > 1:
+        rows = np.arange(len(ticks))[rows]
+        rows = rows[np.argsort(ticks[rows], kind="stable")]
+    creative_ids, original_ids = number_items(Ids(item.codes[rows], item.originals))
+    log = Log(user.originals, user.codes[rows], creative_ids, action[rows], ticks[rows] // ticks_per_second)
+    return NumberedLog(log, original_ids, {"repeats merged": merged} if merged else {})
 
 
-def _number_texts(*columns: pd.Series) -> dict[str, int]:
-    texts = set().union(*(column.dropna().unique() for column in columns))
-    return {text: number for number, text in enumerate(sorted(texts), start=1)}
+def positions_as_seconds(user: np.ndarray) -> np.ndarray:
+    """Times for a log that tells the order alone: each user's events, in the order of the rows, one step apart."""
+    order = np.argsort(user, kind="stable")
+    first = np.searchsorted(user[order], user[order])
+    place = np.empty(len(user), np.int64)
+    place[order] = np.arange(len(user)) - first
+    return ORDINAL_START + ORDINAL_STEP * place
 
 
 def write_raw(out: Path, log: Log, about: dict, extras: Extras) -> Path:
@@ -110,32 +155,48 @@ def write_raw(out: Path, log: Log, about: dict, extras: Extras) -> Path:
         if extras.vectors:
             known = ((creative_id, extras.vectors.get(creative_id)) for creative_id in writer.index.items)
             write_embedding(folder, "81", known, width=len(next(iter(extras.vectors.values()))))
-        if extras.original_ids:
-            write_json(folder / "original_ids.json", {"items": extras.original_ids})
-        actions = Counter(log.action.tolist())
-        figures = {"users": len(log.users), "items": len(writer.index.items), "events": len(log.user),
-                   "exposures": actions[EXPOSURE], "clicks": actions[CLICK], "conversions": actions[CONVERSION],
-                   "first time": int(log.time.min()), "last time": int(log.time.max()), **extras.counts}
+        names = {"items": extras.original_ids} if extras.original_ids else extras.published_names
+        if names:
+            write_json(folder / "original_ids.json", names)
+        figures = _figures(log, extras, items=len(writer.index.items))
         write_json(folder / MARKERS["raw"], {
             **about, "item_id_offset": ITEM_OFFSET, "figures": figures,
             "features": {fid: column for table in tables for fid, column in table.columns.items()},
-            "feature_values": {fid: numbers for table in tables for fid, numbers in table.numbers.items()}})
+            "feature_values": {fid: numbers for table in tables for fid, numbers in table.numbers.items()},
+            "feature_bins": {fid: edges for table in tables for fid, edges in table.bins.items()}})
     rows = [(name, pd.Timestamp(value, unit="s") if name in ("first time", "last time") else f"{value:,}")
             for name, value in figures.items()]
-    console.table(f"Converted {about['source']} into {out}", ["figure", "value"], rows)
+    stated = [(name, about[name]) for name in ("times", "actions") if isinstance(about.get(name), str)]
+    console.table(f"Converted {about['source']} into {out}", ["figure", "value"], rows + stated)
     return out
+
+
+def _figures(log: Log, extras: Extras, *, items: int) -> dict[str, int]:
+    actions = np.bincount(log.action, minlength=3)
+    return {"users": len(log.users), "items": items, "events": len(log.user), "exposures": int(actions[EXPOSURE]),
+            "clicks": int(actions[CLICK]), "conversions": int(actions[CONVERSION]), "first time": int(log.time.min()),
+            "last time": int(log.time.max()), **extras.counts}
+
+
+def _features_by_creative_id(log: Log, extras: Extras) -> dict[int, Features]:
+    records, found = extras.item_features.records, {}
+    for creative_id in np.unique(log.creative_id).tolist() if records else ():
+        key = original_item_id(creative_id)
+        original = extras.original_ids[key] if extras.original_ids else str(key)
+        if original in records:
+            found[creative_id] = records[original]
+    return found
 
 
 def _user_lines(log: Log, extras: Extras) -> Iterator[UserLine]:
     """Users by number, each one's events by (time, original order)."""
     order = np.lexsort((log.time, log.user))  # stable: equal times keep their order
-    starts = np.searchsorted(log.user[order], np.arange(len(log.users) + 1))
+    starts = np.searchsorted(log.user[order], np.arange(len(log.users) + 1)).tolist()
+    features, nothing = _features_by_creative_id(log, extras), {}
     has_profiles = bool(extras.user_features.columns)
     for number, user in enumerate(log.users):
-        rows, events = order[starts[number]:starts[number + 1]], []
-        for creative_id, action, seconds in zip(*(column[rows].tolist() for column in log[2:])):
-            key = original_item_id(creative_id)
-            original = extras.original_ids[key] if extras.original_ids else str(key)
-            events.append(Event(creative_id, extras.item_features.records.get(original, {}), action, seconds))
+        rows = order[starts[number]:starts[number + 1]]
+        events = [Event(creative_id, features.get(creative_id, nothing), action, seconds)
+                  for creative_id, action, seconds in zip(*(column[rows].tolist() for column in log[2:]))]
         profile_time = events[-1].time if has_profiles else None
         yield UserLine(user, extras.user_features.records.get(user, {}), profile_time, events)

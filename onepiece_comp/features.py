@@ -14,6 +14,10 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.formats import Features, Index
 
 
+OUTSIDE_SCHEMA, OUTSIDE_VOCABULARY = "feature outside the schema", "value outside the vocabulary"
+LISTED, BEYOND_MOST = "list-valued user feature", "values beyond max_array_values"
+
+
 class Feature(NamedTuple):
     """One feature of the joint vocabulary: values 0..size-1 stand at tokens offset..offset+size-1."""
 
@@ -98,7 +102,7 @@ class ItemFeatures:
     """
 
     def __init__(self, features: list[Feature], rows: int, ignored: Iterable[str] = ()):
-        self._ignored = frozenset(ignored)
+        self.features, self.ignored = features, frozenset(ignored)
         self._column = {f.id: (i, f.size) for i, f in enumerate(features)}
         self.values = np.zeros((rows, len(features)), np.int32)
         self.recorded = np.zeros(rows, bool)
@@ -109,6 +113,15 @@ class ItemFeatures:
         self.values = np.concatenate([self.values, np.zeros((rows - len(self.values), self.values.shape[1]), np.int32)])
         self.recorded = np.concatenate([self.recorded, np.zeros(rows - len(self.recorded), bool)])
 
+    def columns(self) -> dict[str, int]:
+        """Feature ids in the order of the matrix, with the size of each vocabulary (values are below it)."""
+        return {fid: size for fid, (_, size) in self._column.items()}
+
+    def count_odd(self, counts: np.ndarray) -> None:
+        """Add [features outside the schema, values outside the vocabulary] that another reader has counted."""
+        for what, count in zip((OUTSIDE_SCHEMA, OUTSIDE_VOCABULARY), counts.tolist()):
+            self.odd[what] += count
+
     def add(self, row: int, features: Features) -> None:
         """Fill what is still missing in `row` from one record."""
         if row >= len(self.values):
@@ -116,14 +129,14 @@ class ItemFeatures:
         self.recorded[row] = True
         for fid, value in features.items():
             if fid not in self._column:
-                self.odd["feature outside the schema"] += fid not in self._ignored
+                self.odd[OUTSIDE_SCHEMA] += fid not in self.ignored
                 continue
             column, size = self._column[fid]
             if isinstance(value, list):
                 self.odd["list-valued item feature"] += 1
                 value = value[0] if value else 0
             if not isinstance(value, int) or not 0 < value < size:
-                self.odd["unseen value" if isinstance(value, str) else "value outside the vocabulary"] += 1
+                self.odd["unseen value" if isinstance(value, str) else OUTSIDE_VOCABULARY] += 1
             elif not self.values[row, column]:
                 self.values[row, column] = value
 
@@ -132,24 +145,34 @@ class Profiles:
     """Profiles to bags of tokens; counts lists and values that the vocabulary lacks."""
 
     def __init__(self, features: list[Feature], max_array_values: int):
+        self.features = features
         self._features = {f.id: f for f in features}
-        self._most = max_array_values
+        self.most = max_array_values
         self.odd: Counter[str] = Counter()
 
+    def columns(self) -> dict[str, tuple[int, int]]:
+        """Feature ids with size and offset of each vocabulary."""
+        return {fid: (feature.size, feature.offset) for fid, feature in self._features.items()}
+
+    def count_odd(self, counts: np.ndarray) -> None:
+        """Add what another reader has counted, in the order of the names here."""
+        for what, count in zip((OUTSIDE_SCHEMA, OUTSIDE_VOCABULARY, LISTED, BEYOND_MOST), counts.tolist()):
+            self.odd[what] += count
+
     def tokens(self, profile: Features) -> list[int]:
-        """The tokens of one profile, for example {"104": 2, "106": [1, 4]} to three tokens."""
+        """The tokens of one profile in ascending order, for example {"104": 2, "106": [1, 4]} to three tokens."""
         tokens = []
         for fid, value in profile.items():
             feature = self._features.get(fid)
             if feature is None:
-                self.odd["feature outside the schema"] += 1
+                self.odd[OUTSIDE_SCHEMA] += 1
                 continue
             if isinstance(value, list):
-                self.odd["list-valued user feature"] += 1
-                self.odd["values beyond max_array_values"] += max(0, len(value) - self._most)
-            for one in value[:self._most] if isinstance(value, list) else (value,):
+                self.odd[LISTED] += 1
+                self.odd[BEYOND_MOST] += max(0, len(value) - self.most)
+            for one in value[:self.most] if isinstance(value, list) else (value,):
                 if isinstance(one, int) and 0 < one < feature.size:
                     tokens.append(feature.offset + one)
                 else:
-                    self.odd["unseen value" if isinstance(one, str) else "value outside the vocabulary"] += 1
-        return tokens
+                    self.odd["unseen value" if isinstance(one, str) else OUTSIDE_VOCABULARY] += 1
+        return sorted(tokens)

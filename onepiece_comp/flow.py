@@ -15,6 +15,7 @@ from onepiece_comp.baselines import baselines
 from onepiece_comp.config import Config, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
+from onepiece_comp.log_source import open_log
 from onepiece_comp.oracle import ceiling, random_ranking
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.scoring import score
@@ -55,12 +56,10 @@ class _Stages:
 def run_all(raw: Path, work: Path, config: Config) -> Path:
     """From raw files to WORK/score.json: split, columns, both trainings, tokenizer, submission, baselines, score."""
     raw, work = Path(raw), Path(work)
-    if not (raw / "seq.jsonl").is_file():
-        raise InputError(raw, found="no seq.jsonl", expected="a folder with the competition's training files",
-                         do="make one with synthesize or convert")
+    files = open_log(raw).files()
     work.mkdir(parents=True, exist_ok=True)
     stages = _Stages(work)
-    source = fingerprint(raw / "seq.jsonl")
+    source = fingerprint(*files)
     parts, data, result = work / "split", work / "dataset", work / "result"
     cut = stages.run("split", parts, to_dict(config.split), [source], lambda: split(raw, parts, config.split))
     columns = stages.run("preprocess", data, to_dict(config.preprocess), [cut],

@@ -6,6 +6,7 @@ Inside the toolkit a *creative id* is the original id of an item and a *re-id* i
 (1..I; 0 = padding or unknown). Lines are read one at a time; every rejection names file and line.
 """
 
+import io
 import json
 import re
 from collections import defaultdict
@@ -19,6 +20,7 @@ from onepiece_comp.pickles import load_pickle, save_pickle
 
 EXPOSURE, CLICK, CONVERSION, UNKNOWN_ACTION = 0, 1, 2, 3
 ACTIONS = 4
+LONGEST_LINE = 64 << 20  # bytes; a line of 100 events has some 20,000
 FIELDS = "user, item, user features, item features, action, time"
 
 Features = dict  # feature id (str) -> int, str (a value unseen in training) or a list of these
@@ -63,7 +65,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _features(value: object, place: str, what: str) -> Features:
+def _features(value: object, place: object, what: str) -> Features:
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -72,7 +74,7 @@ def _features(value: object, place: str, what: str) -> Features:
     return value
 
 
-def _event(record: list, place: str, number: int) -> Event:
+def _event(record: list, place: object, number: int) -> Event:
     _, item, _, features, action, time = record
     if not _is_int(item) or item < 0:
         raise InputError(place, found=f"item {item!r} in event {number}", expected="a whole number from 1",
@@ -86,7 +88,7 @@ def _event(record: list, place: str, number: int) -> Event:
     return Event(item, _features(features, place, "item features"), action, time)
 
 
-def parse_line(line: bytes | str, place: str) -> UserLine:
+def parse_line(line: bytes | str, place: object) -> UserLine:
     """One line of `seq.jsonl` or `predict_seq.jsonl`; the profile record may stand anywhere in it."""
     try:
         records = json.loads(line)
@@ -113,16 +115,31 @@ def parse_line(line: bytes | str, place: str) -> UserLine:
     return UserLine(user, profile, profile_time, events, profile_place)
 
 
-def read_sequences(path: Path) -> Iterator[UserLine]:
-    """The users of a sequence file, one at a time; InputError with file and line for what is not one."""
+def sequence_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, text) of every line that is not blank; InputError for one without an end.
+
+    `start` and `stop` are offsets of lines to begin with and to stop before; numbers count from 1 at `start`.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(path, found="no such file", expected="a sequence file, one user per line",
                          do="check the path: a training folder has seq.jsonl, an evaluation folder predict_seq.jsonl")
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        number, offset = 0, file.seek(start)
+        while (stop is None or offset < stop) and (line := file.readline(LONGEST_LINE + 1)):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise InputError(f"{path}:{number}", found=f"a line of more than {LONGEST_LINE >> 20} MiB",
+                                 expected="one user per line", do="check that this is a sequence file")
             if line.strip():
-                yield parse_line(line, f"{path}:{number}")
+                yield number, offset, line
+            offset += len(line)
+
+
+def read_sequences(path: Path) -> Iterator[UserLine]:
+    """The users of a sequence file, one at a time; InputError with file and line for what is not one."""
+    for number, _, line in sequence_lines(path):
+        yield parse_line(line, f"{path}:{number}")
 
 
 def check_offsets(sequences: Path, offsets: Path) -> None:
@@ -133,12 +150,7 @@ def check_offsets(sequences: Path, offsets: Path) -> None:
     if not offsets.is_file():
         return
     stated = load_pickle(offsets, list)
-    actual, position = [], 0
-    with open(sequences, "rb") as file:
-        for line in file:
-            if line.strip():
-                actual.append(position)
-            position += len(line)
+    actual = [offset for _, offset, _ in sequence_lines(sequences)]
     if stated != actual:
         first = next((i for i, (a, b) in enumerate(zip(stated, actual)) if a != b), min(len(stated), len(actual)))
         raise InputError(offsets, found=f"{len(stated)} offsets that part from the file at line {first + 1}",
@@ -202,10 +214,15 @@ _BETWEEN = re.compile(r"[\s,{]*")
 _COLON = re.compile(r"\s*:\s*")
 
 
-def read_item_features(path: Path) -> Iterator[tuple[int, Features]]:
-    """`item_feat_dict.json` as (re-id, features), streamed: the file is one object and may be near a gigabyte."""
+def read_item_features(path: Path, start: int = 0) -> Iterator[tuple[int, Features]]:
+    """`item_feat_dict.json` as (re-id, features), streamed: the file is one object and may be near a gigabyte.
+
+    `start` = offset of the first key to read, for who has read those before it.
+    """
     decoder, buffer, position, ended = json.JSONDecoder(), "", 0, False
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, "rb") as binary:
+        binary.seek(start)
+        file = io.TextIOWrapper(binary, encoding="utf-8", errors="replace")
         while True:
             start = _BETWEEN.match(buffer, position).end()
             if buffer[start:start + 1] == "}":
@@ -218,7 +235,7 @@ def read_item_features(path: Path) -> Iterator[tuple[int, Features]]:
                 features, position = decoder.raw_decode(buffer, colon.end())
             except (ValueError, RecursionError) as error:  # the item may go on in the next chunk
                 if ended:
-                    raise InputError(path, found=f"no whole JSON object ({error})", expected='{"re-id": {features}, ...}',
+                    raise InputError(path, found=f"no whole JSON object ({getattr(error, 'msg', error)})", expected='{"re-id": {features}, ...}',
                                      do="the file may be cut short: copy it again") from error
                 more = file.read(max(_CHUNK, len(buffer) - position))
                 ended, buffer, position = not more, buffer[position:] + more, 0
@@ -289,39 +306,3 @@ def write_feature_counts(folder: Path, index: Index, user_features: set[str]) ->
     for name, keep in (("user_feat_num", True), ("item_feat_num", False)):
         write_json(Path(folder) / f"{name}.json",
                    {fid: len(values) for fid, values in index.features.items() if (fid in user_features) == keep})
-
-
-class Truth(NamedTuple):
-    """One line of `truth.jsonl`: what was withheld from a user."""
-
-    user: str  # original user id
-    item: int  # creative id
-    action: int
-    time: int
-
-
-def read_truth(path: Path) -> list[Truth]:
-    """`truth.jsonl`; InputError with file and line, also for a user that stands twice."""
-    path, truths, seen = Path(path), [], set()
-    if not path.is_file():
-        raise InputError(path, found="no such file", expected="truth.jsonl of a split", do="check the path")
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                truth = Truth(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{path}:{number}", found=f"no truth record ({error})",
-                                 expected="an object with user, item, action and time", do="make the split again") from error
-            if truth.user in seen:
-                raise InputError(f"{path}:{number}", found=f"user {truth.user} twice", expected="each user once",
-                                 do="make the split again")
-            seen.add(truth.user)
-            truths.append(truth)
-    return truths
-
-
-def write_truth(path: Path, truths: Iterator[Truth]) -> None:
-    """Write `truth.jsonl`."""
-    with open(path, "w", encoding="utf-8") as file:
-        for truth in truths:
-            file.write(json.dumps(truth._asdict()) + "\n")

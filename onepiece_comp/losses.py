@@ -15,25 +15,42 @@ _LOG2_E = 1 / math.log(2)
 ROWS_PER_BLOCK = 256  # logits of a block should stay in the processor's cache
 
 
+class RowBias(NamedTuple):
+    """Additive logits of the keys, and the one that each row takes."""
+
+    bias_RK: torch.Tensor
+    row_N: torch.Tensor  # int64
+
+
+class Rows(NamedTuple):
+    """What belongs to each row of a softmax loss; none of it receives a gradient."""
+
+    target_N: torch.Tensor  # int64, the positive key
+    weight_N: torch.Tensor  # float32
+    target_shift_N: torch.Tensor | None = None  # float32, added to the positive's logit
+    hidden_BK: torch.Tensor | None = None  # bool, keys to leave out (never the row's own target) ...
+    hidden_row_N: torch.Tensor | None = None  # int64, ... by this row of hidden_BK
+
+
 class _BlockedSoftmaxLoss(torch.autograd.Function):
     """sum_n weight_n * (logsumexp_k logit_nk - logit_n,target); see `softmax_loss`."""
 
     @staticmethod
-    def forward(ctx, query_ND, key_KD, bias_RK, rows):  # noqa: N803
+    def forward(ctx, query_ND, key_KD, rows, bias_rows, *biases_RK):  # noqa: N803
         grad_query, grad_key = torch.zeros_like(query_ND), torch.zeros_like(key_KD, dtype=torch.float32)
-        grad_bias = None if bias_RK is None else torch.zeros_like(bias_RK)
+        grad_biases = [torch.zeros_like(bias_RK) for bias_RK in biases_RK]
         loss = query_ND.new_zeros((), dtype=torch.float32)
         every = torch.arange(min(ROWS_PER_BLOCK, len(query_ND)), device=query_ND.device)
-        room = query_ND.new_empty((len(every), len(key_KD)), dtype=torch.float32)  # one block's, used again and again
+        # two blocks' logits, used again and again
+        rooms = query_ND.new_empty((2, len(every), len(key_KD)), dtype=torch.float32)
         for start in range(0, len(query_ND), ROWS_PER_BLOCK):
             block = slice(start, start + ROWS_PER_BLOCK)
             query, target, weight = query_ND[block], rows.target_N[block], rows.weight_N[block]
             at = (every[:len(target)], target)
-            logit = room[:len(target)]
-            if bias_RK is None:
-                logit.zero_()
-            else:
-                torch.index_select(bias_RK, 0, rows.bias_row_N[block], out=logit)
+            logit, room = rooms[:, :len(target)]
+            logit.zero_()
+            for bias_RK, row_N in zip(biases_RK, bias_rows):
+                logit += torch.index_select(bias_RK, 0, row_N[block], out=room)
             logit += query @ key_KD.T
             if rows.target_shift_N is not None:
                 logit[at] += rows.target_shift_N[block]
@@ -49,57 +66,56 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
             loss += (weight * (total.log() - positive)).sum()
             grad.mul_((weight / total)[:, None])  # softmax, in place
             grad[at] -= weight
-            if grad_bias is not None:
-                grad_bias.index_add_(0, rows.bias_row_N[block], grad)
+            for grad_RK, row_N in zip(grad_biases, bias_rows):
+                grad_RK.index_add_(0, row_N[block], grad)
             grad = grad.to(query.dtype)
             grad_query[block] = grad @ key_KD
             grad_key += grad.T @ query
-        ctx.save_for_backward(grad_query, grad_key.to(key_KD.dtype), grad_bias)
+        ctx.save_for_backward(grad_query, grad_key.to(key_KD.dtype), *grad_biases)
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        query, key, bias = ctx.saved_tensors
-        return query * grad_loss, key * grad_loss, None if bias is None else bias * grad_loss, None
+        query, key, *biases = ctx.saved_tensors
+        return query * grad_loss, key * grad_loss, None, None, *(bias * grad_loss for bias in biases)
 
 
-class Rows(NamedTuple):
-    """What belongs to each row of a softmax loss; none of it receives a gradient."""
-
-    target_N: torch.Tensor  # int64, the positive key
-    weight_N: torch.Tensor  # float32
-    bias_row_N: torch.Tensor | None = None  # int64, the row's bias
-    target_shift_N: torch.Tensor | None = None  # float32, added to the positive's logit
-    hidden_BK: torch.Tensor | None = None  # bool, keys to leave out (never the row's own target) ...
-    hidden_row_N: torch.Tensor | None = None  # int64, ... by this row of hidden_BK
-
-
-def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows,  # noqa: N803
-                 bias_RK: torch.Tensor | None = None) -> torch.Tensor:
-    """Weighted sum over rows of the softmax cross-entropy of logits query . key + bias[bias_row].
+def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows, *biases: RowBias) -> torch.Tensor:  # noqa: N803
+    """Weighted sum over rows of the softmax cross-entropy of logits query . key + the row's biases.
 
     Gradients flow to queries, keys and biases. Returns a float32 scalar.
     """
-    return _BlockedSoftmaxLoss.apply(query_ND, key_KD, bias_RK, rows)
+    return _BlockedSoftmaxLoss.apply(query_ND, key_KD, rows, [bias.row_N for bias in biases],
+                                     *(bias.bias_RK for bias in biases))
 
 
 def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
-             trend_RK: torch.Tensor | None, *, positive_logq: bool = False) -> torch.Tensor:
-    """Mean InfoNCE with LogQ; `query_ND` is already divided by the temperature.
+             *biases: RowBias, positive_logq: bool = False, rows: slice = slice(None)) -> torch.Tensor:
+    """Weighted sum over rows of InfoNCE with LogQ; `query_ND` is already divided by the temperature.
 
     A key that was drawn m times where E draws were to be expected stands for m / E items: log m - log E joins its
     logit, which makes the sum over distinct keys equal to the sum over draws (the sampling-bias correction of Yi et
     al. 2019, with the expectation of the mixed proposal in the place of Q). Keys of the user's own log are no
     negatives of that user. The positive is no draw but known, so it stands for itself (Khrylchenko et al. 2025, arXiv
     2507.09331); with `positive_logq` it is corrected by its own -log E, as in OnePiece (arXiv 2512.07424, eq. 2).
+    `rows` tells which of the batch's rows `query_ND` and `biases` hold.
     """
     correction_K = batch.log_repeats_K - batch.log_expected_K
     shift_K = -batch.log_repeats_K if positive_logq else -correction_K
-    rows = Rows(batch.target_N, batch.weight_N, target_shift_N=shift_K[batch.target_N],
-                hidden_BK=batch.own_BK, hidden_row_N=batch.user_N,
-                bias_row_N=torch.zeros_like(batch.target_N) if trend_RK is None else batch.trend_row_N)
-    bias_RK = correction_K[None] if trend_RK is None else trend_RK + correction_K
-    return softmax_loss(query_ND, key_KD, rows, bias_RK) / batch.weight_N.sum().clamp_min(1e-6)
+    target_N = batch.target_N[rows]
+    correction = RowBias(correction_K[None], torch.zeros_like(target_N))
+    return softmax_loss(query_ND, key_KD, Rows(
+        target_N, batch.weight_N[rows], target_shift_N=shift_K[target_N], hidden_BK=batch.own_BK,
+        hidden_row_N=batch.user_N[rows]), *_with(correction, biases))
+
+
+def _with(correction: RowBias, biases: tuple[RowBias, ...]) -> tuple[RowBias, ...]:
+    """The biases with the keys' correction added to the smallest of them: one look-up less for every row."""
+    if not biases:
+        return (correction,)
+    smallest = min(range(len(biases)), key=lambda place: biases[place].bias_RK.numel())
+    return tuple(RowBias(bias.bias_RK + correction.bias_RK, bias.row_N) if place == smallest else bias
+                 for place, bias in enumerate(biases))
 
 
 def load_balance(gate_NE: torch.Tensor, chosen_NA: torch.Tensor) -> torch.Tensor:  # noqa: N803

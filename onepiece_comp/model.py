@@ -10,21 +10,25 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from onepiece_comp.batches import NO_ACTION, History, ItemBatch, TrainBatch, TrendRows
+from onepiece_comp.batches import ItemBatch, TrainBatch, TrendRows
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.features import Schema
+from onepiece_comp.histories import NO_ACTION, History
 from onepiece_comp.hstu import HSTUBlock, gaps, residual_scale
 from onepiece_comp.item_tower import ItemTower, UserTower
-from onepiece_comp.losses import Rows, info_nce, softmax_loss
+from onepiece_comp.losses import RowBias, Rows, info_nce, softmax_loss
 from onepiece_comp.moe import Routing, SparseMoE
 from onepiece_comp.sid_decoder import SemanticIdDecoder
+from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
 _CONDITIONS = NO_ACTION + 1
 _HOUR, _WEEK = 3600, 7 * 24
 _TREND_STEP = 8.0  # the trend weights move this much faster than the optimiser's step
 _ABSENT = -1e4  # logit of a key that is no candidate yet
+_CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared at once
 
 
 class Encoded(NamedTuple):
@@ -33,6 +37,7 @@ class Encoded(NamedTuple):
     hidden_BTD: torch.Tensor  # after the last block and its LayerNorm
     states: list[torch.Tensor]  # [B, T, D] after each block
     routing: list[Routing]  # one per MoE sublayer
+    gap_BTS: torch.Tensor  # int64, bucketed time between every two positions
 
 
 class Losses(NamedTuple):
@@ -79,6 +84,9 @@ class OnePiece(nn.Module):
         self.hour_of_week = nn.Embedding(_WEEK + 1, config.width) if config.time_features else None
         self.layers = nn.ModuleList(EncoderLayer(config, self.max_length) for _ in range(config.layers))
         self.trend = nn.Parameter(torch.zeros(_CONDITIONS, TREND_FEATURES + 1)) if config.trend else None
+        self.similarity = None
+        if config.similarity_width:
+            self.similarity = HistorySimilarity(width=config.width, metric_width=config.similarity_width)
         self.register_buffer("codes", torch.empty(0, 0, dtype=torch.int32) if codes is None else codes.int())
         self.decoder = None
         if codes is not None:
@@ -109,7 +117,7 @@ class OnePiece(nn.Module):
             x_BTD, routed = layer(x_BTD, gap_BTS, valid_BT)
             states.append(x_BTD)
             routing += [routed] if routed else []
-        return Encoded(F.layer_norm(x_BTD, x_BTD.shape[-1:]), states, routing)
+        return Encoded(F.layer_norm(x_BTD, x_BTD.shape[-1:]), states, routing, gap_BTS)
 
     def retrieval_query(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Unit user vectors divided by the temperature: their dot product with unit item vectors is the logit."""
@@ -127,19 +135,52 @@ class OnePiece(nn.Module):
         """The training loss and its parts on one batch."""
         item_ND = self.encode_items(batch.items)
         encoded = self.encode(batch.history, item_ND)
-        hidden_ND = encoded.hidden_BTD.flatten(0, 1)[batch.position_N]
-        key_KD = F.normalize(item_ND[1:].float(), dim=-1).to(hidden_ND.dtype)
-        trend_RK = None
-        if self.trend is not None:
-            trend_RK = self.trend_bias(batch.trend)
-        retrieval = info_nce(self.retrieval_query(hidden_ND), key_KD, batch, trend_RK,
-                             positive_logq=positive_logq)
+        retrieval = self.retrieval_loss(batch, encoded, item_ND, positive_logq=positive_logq)
         zero = retrieval.new_zeros(())
         semantic = self.semantic_loss(batch, encoded) if self.decoder is not None and semantic_weight else zero
         balance = sum((routing.balance for routing in encoded.routing), zero) / max(1, len(encoded.routing))
         load = torch.stack([routing.load_E for routing in encoded.routing]).sum(0) if encoded.routing else None
         total = retrieval + semantic_weight * semantic + self.config.balance_weight * balance
         return Losses(total, retrieval.detach(), semantic.detach(), balance.detach(), load)
+
+    def retrieval_loss(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, *,
+                       positive_logq: bool) -> torch.Tensor:
+        """Mean InfoNCE over the rows; with history similarity some users at a time, so that memory is bounded."""
+        query_ND = self.retrieval_query(encoded.hidden_BTD.flatten(0, 1)[batch.position_N])
+        key_KD = F.normalize(item_ND[1:].float(), dim=-1).to(query_ND.dtype)
+        trend = [RowBias(self.trend_bias(batch.trend), batch.trend_row_N)] if self.trend is not None else []
+        if self.similarity is None:
+            total = info_nce(query_ND, key_KD, batch, *trend, positive_logq=positive_logq)
+        else:
+            total = self._loss_with_similarity(batch, encoded, item_ND, query_ND, key_KD, trend, positive_logq)
+        return total / batch.weight_N.sum().clamp_min(1e-6)
+
+    def _loss_with_similarity(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, query_ND: torch.Tensor,
+                              key_KD: torch.Tensor, trend: list[RowBias], positive_logq: bool) -> torch.Tensor:
+        """Sum of InfoNCE; a part of the users is computed again in the backward pass where not all fit at once."""
+        users, length = batch.history.item_BT.shape
+        metric_NM = self.similarity.metric(item_ND)
+        weighing = self.weigh(batch.history, encoded)
+
+        def part(first: int, last: int, rows: slice) -> torch.Tensor:
+            like_BTK = self.similarity(metric_NM[batch.history.item_BT[first:last]], metric_NM[1:],
+                                       weighing.of(slice(first, last)))
+            biases = [RowBias(like_BTK.flatten(0, 1), batch.position_N[rows] - first * length),
+                      *(RowBias(bias_RK, row_N[rows]) for bias_RK, row_N in trend)]
+            return info_nce(query_ND[rows], key_KD, batch, *biases, positive_logq=positive_logq, rows=rows)
+
+        step = max(1, _CELLS.get(key_KD.device.type, _CELLS["cpu"]) // (length * len(key_KD)))
+        firsts = list(range(0, users, step))
+        edges = torch.searchsorted(batch.user_N, torch.tensor([*firsts, users], device=batch.user_N.device)).tolist()
+        parts = [(first, min(users, first + step), slice(*edge))
+                 for first, edge in zip(firsts, zip(edges, edges[1:]))]
+        if len(parts) == 1:
+            return part(*parts[0])
+        return sum(checkpoint(part, *arguments, use_reentrant=False) for arguments in parts)
+
+    def weigh(self, history: History, encoded: Encoded) -> Weighing:
+        """How much each event of a history counts for its similarity to a candidate."""
+        return self.similarity.weigh(history, encoded.gap_BTS, next_action=self.next_action is not None)
 
     def semantic_loss(self, batch: TrainBatch, encoded: Encoded) -> torch.Tensor:
         """Mean over rows of the summed cross-entropies of the target's codes, teacher forced."""

@@ -41,6 +41,10 @@ class Catalogue:
         self.creative_id = (FIRST_CREATIVE + np.cumsum(gaps) - gaps[0])[rng.permutation(count)]
         self._values = _item_values(world, rng)
 
+    def leave_out(self, fid: str) -> None:
+        """Take a feature from every record; all else stays as it is."""
+        self._values[:, ITEM_FEATURES.index(fid)] = 0
+
     def record(self, row: int) -> dict[str, int]:
         """The item's usual features."""
         return {fid: raw_value(fid, value) for fid, value in zip(ITEM_FEATURES, self._values[row].tolist()) if value}
@@ -107,15 +111,17 @@ def profiles(topics: Topics, users: Users, rng: np.random.Generator) -> list[dic
             for user in range(count)]
 
 
-def vectors(world: World, catalogue: Catalogue, feature: str, *, rows: np.ndarray,
+def vectors(world: World, catalogue: Catalogue, feature: str, *, rows: np.ndarray, later: np.ndarray = np.empty(0, int),
             seed: int) -> Iterator[tuple[int, np.ndarray | None]]:
-    """(creative id, unit vector float32, or None) of the covered items among `rows`, a chunk at a time."""
+    """(creative id, unit vector float32, or None) of the covered items among `rows`, then `later`, a chunk at a time.
+
+    Those of `rows` are the same whatever comes later.
+    """
     table, rng = EMBEDDINGS[feature], np.random.default_rng([seed, 2, int(feature)])
     topics, scale = world.topics, 1 / np.sqrt(table.width)
     levels = [rng.normal(0, scale / np.sqrt(3), (topics.leaves // size, table.width)) for size in topics.sizes]
     mixing = rng.normal(0, scale / np.sqrt(TASTE), (TASTE, table.width))
-    for start in range(0, len(rows), 8192):
-        chunk = rows[start:start + 8192]
+    for chunk in (group[start:start + 8192] for group in (rows, later) for start in range(0, len(group), 8192)):
         leaf = world.items.leaf[chunk]
         value = rng.normal(0, 0.6 * scale, (len(chunk), table.width))
         value += table.latent * world.items.latent[chunk] @ mixing

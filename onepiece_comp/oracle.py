@@ -17,8 +17,9 @@ import numpy as np
 from onepiece_comp import console
 from onepiece_comp.artefacts import ColumnWriter, load_column, read_marker, write_json
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import Truth, read_candidates, read_index, read_sequences, read_truth
+from onepiece_comp.formats import read_candidates, read_index, read_sequences
 from onepiece_comp.raw_folder import OriginalIds
+from onepiece_comp.truths import Truth, read_truth
 from onepiece_comp.world import (
     INTERESTS, MATCH_WEIGHT, PERIODS, TASTE, TASTE_WEIGHT, Items, Topics, Users, World, bucket_of, build_pools,
     exposure_lift, interests_at, match, sigmoid)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.errors import InputError
+from onepiece_comp.pickle_opcodes import refusal
 
 
 def _array_rebuilders() -> dict[tuple[str, str], object]:
@@ -61,8 +62,11 @@ def load_pickle(path: Path, expected: type) -> object:
     path = Path(path)
     if not path.is_file():
         raise InputError(path, found="no such file", expected=f"a pickled {expected.__name__}", do="check the path")
+    data = path.read_bytes()
     try:
-        value = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        if reason := refusal(data):
+            raise pickle.UnpicklingError(reason)
+        value = _PlainUnpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError,
             ImportError, MemoryError, OverflowError, RecursionError) as error:  # what broken pickle bytes raise
         raise InputError(path, found=f"a pickle that cannot be admitted ({error or type(error).__name__})",

@@ -64,7 +64,8 @@ def evaluation_job(config: InferConfig | None = None) -> tuple[list[list[int]], 
     checkpoint = load_checkpoint(paths.checkpoint, choose_device("auto"))
     config = config or checkpoint.infer
     set_threads(config.threads)
-    submission = recommend(checkpoint, read_evaluation(paths.data, checkpoint.model.schema), config)
+    evaluation = read_evaluation(paths.data, checkpoint.model.schema, projections=checkpoint.projections)
+    submission = recommend(checkpoint, evaluation, config)
     paths.result.mkdir(parents=True, exist_ok=True)
     write_json(paths.result / "funnel.json", submission.funnel)
     return submission.top10s, submission.users

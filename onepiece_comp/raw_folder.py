@@ -29,7 +29,10 @@ class RawWriter:
         self.index = Index({}, {}, {})
         self._item_features: dict[int, Features] = {}
         self._user_features: set[str] = set()
-        self._sequences = SequenceWriter(self.folder)
+        self._sequences = self._open_sequences()
+
+    def _open_sequences(self) -> SequenceWriter:
+        return SequenceWriter(self.folder)
 
     def _value(self, fid: str, raw: object) -> int:
         values = self.index.features.setdefault(fid, {})

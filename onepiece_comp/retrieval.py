@@ -24,16 +24,23 @@ class Best(NamedTuple):
     index_BK: torch.Tensor  # int64, candidate number
 
 
+class ItemVectors(NamedTuple):
+    """What the towers make of some items."""
+
+    unit_ND: torch.Tensor  # unit vectors, for the encoder's query
+    metric_NM: torch.Tensor | None  # metric vectors, for the similarity to history items
+
+
 @torch.no_grad()
-def encode_item_table(model: OnePiece, table: ItemTable, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Unit item vectors [len(rows), D] of a table's rows, a block at a time."""
-    blocks = [
-        F.normalize(
-            model.encode_items(move(item_batch(table, part, model.schema.item_features), device)).float(), dim=-1
-        )
-        for part in np.array_split(rows, max(1, -(-len(rows) // TILE)))
-    ]
-    return torch.cat(blocks)
+def encode_item_table(model: OnePiece, table: ItemTable, rows: np.ndarray, device: torch.device) -> ItemVectors:
+    """The vectors of a table's rows, computed a block at a time."""
+    unit, metric = [], []
+    for part in np.array_split(rows, max(1, -(-len(rows) // TILE))):
+        item_ND = model.encode_items(move(item_batch(table, part, model.schema.item_features), device))
+        unit.append(F.normalize(item_ND.float(), dim=-1))
+        if model.similarity is not None:
+            metric.append(model.similarity.metric(item_ND))
+    return ItemVectors(torch.cat(unit), torch.cat(metric) if metric else None)
 
 
 def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias_BM: torch.Tensor | None = None,

@@ -15,9 +15,9 @@ from onepiece_comp import console, metrics
 from onepiece_comp.artefacts import fingerprint, read_json, write_json
 from onepiece_comp.config import ScoreConfig, to_dict
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import (
-    CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, Truth, read_index, read_sequences, read_truth)
+from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, read_index, read_sequences
 from onepiece_comp.raw_folder import OriginalIds
+from onepiece_comp.truths import Truth, read_truth
 
 LIST = 10
 ACTION_NAMES = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion", UNKNOWN_ACTION: "unknown"}

@@ -18,15 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp import console
+from onepiece_comp import console, log_source
 from onepiece_comp.artefacts import MARKERS, atomic_folder, fingerprint, link_or_copy, write_json
 from onepiece_comp.config import SplitConfig, to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    ACTIONS, CLICK, CONVERSION, UNKNOWN_ACTION, Candidate, Event, Features, Index, SequenceWriter, Truth, UserLine,
-    check_offsets, read_index, read_item_features, read_sequences, read_truth, write_candidates, write_truth)
+    ACTIONS, CLICK, CONVERSION, UNKNOWN_ACTION, Candidate, Event, Features, Index, SequenceWriter, UserLine,
+    check_offsets, read_item_features, read_sequences, write_candidates)
 from onepiece_comp.raw_folder import OriginalIds, RawWriter, to_predict, to_predict_features
 from onepiece_comp.targets import NEVER, Window, check_config, divide, end_of_log, find_window, iso_time
+from onepiece_comp.truths import Truth, read_truth, write_truth
 
 ACTION_NAMES = ("exposure", "click", "conversion", "unknown action")
 SECONDS_PER_DAY = 86400
@@ -44,7 +45,7 @@ class Survey(NamedTuple):
 class Log(NamedTuple):
     """What the second reading knows beforehand."""
 
-    raw: Path
+    raw: log_source.Log
     index: Index
     names: OriginalIds
     stated: dict[int, str]  # raw's item_feat_dict.json by re-id, each record as JSON: dicts take ten times more
@@ -67,8 +68,8 @@ class Gathered:
 def split(raw: Path, out: Path, config: SplitConfig) -> Path:
     """Write `out/` with train/, eval/, truth.jsonl (original ids) and split.json; returns `out`.
 
-    `raw` is a training folder in the organisers' layout. InputError for a folder that is none, a bad time, or a
-    cut that leaves nothing to train on or no target.
+    `raw` is a training folder, in the organisers' layout or the public release's. InputError for a folder that is
+    none, a bad time, or a cut that leaves nothing to train on or no target.
     """
     raw, out, started = Path(raw), Path(out), time.monotonic()
     check_config(config)
@@ -95,30 +96,31 @@ def split(raw: Path, out: Path, config: SplitConfig) -> Path:
 
 def _open_log(raw: Path, config: SplitConfig) -> Log:
     """Check the raw folder and read its log for the first time."""
-    index = read_index(raw / "indexer.pkl")
-    if (raw / "seq.jsonl").is_file():
-        check_offsets(raw / "seq.jsonl", raw / "seq_offsets.pkl")
-    survey = _survey(raw, items=len(index.items), config=config)
+    source = log_source.open_log(raw)
+    index = source.index()
+    if source.layout == "jsonl":
+        check_offsets(source.sequences, raw / "seq_offsets.pkl")
+    survey = _survey(source, items=len(index.items), config=config)
     window = find_window(config, times=survey.times, earliest=int(survey.first_seen.min()))
     path = raw / "item_feat_dict.json"
     stated = {reid: json.dumps(features) for reid, features in read_item_features(path)} if path.is_file() else {}
-    return Log(raw, index, OriginalIds(index), stated, survey, window, config)
+    return Log(source, index, OriginalIds(index), stated, survey, window, config)
 
 
-def _survey(raw: Path, *, items: int, config: SplitConfig) -> Survey:
+def _survey(source: log_source.Log, *, items: int, config: SplitConfig) -> Survey:
     """When each item was seen first and last, and the times of all events where the cut depends on them."""
     first, last, times, users = np.full(items + 1, NEVER), np.full(items + 1, -1), array("q"), set()
     until, automatic = end_of_log(config), config.mode != "leave_one_out" and config.cut == "auto"
-    for line in console.progress(read_sequences(raw / "seq.jsonl"), total=None, what="users surveyed"):
+    for line in console.progress(source.lines(), total=None, what="users surveyed"):
         if line.user in users:
-            raise InputError(raw / "seq.jsonl", found=f"user {line.user!r} on two lines", expected="one line per user",
+            raise InputError(source.sequences, found=f"user {line.user!r} on two lines", expected="one line per user",
                              do="group the log by user")
         users.add(line.user)
         item_reids = np.array([event.item for event in line.events], np.int64)
         seconds = np.array([event.time for event in line.events], np.int64)
         wrong = item_reids[(item_reids < 1) | (item_reids > items)]
         if len(wrong):
-            raise InputError(f"{raw / 'seq.jsonl'}: user {line.user!r}", found=f"item {wrong[0]}",
+            raise InputError(f"{source.sequences}: user {line.user!r}", found=f"item {wrong[0]}",
                              expected=f"1 to {items}, as indexer.pkl numbers them", do="copy both files again")
         np.minimum.at(first, item_reids, seconds)
         np.maximum.at(last, item_reids, seconds)
@@ -145,8 +147,7 @@ def _divide_log(log: Log, folder: Path) -> tuple[Index, Gathered]:
 
 def _divide_users(log: Log, gathered: Gathered, *, train: RawWriter, histories: SequenceWriter) -> Iterator[Truth]:
     """Write each user to the sides that they belong to; yields the targets."""
-    lines = read_sequences(log.raw / "seq.jsonl")
-    for raw_line in console.progress(lines, total=log.survey.users, what="users divided"):
+    for raw_line in console.progress(log.raw.lines(), total=log.survey.users, what="users divided"):
         line = log.names.line(_in_window(raw_line, log.window, gathered.counts))
         _note_items(line, log, gathered)
         training, target, history = divide(line, log.window, log.config)
@@ -251,7 +252,8 @@ def _link_shared_files(raw: Path, folder: Path) -> None:
     """The evaluation folder sees train's index and features; both see the embeddings of the raw folder."""
     for name in ("indexer.pkl", "item_feat_dict.json", "item_feat_num.json", "user_feat_num.json"):
         link_or_copy(folder / "train" / name, folder / "eval" / name)
-    for source in sorted(path for path in (raw / "creative_emb").rglob("*") if path.is_file()):
+    tables = (path for name in ("creative_emb", "mm_emb") for path in (raw / name).rglob("*"))
+    for source in sorted(path for path in tables if path.is_file()):
         for side in ("train", "eval"):
             link_or_copy(source, folder / side / source.relative_to(raw))
 

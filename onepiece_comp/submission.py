@@ -21,8 +21,8 @@ from onepiece_comp.config import Config, InferConfig, from_dict, override
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation, read_evaluation
-from onepiece_comp.formats import read_truth
 from onepiece_comp.training import choose_device, set_threads
+from onepiece_comp.truths import read_truth
 
 MODES = ("retrieval", "beam", "cascade")
 
@@ -145,7 +145,7 @@ def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None
             expected="a folder with predict_seq.jsonl",
             do="give --data EVAL",
         )
-    evaluation = read_evaluation(data, loaded.model.schema)
+    evaluation = read_evaluation(data, loaded.model.schema, projections=loaded.projections)
     submission = recommend(loaded, evaluation, config, truth=truth)
     for mode in beside:
         other = submission if mode == config.mode else recommend(

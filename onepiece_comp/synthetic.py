@@ -2,8 +2,9 @@
 
 What is true is in `world.py`, what happens in `impressions.py`, what the log shows of it in `observables.py`; here it
 becomes files, user by user, with the corners of the real data: null actions, a profile record in the middle, equal
-times, item records that differ, missing features and vectors. raw/oracle/ keeps the truth for `oracle.py`. Ends with
-a table of published and own figures (arXiv 2604.04976; the organisers' 1k demo set; public notes on the 1M set).
+times, item records that differ, missing features and vectors; or, with layout=parquet, those of the public release,
+with its candidates. raw/oracle/ keeps the truth for `oracle.py`. Ends with a table of published and own figures
+(arXiv 2604.04976; the organisers' 1k demo set; public notes on the 1M set).
 """
 
 import itertools
@@ -18,11 +19,13 @@ from onepiece_comp.artefacts import MARKERS, atomic_folder, peak_memory_mib, wri
 from onepiece_comp.config import SynthesizeConfig, to_dict
 from onepiece_comp.embeddings import write_embedding
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, Event, Features, UserLine
+from onepiece_comp.formats import (
+    CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, Candidate, Event, Features, Index, UserLine)
 from onepiece_comp.impressions import Impressions, calibrate, draw_clicks, selected_users, show
 from onepiece_comp.observables import EMBEDDINGS, Catalogue, profiles, vectors
 from onepiece_comp.oracle import OracleWriter
-from onepiece_comp.raw_folder import RawWriter
+from onepiece_comp.parquet_writer import EMBEDDING_PARTS, ReleaseWriter, write_candidate_table, write_embedding_table
+from onepiece_comp.raw_folder import RawWriter, to_predict_features
 from onepiece_comp.world import DAY, END, World, build_world, draw_users
 
 BLOCK = 512  # users drawn together, before selection
@@ -30,6 +33,7 @@ NULL_SHARE, NULL_DAYS = 0.0165, 10  # null actions, none in the log's last days:
 ALTERED_SHARE = 0.02  # records of a known item that differ from its usual one
 MIDDLE_SHARE = 0.06  # users whose profile record stands before their last event
 DAYS_COMPARED = 14  # latest days whose items are compared
+COLD_SHARE = 0.2257  # share of the release's candidates that the log never shows
 _USUAL: Features = {}  # stands for the usual record of an item that the log knows already
 
 
@@ -41,15 +45,20 @@ def synthesize(out: Path, config: SynthesizeConfig) -> Path:
     out, started = Path(out), time.monotonic()
     _check(config)
     world = calibrate(build_world(config.users, config.seed), config.seed)
-    catalogue = Catalogue(world, config.seed)
+    catalogue, release = Catalogue(world, config.seed), config.layout == "parquet"
+    if release or not config.feature_111:
+        catalogue.leave_out("111")
     with atomic_folder(out, MARKERS["raw"]) as folder:
-        tally = _Tally(len(world.items.leaf))
-        with _WorldWriter(folder) as writer, OracleWriter(folder, world, catalogue.creative_id) as oracle:
+        tally, cold = _Tally(len(world.items.leaf)), np.empty(0, int)
+        files = _ReleaseWorldWriter(folder, users=config.users) if release else _WorldWriter(folder)
+        with files as writer, OracleWriter(folder, world, catalogue.creative_id) as oracle:
             lines = _lines(world, catalogue, config, oracle=oracle, tally=tally)
             for line in console.progress(lines, total=config.users, what="users written"):
                 writer.add(line)
+        if release:
+            cold = _write_candidates(folder, world, catalogue, tally=tally, index=writer.index, seed=config.seed)
         log_seconds = time.monotonic() - started
-        coverage = _write_embeddings(folder, world, catalogue, rows=np.array(tally.rows), seed=config.seed)
+        coverage = _write_embeddings(folder, world, catalogue, rows=np.array(tally.rows), cold=cold, config=config)
         figures = _figures(config, tally, coverage)
         seconds = time.monotonic() - started
         figures += [("seconds, log alone", "", round(log_seconds, 1)), ("seconds", "", round(seconds, 1)),
@@ -72,6 +81,8 @@ def _check(config: SynthesizeConfig) -> None:
     if not 0 <= config.conversion_rate <= 1:
         raise InputError("synthesize.conversion_rate", found=repr(config.conversion_rate),
                          expected="a share from 0 to 1", do="correct it")
+    if config.layout not in ("jsonl", "parquet"):
+        raise InputError("synthesize.layout", found=repr(config.layout), expected="jsonl or parquet", do="correct it")
 
 
 class _WorldWriter(RawWriter):
@@ -82,6 +93,10 @@ class _WorldWriter(RawWriter):
             return super().item(creative_id, features)
         reid = self.index.items[creative_id]
         return reid, self._item_features[reid]
+
+
+class _ReleaseWorldWriter(_WorldWriter, ReleaseWriter):
+    """The same for the public release's files."""
 
 
 class _Tally:
@@ -164,20 +179,45 @@ def _event_lists(shown: Impressions, action: np.ndarray, chosen: np.ndarray, cat
         yield events
 
 
-def _write_embeddings(folder: Path, world: World, catalogue: Catalogue, *, rows: np.ndarray,
-                      seed: int) -> dict[str, float]:
-    """Write the six tables for the items of the log; returns the share of items with a vector in each."""
-    coverage = {}
+def _write_candidates(folder: Path, world: World, catalogue: Catalogue, *, tally: _Tally, index: Index,
+                      seed: int) -> np.ndarray:
+    """The items of the log's last days, and some then alive that it never shows; returns the rows of the latter."""
+    shown, items = np.flatnonzero(tally.days), world.items
+    alive = items.birth + items.life_days * DAY > END - DAYS_COMPARED * DAY
+    unseen = np.flatnonzero(alive & (tally.impressions == 0))
+    count = min(len(unseen), round(len(shown) * COLD_SHARE / (1 - COLD_SHARE)))
+    cold = np.random.default_rng([seed, 5]).choice(unseen, count, replace=False)
+    rows = np.concatenate([shown, cold])
+    rows = rows[np.argsort(catalogue.creative_id[rows])]
+    write_candidate_table(folder, (
+        Candidate(int(catalogue.creative_id[row]), number, to_predict_features(catalogue.record(row), index))
+        for number, row in enumerate(rows)))
+    return cold
+
+
+def _write_embeddings(folder: Path, world: World, catalogue: Catalogue, *, rows: np.ndarray, cold: np.ndarray,
+                      config: SynthesizeConfig) -> dict[str, float]:
+    """Write the six tables for the log's items and cold candidates; returns the share of the log's items in each."""
+    coverage, unseen = {}, set(catalogue.creative_id[cold].tolist())
     for feature, table in EMBEDDINGS.items():
         present = [0]
 
         def counted() -> Iterator[tuple[int, np.ndarray | None]]:
-            for creative_id, vector in vectors(world, catalogue, feature, rows=rows, seed=seed):
-                present[0] += vector is not None
+            for creative_id, vector in vectors(world, catalogue, feature, rows=rows, later=cold, seed=config.seed):
+                if creative_id not in unseen:
+                    present[0] += vector is not None
+                elif vector is None:
+                    continue  # records without a vector are counted when read: only those of the log's items are wanted
                 yield creative_id, vector
 
         lines = console.progress(counted(), total=None, what=f"vectors of embedding {feature}")
-        write_embedding(folder, feature, lines, width=table.width)
+        if config.layout == "parquet":
+            lines = ((creative_id, None if vector is None else np.round(np.asarray(vector, np.float64), 6))
+                     for creative_id, vector in lines)  # as many digits as the organisers' files have
+            write_embedding_table(folder, feature, lines, width=table.width,
+                                  rows_per_part=-(-(len(rows) + len(cold)) // EMBEDDING_PARTS))
+        else:
+            write_embedding(folder, feature, lines, width=table.width)
         coverage[feature] = present[0] / len(rows)
     return coverage
 

@@ -18,7 +18,7 @@ import torch
 
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json, write_json
-from onepiece_comp.batches import TrainBatch, TrainingBatches
+from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
 from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, load_tensors, save_checkpoint, warm_start
 from onepiece_comp.config import Config, to_dict
 from onepiece_comp.console import say, table
@@ -138,7 +138,7 @@ class _Loop:
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
             sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
             moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
-            horizon_seconds=settings.horizon_days * 86400, seed=settings.seed)
+            horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend)
         self.total_steps = max(1, round(settings.epochs * self.batches.steps_per_epoch))
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
@@ -171,7 +171,8 @@ class _Loop:
         per_epoch = self.batches.steps_per_epoch
         while self.progress.step < self.total_steps:
             epoch, first = divmod(self.progress.step, per_epoch)
-            for batch in self.batches.epoch(epoch, first):
+            batches = self.batches.epoch(epoch, first)
+            for batch in ahead(batches) if self.device.type == "cuda" else batches:  # a CPU has no core to spare
                 yield batch
                 if self.progress.step >= self.total_steps:
                     return
@@ -232,6 +233,7 @@ class _Loop:
                 infer=self.config.infer,
                 dataset=self.data.fingerprint,
                 evaluation=_evaluation_of(self.data),
+                columns=self.data.path,
             )
             for older in self.run.glob("global_step*"):
                 if older != folder:
@@ -254,7 +256,7 @@ class _Loop:
 
 def _evaluation_of(data: Dataset) -> str | None:
     """The evaluation folder that a split wrote beside the training files of this dataset."""
-    beside = Path(read_json(data.path / MARKERS["dataset"])["source"]).parent / "eval"
+    beside = Path(read_json(data.path / MARKERS["dataset"])["source"]["path"]).parent / "eval"
     return str(beside) if (beside / "predict_seq.jsonl").is_file() else None
 
 
@@ -274,7 +276,7 @@ def _finish(loop: _Loop, settings: dict, *, started: float) -> Path:
     run = loop.run
     best = load_checkpoint(find_checkpoint(run / loop.progress.best_checkpoint), loop.device).model
     rows = np.arange(1, loop.data.schema.items + 1)
-    vectors = encode_item_table(best, loop.data.items, rows, loop.device).cpu().numpy()
+    vectors = encode_item_table(best, loop.data.items, rows, loop.device).unit_ND.cpu().numpy()
     with atomic_file(run / "item_vectors.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]))
     with atomic_file(run / "item_ids.npy") as temporary, open(temporary, "wb") as file:

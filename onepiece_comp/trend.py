@@ -7,6 +7,7 @@ log's end if that is later. Windowed popularity as in the challenge report (arXi
 Legend: I items + 1, K items asked for, R rows (a moment and a condition), P pairs of row and item, W features.
 """
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,12 @@ import numpy as np
 from onepiece_comp.artefacts import load_column
 from onepiece_comp.formats import CLICK, CONVERSION
 
-WINDOW_DAYS = (0.25, 1.0, 3.0, 7.0)
+WINDOW_DAYS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 7.0)
 FEATURES = 3 * len(WINDOW_DAYS) + 2
 DAY = 86400
 _HOURS = (1, 2, 3, 6, 12, 24, 48, 96, 192, 384, 768)
 _MOST_BUCKETS = 1200  # a training step meets most of them, and its cost grows with their number
+_PAIRS_PER_BLOCK = 1 << 14  # what a lookup has in hand at a time should stay in the processor's cache
 
 
 class Lookup(NamedTuple):
@@ -51,35 +53,82 @@ class Trend(NamedTuple):
 
         Features: log(1 + n) of events and of clicks in each window, whether there were events, log(1 + n) of all time.
         """
-        counts = np.asarray(self.counts[item])
+        flat = np.asarray(self.counts).reshape(-1)
+        start_K = np.asarray(item, np.int64) * (2 * self.counts.shape[1])
         length = np.array([max(1, round(days * DAY / self.bucket_seconds)) for days in WINDOW_DAYS])
-        events = np.ascontiguousarray(counts[:, :, 0])
-        now = events[:, bucket]
-        lately = now > events[:, np.maximum(np.minimum(bucket, click_bucket) - length[-1], 0)]
-        place, row = np.nonzero(lately)
-        ends = (bucket[row], np.maximum(click_bucket[row], 0))
-        feature = np.empty((len(row), FEATURES), np.float32)
-        windows = len(length)
-        for kind, end in enumerate(ends):
-            total = counts[place, end, kind]
-            for i, size in enumerate(length):
-                feature[:, kind * windows + i] = total - counts[place, np.maximum(end - size, 0), kind]
-            feature[:, -2 + kind] = total
-        feature[:, 2 * windows:3 * windows] = feature[:, :windows] > 0
-        np.log1p(feature[:, :2 * windows], out=feature[:, :2 * windows])
-        np.log1p(feature[:, -2:], out=feature[:, -2:])
-        return Lookup(row, place, feature, (now > 0).T)
+        total = flat.take(start_K + 2 * self.buckets)
+        first = self._reach(start_K, np.ones_like(total))
+        oldest = np.maximum(np.minimum(bucket, click_bucket) - length[-1], 0)
+        place, row = _overlapping(first, self._reach(start_K, total), bucket, oldest)
+        pair = start_K[place]
+        lately = flat.take(pair + 2 * bucket[row]) > flat.take(pair + 2 * oldest[row])
+        place, row, pair = place[lately], row[lately], pair[lately]
+        ends = [[2 * np.maximum(end - back, 0) + kind for back in (0, *length)]
+                for kind, end in enumerate((bucket, np.maximum(click_bucket, 0)))]
+        feature, log = np.empty((len(row), FEATURES), np.float32), _logs(int(total.max(initial=0)).bit_length())
+        for begin in range(0, len(row), _PAIRS_PER_BLOCK):
+            block = slice(begin, begin + _PAIRS_PER_BLOCK)
+            _window_features(flat, pair[block], row[block], ends=ends, log=log, out=feature[block])
+        return Lookup(row, place, feature, first.astype(np.int32) <= bucket.astype(np.int32)[:, None])
+
+    def _reach(self, start_K: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The first column in which each item's events are `wanted` or more, one past the last if none: bisection."""
+        flat, last = np.asarray(self.counts).reshape(-1), self.buckets
+        low, high = np.zeros(len(start_K), np.int64), np.full(len(start_K), last + 1)
+        for _ in range((last + 1).bit_length()):
+            middle = (low + high) // 2
+            enough = flat.take(start_K + 2 * np.minimum(middle, last)) >= wanted
+            low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
+        return high
 
     def first_bucket(self, item: np.ndarray) -> np.ndarray:
         """The bucket in which each item was first shown; `buckets` for one that never was."""
-        shown = np.asarray(self.counts[item, :, 0]) > 0
-        return np.where(shown.any(1), shown.argmax(1) - 1, self.buckets)
+        start_K = np.asarray(item, np.int64) * (2 * self.counts.shape[1])
+        return self._reach(start_K, np.ones(len(start_K), np.int32)) - 1
 
     def tail(self) -> "Trend":
         """The same knowledge of the log's end in as few columns as the longest window needs."""
         keep = min(self.buckets, round(WINDOW_DAYS[-1] * DAY / self.bucket_seconds)) + 1
         counts = np.concatenate([np.zeros((len(self.counts), 1, 2), np.int32), np.asarray(self.counts[:, -keep:])], 1)
         return Trend(counts, self.first_second + (self.buckets - keep) * self.bucket_seconds, self.bucket_seconds)
+
+
+def _overlapping(first: np.ndarray, last: np.ndarray, bucket: np.ndarray, oldest: np.ndarray,
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (place, row), by place, of items whose events first..last may meet the windows oldest..bucket of the rows.
+
+    Rows in order of their buckets meet an item in one stretch, so no matrix of items and rows is made.
+    """
+    order = np.argsort(bucket, kind="stable")
+    start = np.searchsorted(bucket[order], first)
+    stop = np.searchsorted(np.minimum.accumulate(oldest[order][::-1])[::-1], last)
+    count = np.maximum(stop - start, 0)
+    within = np.arange(count.sum()) + np.repeat(start - np.cumsum(count) + count, count)
+    return np.repeat(np.arange(len(first)), count), order[within]
+
+
+def _window_features(flat: np.ndarray, start_P: np.ndarray, row_P: np.ndarray, *, ends: list[list[np.ndarray]],
+                     log: np.ndarray, out: np.ndarray) -> None:
+    """Fill `out` [P, W] from items whose counts start at `start_P` of `flat`.
+
+    `ends` tells for events and for clicks where a row's moment and the start of each window stand within an item's
+    counts; `log` [n] is log(1 + n).
+    """
+    windows = len(WINDOW_DAYS)
+    for kind, (moment_R, *window_starts) in enumerate(ends):
+        total = flat.take(start_P + moment_R.take(row_P))
+        out[:, -2 + kind] = log.take(total)
+        for i, begin_R in enumerate(window_starts):
+            count = total - flat.take(start_P + begin_R.take(row_P))
+            out[:, kind * windows + i] = log.take(count)
+            if kind == 0:
+                out[:, 2 * windows + i] = count > 0
+
+
+@functools.lru_cache(maxsize=4)
+def _logs(bits: int) -> np.ndarray:
+    """log(1 + n) of every n of so many bits: a look into a table takes a tenth of the logarithm's time."""
+    return np.log1p(np.arange(1 << bits, dtype=np.float32))
 
 
 def extended(tail: Trend, row: np.ndarray, *, item: np.ndarray, clicked: np.ndarray, time_seconds: np.ndarray) -> Trend:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from onepiece_comp import metrics
-from onepiece_comp.batches import (
-    build_history, distinct_pairs, event_columns, item_batch, last_position, move, trend_rows)
+from onepiece_comp.batches import distinct_pairs, item_batch, move, trend_rows
 from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.histories import build_history, event_columns, last_position
 from onepiece_comp.model import OnePiece
 from onepiece_comp.preprocess import Dataset
-from onepiece_comp.retrieval import encode_item_table, target_rank
+from onepiece_comp.retrieval import ItemVectors, encode_item_table, target_rank
 
 _USERS_PER_STEP = 64
 
@@ -52,8 +52,8 @@ def validate(model: OnePiece, dataset: Dataset, held_out: HeldOut, device: torch
     was_training = model.training
     model.eval()
     catalogue = np.arange(1, dataset.schema.items + 1)
-    candidate_MD = encode_item_table(model, dataset.items, catalogue, device)
-    ranks = [_ranks(model, dataset, held_out.user[part], held_out.event[part], candidate_MD, device)
+    candidates = encode_item_table(model, dataset.items, catalogue, device)
+    ranks = [_ranks(model, dataset, held_out.user[part], held_out.event[part], candidates, device)
              for part in np.array_split(np.arange(len(held_out.user)), -(-len(held_out.user) // _USERS_PER_STEP))]
     model.train(was_training)
     rank = np.concatenate(ranks)
@@ -62,7 +62,7 @@ def validate(model: OnePiece, dataset: Dataset, held_out: HeldOut, device: torch
     return float(hit), float(gain), float(metrics.score(hit, gain))
 
 
-def _ranks(model: OnePiece, dataset: Dataset, users: np.ndarray, event: np.ndarray, candidate_MD: torch.Tensor,
+def _ranks(model: OnePiece, dataset: Dataset, users: np.ndarray, event: np.ndarray, candidates: ItemVectors,
            device: torch.device) -> np.ndarray:
     start = np.maximum(dataset.user_start[users], event - model.config.max_events)
     history, item = build_history(event_columns(dataset), users=users, start=start, stop=event,
@@ -70,15 +70,20 @@ def _ranks(model: OnePiece, dataset: Dataset, users: np.ndarray, event: np.ndarr
     rows = np.unique(item)  # 0, the padding, stands first
     item_ND = model.encode_items(move(item_batch(dataset.items, rows, dataset.schema.item_features), device))
     history = move(history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item))), device)
-    query_BD = model.retrieval_query(last_position(history, model.encode(history, item_ND).hidden_BTD))
+    encoded = model.encode(history, item_ND)
+    query_BD = model.retrieval_query(last_position(history, encoded.hidden_BTD))
     bias_BM = None
     if model.trend is not None:
         bucket, condition, row = distinct_pairs(dataset.trend.bucket_of(dataset.time_seconds[event - 1]),
                                                 last_position(history, history.next_action_BT).cpu().numpy())
         found = dataset.trend.lookup(np.arange(1, dataset.schema.items + 1), bucket=bucket, click_bucket=bucket)
         bias_BM = model.trend_bias(move(trend_rows(found, ~found.seen_RK, condition), device))[torch.from_numpy(row)]
+    if candidates.metric_NM is not None:
+        metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
+        alike_BM = model.similarity(metric_BSM, candidates.metric_NM, model.weigh(history, encoded).last(history))[:, 0]
+        bias_BM = alike_BM if bias_BM is None else bias_BM + alike_BM
     seen = [np.asarray(dataset.item_row[a:b], np.int64) - 1 for a, b in zip(dataset.user_start[users], event)]
     seen_by = np.repeat(np.arange(len(users)), [len(part) for part in seen])
     hidden = tuple(torch.from_numpy(part).to(device) for part in (seen_by, np.concatenate(seen)))
     target = torch.from_numpy(dataset.item_row[event].astype(np.int64) - 1).to(device)
-    return target_rank(query_BD, candidate_MD, target, bias_BM=bias_BM, hidden=hidden).cpu().numpy()
+    return target_rank(query_BD, candidates.unit_ND, target, bias_BM=bias_BM, hidden=hidden).cpu().numpy()

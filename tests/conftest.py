@@ -1,6 +1,7 @@
 """Shared fixtures: where the real data is, and a small hand-made log in the organisers' layout."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,9 @@ def parts(raw_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The columns of the small log's training part."""
     return load_dataset(preprocess(parts / "train", tmp_path_factory.mktemp("data") / "dataset", PreprocessConfig()))
+
+
+@pytest.fixture()
+def train_files(parts, tmp_path):
+    """A copy of the small log's training files that a test may spoil."""
+    return Path(shutil.copytree(parts / "train", tmp_path / "train"))

@@ -8,20 +8,23 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "onepiece_comp"
 
 ORDER = """
-    errors config artefacts paths console
-    pickles formats embeddings raw_folder world impressions observables oracle synthetic event_log convert targets split
-    metrics features trend preprocess evaluation baselines scoring
+    errors config artefacts paths console report_html
+    pickle_opcodes pickles pickle_stream formats truths embeddings vector_kernels vector_blocks reduction features blocks line_kernels sequences item_records parquet_tables parquet_release log_source raw_folder parquet_writer world impressions observables oracle synthetic log_files log_features log_times event_log
+    log_kuairand log_recbole log_movielens log_amazon log_sequences log_table convert targets split
+    metrics trend event_columns engine embedding_tables preprocess evaluation baselines scoring
+    log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
     collisions tokenizer
-    batches losses hstu moe item_tower sid_decoder
+    histories batches losses hstu similarity moe item_tower sid_decoder
     model optim checkpoint retrieval validation run_log training
     beam cascade submission
     flow platform_jobs cli __main__
 """.split()
 
+OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
-    "typer": {"cli"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"collisions", "tokenizer"},
-    "pandas": {"convert", "event_log"}, "pyarrow": {"convert", "event_log"}, "pickle": {"pickles", "checkpoint"},
-    "torch": set(ORDER[ORDER.index("batches"):]) - {"flow", "platform_jobs", "cli"},
+    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"collisions", "tokenizer"},
+    "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "line_kernels", "vector_kernels"},
+    "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "cli"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 335, 60
 

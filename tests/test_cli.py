@@ -17,7 +17,7 @@ from onepiece_comp.features import Schema
 from onepiece_comp.evaluation import read_evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "convert", "split", "preprocess", "build-tokenizer", "train", "infer", "baselines", "score", "run")
+COMMANDS = ("synthesize", "convert", "describe", "split", "preprocess", "build-tokenizer", "train", "infer", "baselines", "score", "run")
 
 
 def command(*words, **environment):
@@ -46,12 +46,6 @@ def test_each_command_shows_an_example_that_names_itself(name):
     assert done.returncode == 0 and f"Example: onepiece-comp {name}" in " ".join(done.stdout.split())
 
 
-@pytest.fixture()
-def train_files(parts, tmp_path):
-    """A copy of the small log's training files that a test may spoil."""
-    return Path(shutil.copytree(parts / "train", tmp_path / "train"))
-
-
 def _spoil_line(path, number, change):
     lines = path.read_bytes().splitlines(keepends=True)
     lines[number - 1] = change(lines[number - 1])
@@ -71,7 +65,7 @@ def test_a_missing_folder_and_a_wrong_one(tmp_path, dataset):
     refused(command("build-tokenizer", tmp_path, tmp_path / "out", "--vectors", "emb_81"), "a dataset folder")
     refused(command("infer", "--ckpt", dataset.path, "--out", tmp_path / "out"), "no checkpoint")
     refused(command("score", tmp_path / "result.json", tmp_path / "truth.jsonl"), "no such file")
-    refused(command("run", tmp_path, tmp_path / "work"), "no seq.jsonl")
+    refused(command("run", tmp_path, tmp_path / "work"), "no such file", "seq.jsonl")
     refused(command("convert", "kuairand", tmp_path / "none", tmp_path / "out"))
     refused(command("convert", "netflix", tmp_path, tmp_path / "out"), "netflix")
     refused(command("split", tmp_path, tmp_path / "out"))
@@ -202,7 +196,7 @@ def test_item_features_come_from_the_records_where_the_dictionary_is_missing(par
     (copy / "item_feat_dict.json").unlink()
     rebuilt = load_dataset(preprocess(copy, tmp_path / "out", PreprocessConfig()))
     assert (rebuilt.items.features == dataset.items.features).all()
-    assert json.loads((tmp_path / "out" / "schema.json").read_text())["notes"]
+    assert json.loads((tmp_path / "out" / "schema.json").read_text())["source"]["notes"]
 
 
 def test_the_real_samples_corners_are_all_counted(data_dir, tmp_path):
@@ -212,8 +206,9 @@ def test_the_real_samples_corners_are_all_counted(data_dir, tmp_path):
     stored = json.loads((tmp_path / "out" / "schema.json").read_text())
     corners = stored["corners"]
     assert (corners["users"], corners["events"], corners["null actions"]) == (88, 7956, 103)
-    assert (corners["profile records last"], corners["profile records mid-sequence"]) == (82, 6)
-    assert "profile records first" not in corners and stored["items"] == 58_734
+    placed = {"profile records last": 82, "profile records mid-sequence": 6}
+    assert {what: n for what, n in stored["source"]["profile records"].items() if n} == placed
+    assert stored["items"] == 58_734
     assert stored["coverage"]["81"] == {"items": 55_289, "missing": 3_445, "records_without_emb": 50}
     assert corners["user: list-valued user feature"] == 159 and corners["items without features"] == 58_734 - 7_500
 

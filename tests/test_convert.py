@@ -7,19 +7,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from converted import lines, marker, named, refuses, short
+from onepiece_comp.cli import app
 from onepiece_comp.config import SplitConfig
-from onepiece_comp.convert import (
-    KUAIRAND_ITEM, KUAIRAND_USER, convert, convert_kuairand, convert_movielens, convert_sequences)
+from onepiece_comp.convert import KINDS, ConvertOptions, convert, detect_log
 from onepiece_comp.embeddings import find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
 from onepiece_comp.event_log import ITEM_OFFSET, original_item_id
-from onepiece_comp.formats import UserLine, check_offsets, read_index, read_sequences
-from onepiece_comp.raw_folder import OriginalIds
+from onepiece_comp.formats import read_index
+from onepiece_comp.log_kuairand import ITEM_COLUMNS, USER_COLUMNS, convert_kuairand
+from onepiece_comp.log_movielens import convert_movielens
+from onepiece_comp.log_sequences import convert_sequences
 from onepiece_comp.split import split
 
-USER_ROW = {**dict.fromkeys(KUAIRAND_USER, 5), "user_active_degree": "full_active", "is_live_streamer": -124}
-ITEM_ROW = dict(zip(KUAIRAND_ITEM, (77, "NORMAL", "2022-04-10", "Web", 900, 9.0, "39,68", 20_000.0, 720.0, 1280.0)))
+USER_ROW = {**dict.fromkeys(USER_COLUMNS, 5), "user_active_degree": "full_active", "is_live_streamer": -124}
+ITEM_ROW = dict(zip(ITEM_COLUMNS, (77, "NORMAL", "2022-04-10", "Web", 900, 9.0, "39,68", 20_000.0, 720.0, 1280.0)))
 MS = 1_650_000_000_000
 
 
@@ -47,28 +51,6 @@ def movielens(folder: Path, ratings: str) -> Path:
     return folder
 
 
-def lines(raw: Path) -> dict[str, UserLine]:
-    check_offsets(raw / "seq.jsonl", raw / "seq_offsets.pkl")
-    names = OriginalIds(read_index(raw / "indexer.pkl"))
-    return {line.user: line for line in map(names.line, read_sequences(raw / "seq.jsonl"))}
-
-
-def short(line: UserLine) -> list[tuple[int, int]]:
-    return [(original_item_id(event.item), event.action) for event in line.events]
-
-
-def marker(raw: Path) -> dict:
-    return json.loads((raw / "raw.json").read_text())
-
-
-def named(raw: Path, features: dict) -> dict:
-    """Features under their columns' names, texts spelled out."""
-    about = marker(raw)
-    texts = {fid: {number: text for text, number in numbers.items()}
-             for fid, numbers in about["feature_values"].items()}
-    return {about["features"][fid]: texts.get(fid, {}).get(value, value) for fid, value in features.items()}
-
-
 def test_kuairands_signals_become_exposure_click_and_conversion(tmp_path):
     source = kuairand(tmp_path / "in", (0, 3, 1), (0, 3, 2, 1), (0, 3, 3, 0, 1), (0, 3, 4, 1, 0, 1),
                       (0, 3, 5, 0, 0, 0, 1), (0, 3, 6, 0, 0, 0, 0, 1))
@@ -94,10 +76,11 @@ def test_events_of_one_second_keep_the_order_of_their_milliseconds(tmp_path):
 
 def test_the_log_may_be_several_parquet_files_or_the_releases_csv_but_never_a_smoke_sample(tmp_path):
     source = kuairand(tmp_path / "in", (0, 3, 10), name="splits_test.parquet")
-    kuairand(source, (0, 0, 5), name="splits_val.parquet")
+    kuairand(source, (7, 0, 4), (0, 0, 5), name="splits_val.parquet")
     kuairand(source, (5, 9, 5), name="smoke_interactions.parquet")
-    assert {user: short(line) for user, line in lines(convert_kuairand(source, tmp_path / "raw")).items()} == {
-        "0": [(0, 0), (3, 0)]}
+    held = lines(convert_kuairand(source, tmp_path / "raw"))
+    assert {user: short(line) for user, line in held.items()} == {"0": [(0, 0), (3, 0)], "7": [(0, 0)]}
+    assert list(held) == ["7", "0"]  # users by their first event, whatever the order of the files
     release = tmp_path / "release"
     release.mkdir()
     kuairand(release / "data", (5, 3, 7, 1), name="log_standard_4_08_to_4_21_pure.csv")
@@ -222,48 +205,140 @@ def test_the_kind_of_the_log_chooses_the_converter(tmp_path):
                "movielens": movielens(tmp_path / "ml", "1::1::5::9\n")}
     for kind, source in sources.items():
         assert marker(convert(kind, source, tmp_path / kind))["source"] == kind
-    timed = convert("sequences", tmp_path / "log.txt", tmp_path / "timed", interactions=tmp_path / "times.csv")
+    timed = convert(
+        "sequences",
+        tmp_path / "log.txt",
+        tmp_path / "timed",
+        options=ConvertOptions(interactions=tmp_path / "times.csv"),
+    )
     assert lines(timed)["8"].events[0].time == 44
-    with pytest.raises(InputError, match="kuairand, movielens or sequences"):
+    with pytest.raises(InputError, match="sequences or table"):
         convert("netflix", tmp_path / "in", tmp_path / "raw")
-    with pytest.raises(InputError, match="interactions for movielens"):
-        convert("movielens", tmp_path / "ml", tmp_path / "raw", interactions=tmp_path / "times.csv")
+    with pytest.raises(InputError, match="--interactions for movielens, expected for movielens no"):
+        convert("movielens", tmp_path / "ml", tmp_path / "raw", ConvertOptions(interactions=tmp_path / "times.csv"))
+    with pytest.raises(InputError, match="found --user, --map for sequences, expected for sequences --interactions"):
+        convert("sequences", tmp_path / "log.txt", tmp_path / "raw", ConvertOptions(user="u", action_map=("a=1",)))
+
+
+def test_each_kind_is_known_by_its_files_and_auto_takes_it(tmp_path, capsys):
+    one_event = {
+        "kuairand": lambda folder: kuairand(folder, (0, 3, 1)),
+        "movielens": lambda folder: movielens(folder, "1::1::5::9\n"),
+        "recbole": lambda folder: (folder / "x.inter").write_text("user_id:token\titem_id:token\n1\t2\n"),
+        "amazon": lambda folder: (folder / "X_5.json").write_text(
+            '{"reviewerID": "A", "asin": "B", "overall": 5, "unixReviewTime": 9}\n'),
+        "sequences": lambda folder: (folder / "Beauty.txt").write_text("1 5\n"),
+        "table": lambda folder: pd.DataFrame({"u": [1], "i": [2], "t": [3]}).to_parquet(folder / "part-0.parquet"),
+    }
+    assert list(one_event) and set(one_event) == set(KINDS)
+    for kind, write in one_event.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        assert detect_log(folder) is None
+        write(folder)
+        assert detect_log(folder) == kind
+        if kind != "kuairand":
+            held = next(
+                path for path in folder.iterdir() if path.name.startswith(("ratings", "x.", "X_", "Be", "part"))
+            )
+            assert detect_log(held) == kind
+        options = ConvertOptions(user="u", item="i", time="t") if kind == "table" else ConvertOptions()
+        assert marker(convert("auto", folder, tmp_path / f"{kind}-raw", options))["source"] == kind
+        assert f"taken for {kind}" in capsys.readouterr().out
+    refuses("the columns u, i, t, expected a column each", lambda *paths: convert("auto", *paths), tmp_path / "table",
+            tmp_path / "out")
+
+
+def test_each_option_of_the_command_reaches_its_converter(tmp_path):
+    (tmp_path / "log.csv").write_text("u,i,t,a\n1,x,9,pv\n")
+    (tmp_path / "users.csv").write_text("u,age\n1,30\n")
+    (tmp_path / "items.csv").write_text("i,size\nx,4\n")
+    words = [
+        "convert",
+        "table",
+        "log.csv",
+        "raw",
+        "--user",
+        "u",
+        "--item",
+        "i",
+        "--time",
+        "t",
+        "--action",
+        "a",
+        "--map",
+        "pv=2",
+        "--user-features",
+        "users.csv",
+        "--item-features",
+        "items.csv",
+    ]
+    done = CliRunner().invoke(app, [str(tmp_path / word) if word.endswith(("csv", "raw")) else word for word in words])
+    assert done.exit_code == 0, done.exception
+    (line,) = lines(tmp_path / "raw").values()
+    assert short(line) == [(1, 2)] and line.profile == {"201": 30} and line.events[0].features == {"301": 4}
+    with pytest.raises(InputError, match="--interactions for table"):
+        CliRunner().invoke(app, ["convert", "table", "a", "b", "--interactions", "c"], catch_exceptions=False)
+
+
+def test_what_fits_no_kind_is_not_guessed(tmp_path):
+    (tmp_path / "notes.txt").write_text("3 things to do\n")
+    (tmp_path / "broken.json.gz").write_bytes(b"no gzip")
+    (tmp_path / "two.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    (tmp_path / "ratings.csv").write_text("a,b\n1,2\n")
+    for name in ("", "ratings.csv", "notes.txt", "broken.json.gz", "two.csv", "broken.parquet", "absent"):
+        assert detect_log(tmp_path / name) is None
+    refuses(
+        "no log that is known, expected kuairand: ", lambda *paths: convert("auto", *paths), tmp_path, tmp_path / "out"
+    )
+    raw = convert_sequences(tmp_path / "notes.txt", tmp_path / "raw")
+    (raw / "Beauty.txt").write_text("1 5\n")
+    assert detect_log(raw) is None  # the competition's own layout
+
+
+@pytest.mark.parametrize("folder, kind", [("kuairand_pure", "kuairand"), ("ml_1m", "movielens"),
+                                          ("amazon2014_beauty", "sequences"), ("tencentgr_1k_sample", None)])
+def test_the_real_folders_are_known(data_dir, folder, kind):
+    assert detect_log(data_dir / folder) == kind
 
 
 def test_what_is_no_log_is_refused_with_its_place_and_leaves_nothing_behind(tmp_path):
-    def refuses(convert, source, message):
-        with pytest.raises(InputError, match=message):
-            convert(source, tmp_path / "raw")
-        assert not (tmp_path / "raw").exists()
-
-    refuses(convert_kuairand, tmp_path / "nowhere", "no KuaiRand log")
-    refuses(convert_kuairand, kuairand(tmp_path / "smoke", (0, 3, 1), name="smoke_interactions.parquet"), "no KuaiRand")
+    refuses("no KuaiRand log", convert_kuairand, tmp_path / "nowhere", tmp_path / "raw")
+    refuses(
+        "no KuaiRand",
+        convert_kuairand,
+        kuairand(tmp_path / "smoke", (0, 3, 1), name="smoke_interactions.parquet"),
+        tmp_path / "raw",
+    )
     source = kuairand(tmp_path / "in", (0, 3, 1))
     (source / "user_features_pure.csv.gz").write_bytes(b"no gzip")
-    refuses(convert_kuairand, source, "user_features_pure.csv.gz: found no readable table")
+    refuses("user_features_pure.csv.gz:1: found no readable text", convert_kuairand, source, tmp_path / "raw")
     (source / "user_features_pure.csv.gz").unlink()
-    refuses(convert_kuairand, source, r"0 files user_features\*.csv")
+    refuses(r"0 files user_features\*.csv", convert_kuairand, source, tmp_path / "raw")
     pd.DataFrame({"user_id": [1]}).to_parquet(source / "splits_val.parquet")
-    refuses(convert_kuairand, source, "splits_val.parquet: found no column video_id")
+    refuses("splits_val.parquet: found no column video_id", convert_kuairand, source, tmp_path / "raw")
     kuairand(source, (0, 3, 1))
     pd.read_parquet(source / "splits_val.parquet").assign(video_id=[None]).to_parquet(source / "splits_val.parquet")
-    refuses(convert_kuairand, source, "events without a whole user")
+    refuses("events without a whole user", convert_kuairand, source, tmp_path / "raw")
     source = movielens(tmp_path / "ml", "1::1::5::100\n1::1::5\n")
-    refuses(convert_movielens, source, "ratings.dat:2: found 3 fields")
+    refuses(
+        r"ratings.dat:2: found no readable row .*expected UserID::MovieID", convert_movielens, source, tmp_path / "raw"
+    )
     (source / "ratings.dat").write_text("1::x::5::100\n")
-    refuses(convert_movielens, source, "no number")
+    refuses("ratings.dat:1: .*invalid value 'x'", convert_movielens, source, tmp_path / "raw")
     (source / "ratings.dat").write_text("")
-    refuses(convert_movielens, source, "without events")
+    refuses("Empty CSV", convert_movielens, source, tmp_path / "raw")
     (source / "ratings.dat").write_text("1::1::5::-4\n")
-    refuses(convert_movielens, source, "Unix seconds")
+    refuses("Unix seconds", convert_movielens, source, tmp_path / "raw")
     (tmp_path / "log.txt").write_text("8 5 3\n2\n")
-    refuses(convert_sequences, tmp_path / "log.txt", "log.txt:2: found a line without items")
+    refuses("log.txt:2: found a line without items", convert_sequences, tmp_path / "log.txt", tmp_path / "raw")
     (tmp_path / "log.txt").write_text("8 5 3\n8 1\n")
-    refuses(convert_sequences, tmp_path / "log.txt", "user '8' a second time")
-    refuses(convert_sequences, tmp_path / "absent.txt", "no such file")
+    refuses("user '8' a second time", convert_sequences, tmp_path / "log.txt", tmp_path / "raw")
+    refuses("no such file", convert_sequences, tmp_path / "absent.txt", tmp_path / "raw")
     (tmp_path / "log.txt").write_text("8 5 3\n")
     (tmp_path / "item2attributes.json").write_text("[1, 2")
-    refuses(convert_sequences, tmp_path / "log.txt", "no attributes")
+    refuses("no attributes", convert_sequences, tmp_path / "log.txt", tmp_path / "raw")
 
 
 def test_kuairand_flows_from_its_files_to_a_split(tmp_path, data_dir):

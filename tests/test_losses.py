@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from onepiece_comp.losses import ROWS_PER_BLOCK, Rows, gini, info_nce, load_balance, softmax_loss
+from onepiece_comp.losses import ROWS_PER_BLOCK, RowBias, Rows, gini, info_nce, load_balance, softmax_loss
 
 torch.manual_seed(0)
 
 
-def _loop(query, key, rows, bias):
+def _loop(query, key, rows, *biases):
     """The same loss one row at a time, by autograd."""
     total = 0.0
     for n in range(len(query)):
@@ -17,8 +17,8 @@ def _loop(query, key, rows, bias):
             if rows.hidden_BK is not None and rows.hidden_BK[rows.hidden_row_N[n], k] and k != rows.target_N[n]:
                 continue
             value = query[n] @ key[k]
-            if bias is not None:
-                value = value + bias[rows.bias_row_N[n], k]
+            for bias in biases:
+                value = value + bias.bias_RK[bias.row_N[n], k]
             if k == rows.target_N[n]:
                 if rows.target_shift_N is not None:
                     value = value + rows.target_shift_N[n]
@@ -31,29 +31,32 @@ def _loop(query, key, rows, bias):
 def _inputs(count):
     generator = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float32)
-    query, key, bias = draw(count, 5).requires_grad_(), draw(7, 5).requires_grad_(), draw(3, 7).requires_grad_()
+    query, key = draw(count, 5).requires_grad_(), draw(7, 5).requires_grad_()
     integers = lambda high: torch.randint(0, high, (count,), generator=generator)
-    rows = Rows(integers(7), torch.rand(count, generator=generator), integers(3), draw(count),
+    biases = [RowBias(draw(rows, 7).requires_grad_(), integers(rows)) for rows in (3, 2)]
+    rows = Rows(integers(7), torch.rand(count, generator=generator), draw(count),
                 torch.rand(4, 7, generator=generator) < 0.3, integers(4))
-    return query, key, bias, rows
+    return query, key, rows, biases
 
 
 def test_loss_and_gradients_equal_a_loop_over_rows_and_keys():
-    query, key, bias, rows = _inputs(9)
-    fast = softmax_loss(query, key, rows, bias)
-    gradients = torch.autograd.grad(3 * fast, (query, key, bias))
-    slow = _loop(query, key, rows, bias)
+    query, key, rows, biases = _inputs(9)
+    wanted = (query, key, *(bias.bias_RK for bias in biases))
+    fast = softmax_loss(query, key, rows, *biases)
+    gradients = torch.autograd.grad(3 * fast, wanted)
+    slow = _loop(query, key, rows, *biases)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
-    for ours, reference in zip(gradients, torch.autograd.grad(3 * slow, (query, key, bias))):
+    for ours, reference in zip(gradients, torch.autograd.grad(3 * slow, wanted)):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_beyond_one_block_count_like_those_of_the_first():
-    query, key, bias, rows = _inputs(2 * ROWS_PER_BLOCK + 3)
-    whole = softmax_loss(query, key, rows, bias)
-    one_by_one = sum(softmax_loss(query[n:n + 1], key, Rows(*(None if part is None else part if i == 4 else part[n:n + 1]
-                                                              for i, part in enumerate(rows))), bias)
-                     for n in range(len(query)))
+    query, key, rows, biases = _inputs(2 * ROWS_PER_BLOCK + 3)
+    whole = softmax_loss(query, key, rows, *biases)
+    one_by_one = sum(
+        softmax_loss(query[n:n + 1], key, Rows(*(part if i == 3 else part[n:n + 1] for i, part in enumerate(rows))),
+                     *(RowBias(bias.bias_RK, bias.row_N[n:n + 1]) for bias in biases))
+        for n in range(len(query)))
     torch.testing.assert_close(whole, one_by_one, rtol=1e-4, atol=1e-3)
 
 
@@ -88,7 +91,7 @@ def test_distinct_keys_with_repeats_equal_the_sum_over_draws():
     for both_sides, positive in ((False, score[1]), (True, score[1] - log_q[1])):
         draws = [score[0] - log_q[0], score[0] - log_q[0], positive, score[2] - log_q[2]]
         by_hand = torch.logsumexp(torch.stack(draws), 0) - positive
-        ours = info_nce(query, key, batch, None, positive_logq=both_sides).double()
+        ours = info_nce(query, key, batch, positive_logq=both_sides).double()
         torch.testing.assert_close(ours, by_hand, rtol=1e-5, atol=1e-6)
 
 
@@ -101,7 +104,7 @@ def test_logq_recovers_the_preference_that_popular_negatives_hide():
     for _ in range(1500):
         target = (rng.random(64) < 0.25).astype(np.int64)  # key 0 three times as often as key 1
         repeats = rng.multinomial(64, popularity) + 1e-3
-        loss = info_nce(query.expand(64, 2), key, _Batch(target, 64 * popularity, repeats), None)
+        loss = info_nce(query.expand(64, 2), key, _Batch(target, 64 * popularity, repeats)) / 64
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -113,15 +116,23 @@ def test_keys_of_the_users_own_log_are_no_negatives():
     batch = _Batch([1], [1, 1, 1], [1, 1, 1])
     batch.own_BK = torch.tensor([[True, True, False]])
     score = (query @ key.T)[0]
-    torch.testing.assert_close(info_nce(query, key, batch, None), torch.logsumexp(score[1:], 0) - score[1])
+    torch.testing.assert_close(info_nce(query, key, batch), torch.logsumexp(score[1:], 0) - score[1])
 
 
 def test_trend_logits_are_added_by_the_rows_own_bucket():
     query, key, trend = torch.randn(2, 4), torch.randn(3, 4), torch.randn(2, 3)
     batch = _Batch([0, 2], [1, 1, 1], [1, 1, 1])
-    batch.trend_row_N = torch.tensor([1, 0])
     score = query @ key.T + trend[[1, 0]]
-    torch.testing.assert_close(info_nce(query, key, batch, trend), torch.nn.functional.cross_entropy(score, batch.target_N))
+    loss = info_nce(query, key, batch, RowBias(trend, torch.tensor([1, 0])))
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(score, batch.target_N, reduction="sum"))
+
+
+def test_the_losses_of_some_rows_add_up_to_the_loss_of_all():
+    query, key, trend = torch.randn(5, 4), torch.randn(3, 4), torch.randn(2, 3)
+    batch, row = _Batch([0, 2, 1, 1, 0], [1, 2, 1], [1, 1, 3]), torch.tensor([1, 0, 0, 1, 1])
+    batch.weight_N = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
+    parts = [info_nce(query[part], key, batch, RowBias(trend, row[part]), rows=part) for part in (slice(0, 2), slice(2, 5))]
+    torch.testing.assert_close(sum(parts), info_nce(query, key, batch, RowBias(trend, row)))
 
 
 def test_balance_is_one_when_equal_and_grows_with_concentration():

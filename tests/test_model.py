@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from onepiece_comp.batches import NO_ACTION, TrainingBatches, build_history, event_columns, item_batch, last_position
+from onepiece_comp.batches import TrainingBatches, item_batch
 from onepiece_comp.config import ModelConfig
+from onepiece_comp.histories import NO_ACTION, build_history, event_columns, last_position
 from onepiece_comp.model import OnePiece
 from onepiece_comp.optim import Optimisers, orthogonalise, parameter_groups
+from onepiece_comp.trend import WINDOW_DAYS
 
 CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, expert_width=8, dropout=0.0,
                      id_dropout=0.0, hash_sizes=(17,), hash_width=3)
@@ -145,9 +147,9 @@ def test_popularity_windows_hold_nothing_of_the_moment_itself_or_later(dataset):
     dense = np.expm1(_dense(found, len(everything), len(bucket)))
     for r, b in enumerate(bucket):
         for item in everything[1::7]:
-            for kind, end, which in ((0, b, items == item), (4, b - 5, (items == item) & clicked)):
+            for kind, end, which in ((0, b, items == item), (len(WINDOW_DAYS), b - 5, (items == item) & clicked)):
                 end_time = trend.first_second + end * trend.bucket_seconds
-                for window, days in enumerate((0.25, 1, 3, 7)):
+                for window, days in enumerate(WINDOW_DAYS):
                     begin = end_time - max(1, round(days * 86400 / trend.bucket_seconds)) * trend.bucket_seconds
                     assert abs(dense[r, item, kind + window] - (which & (times < end_time) & (times >= begin)).sum()) < 1e-3
             moment = trend.first_second + b * trend.bucket_seconds

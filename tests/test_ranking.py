@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from onepiece_comp.batches import build_history, event_columns, item_batch
+from onepiece_comp.batches import item_batch
 from onepiece_comp.beam import beam_search, build_prefix_table, item_log_prob
 from onepiece_comp.cascade import Ranker
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig, ModelConfig
 from onepiece_comp.evaluation import read_evaluation
+from onepiece_comp.histories import build_history, event_columns
 from onepiece_comp.model import OnePiece
 from onepiece_comp.retrieval import TILE, target_rank, top_k
 from onepiece_comp.submission import recommend

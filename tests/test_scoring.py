@@ -9,9 +9,9 @@ import pytest
 from onepiece_comp.artefacts import fingerprint
 from onepiece_comp.config import ScoreConfig
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import (
-    CLICK, CONVERSION, UNKNOWN_ACTION, Event, Index, SequenceWriter, Truth, UserLine, write_index, write_truth)
+from onepiece_comp.formats import CLICK, CONVERSION, UNKNOWN_ACTION, Event, Index, SequenceWriter, UserLine, write_index
 from onepiece_comp.scoring import bucket, score
+from onepiece_comp.truths import Truth, write_truth
 
 CONFIG = ScoreConfig(resamples=200)
 TARGETS = {"a": CLICK, "b": CONVERSION, "c": CLICK, "d": CLICK}  # of item 5 each

@@ -9,10 +9,11 @@ from onepiece_comp.config import SplitConfig
 from onepiece_comp.embeddings import find_embeddings, read_embedding, write_embedding
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    Event, UserLine, read_action_types, read_candidates, read_index, read_item_features, read_sequences, read_truth)
+    Event, UserLine, read_action_types, read_candidates, read_index, read_item_features, read_sequences)
 from onepiece_comp.pickles import load_pickle
 from onepiece_comp.raw_folder import OriginalIds, RawWriter
 from onepiece_comp.split import split
+from onepiece_comp.truths import read_truth
 
 CUT = 1_000_000
 BASE = 20_000_000_000  # creative ids are larger than any re-id, as in the competition

@@ -13,12 +13,13 @@ from onepiece_comp.config import SplitConfig, SynthesizeConfig
 from onepiece_comp.embeddings import find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    UserLine, check_offsets, read_candidates, read_index, read_item_features, read_sequences, read_truth)
+    UserLine, check_offsets, read_candidates, read_index, read_item_features, read_sequences)
 from onepiece_comp.impressions import show
 from onepiece_comp.oracle import Oracle, ceiling, load_oracle, random_ranking
 from onepiece_comp.raw_folder import OriginalIds
 from onepiece_comp.split import split
 from onepiece_comp.synthetic import synthesize
+from onepiece_comp.truths import read_truth
 from onepiece_comp.world import (
     BUCKET, CLOSENESS, DAY, END, EXPLORE, MATCH_WEIGHT, SHARES, START, TASTE, TASTE_WEIGHT, Users, World, build_world,
     draw_users, interests_at)

@@ -1,0 +1,98 @@
+"""The users of a log into columns on disk, block by block: the middle of `preprocess.py`.
+
+`write_columns` does the whole log, or one part of it (`Log.parts`); `join_columns` puts the columns of consecutive
+parts behind one another, so that many processes can share the work (`engine.py`) and nothing in the result tells.
+"""
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp.artefacts import ColumnWriter, load_column
+from onepiece_comp.blocks import count_corners, in_time_order
+from onepiece_comp.config import PreprocessConfig
+from onepiece_comp.console import progress
+from onepiece_comp.errors import InputError
+from onepiece_comp.features import OUTSIDE_VOCABULARY, ItemFeatures, Profiles
+from onepiece_comp.log_source import Log, Part
+
+COLUMNS = {"item_row": "int32", "action": "int8", "time_seconds": "int64", "user_start": "int64",
+           "user_token": "int32", "user_token_start": "int64"}
+_STARTS = {"user_start": "item_row", "user_token_start": "user_token"}  # column of starts: what it points into
+_EVENTS_PER_COPY = 1 << 20
+
+
+class EventFigures(NamedTuple):
+    """What is known of a log, or a part of it, once its events are written."""
+
+    corners: Counter
+    first_second: int
+    last_second: int
+
+
+def write_columns(log: Log, folder: Path, *, matrix: ItemFeatures, profiles: Profiles, config: PreprocessConfig,
+                  part: Part | None = None) -> EventFigures:
+    """Write the columns of `log`, or of one part, into `folder`; fills the features of items without a record."""
+    most_item, corners, first, last = len(matrix.values) - 1, Counter(), 1 << 62, 0
+    blocks = log.blocks(matrix, profiles, most_item=most_item, reader=config.reader, threads=config.threads, part=part)
+    with contextlib.ExitStack() as stack:
+        column = {name: stack.enter_context(ColumnWriter(folder, name, dtype)) for name, dtype in COLUMNS.items()}
+        for name in _STARTS:
+            column[name].append(np.zeros(1))
+        for block in progress(blocks, total=None, what="users", size=lambda block: len(block.profile_place)):
+            corners.update(count_corners(block))
+            block = in_time_order(block)
+            column["user_start"].append(block.user_start[1:] + column["item_row"].rows)
+            column["user_token_start"].append(block.token_start[1:] + column["user_token"].rows)
+            column["item_row"].append(block.item)
+            column["action"].append(block.action)
+            column["time_seconds"].append(block.time_seconds)
+            column["user_token"].append(block.token)
+            if len(block.item):
+                first, last = min(first, block.time_seconds.min()), max(last, block.time_seconds.max())
+    return EventFigures(corners, int(first), int(last))
+
+
+def join_columns(parts: list[Path], folder: Path) -> None:
+    """The columns of consecutive parts as one set of columns in `folder`; copied a piece at a time."""
+    for name, dtype in COLUMNS.items():
+        with ColumnWriter(folder, name, dtype) as writer:
+            base = 0
+            for number, part in enumerate(parts):
+                column = load_column(part, name)
+                begin = 1 if name in _STARTS and number else 0
+                for start in range(begin, len(column), _EVENTS_PER_COPY):
+                    writer.append(column[start:start + _EVENTS_PER_COPY] + base if name in _STARTS
+                                  else column[start:start + _EVENTS_PER_COPY])
+                base += int(column[-1]) if name in _STARTS else 0
+
+
+def joined_figures(parts: list[EventFigures]) -> EventFigures:
+    """The figures of all parts together."""
+    return EventFigures(sum((part.corners for part in parts), Counter()), min(part.first_second for part in parts),
+                        max(part.last_second for part in parts))
+
+
+def count_items(folder: Path, items: int) -> np.ndarray:
+    """Events of each item row, int64 [items + 1], from the written column."""
+    counts, rows = np.zeros(items + 1, np.int64), load_column(folder, "item_row")
+    for start in range(0, len(rows), _EVENTS_PER_COPY):
+        np.add.at(counts, rows[start:start + _EVENTS_PER_COPY], 1)
+    return counts
+
+
+def bound_odd(log: Log, corners: Counter, profiles: Profiles, most: float) -> None:
+    """InputError for a log without events, or when a share above `most` of it is odd: not just a few bad rows."""
+    if not corners["events"]:
+        raise InputError(log.folder, found="no events", expected="at least one user with an event", do="check the log")
+    tokens = sum(profiles.odd.values()) + corners["users"]
+    shares = {"users not in time order": corners["users not in time order"] / corners["users"],
+              "events that repeat the one before": corners["events that repeat the one before"] / corners["events"],
+              f"user features: {OUTSIDE_VOCABULARY}": profiles.odd[OUTSIDE_VOCABULARY] / tokens}
+    for what, share in shares.items():
+        if share > most:
+            raise InputError(log.folder, found=f"{what}: {100 * share:.1f} %", expected=f"at most {100 * most:.1f} %",
+                             do="correct the log, or allow it: --set preprocess.max_odd_share=1")

@@ -1,0 +1,330 @@
+"""Compiled byte scanners of the competition's JSON: sequence lines, and the item features within them.
+
+They accept exactly the form that the organisers' files have and stop at the first byte of anything else, so that the
+plain parser decides about it: what comes out is what `formats.parse_line` gives, or nothing. Needs numba, which the
+platform's container has; `sequences.py` does without where it is missing. All positions are offsets into a buffer of
+bytes; a parser returns a negative position when it does not recognise what it sees.
+"""
+
+import numba
+import numpy as np
+
+_compiled = numba.njit(nogil=True, cache=True, boundscheck=False)
+
+_SPACE, _QUOTE, _COMMA, _COLON, _ZERO, _NINE = 32, 34, 44, 58, 48, 57
+_BACKSLASH, _NEWLINE, _RETURN = 92, 10, 13
+_OPEN_LIST, _CLOSE_LIST, _OPEN, _CLOSE = 91, 93, 123, 125
+_DIGITS = 17  # a number of more is left to the plain parser
+UNSEEN, IGNORED = -1, -2  # columns of a feature outside the schema, and of one that is left out on purpose
+MOST_FEATURES = 62  # columns that one bit mask can hold
+
+
+@_compiled
+def _skip(buffer, at):
+    while buffer[at] == _SPACE:
+        at += 1
+    return at
+
+
+@_compiled
+def _whole_number(buffer, at):
+    """(value, position behind it) of a whole number from 0 without leading zeros."""
+    start, value = at, np.int64(0)
+    while _ZERO <= buffer[at] <= _NINE:
+        value = value * 10 + (buffer[at] - _ZERO)
+        at += 1
+    if at == start or at - start > _DIGITS or (buffer[start] == _ZERO and at - start > 1):
+        return np.int64(0), -1
+    return value, at
+
+
+@_compiled
+def _null(buffer, at):
+    if buffer[at] == 110 and buffer[at + 1] == 117 and buffer[at + 2] == 108 and buffer[at + 3] == 108:
+        return at + 4
+    return -1
+
+
+@_compiled
+def _comma(buffer, at):
+    """The position of what follows a comma."""
+    at = _skip(buffer, at)
+    return _skip(buffer, at + 1) if buffer[at] == _COMMA else -1
+
+
+@_compiled
+def _feature_id(buffer, at):
+    """(number, position of the value) of `"number": `."""
+    if buffer[at] != _QUOTE:
+        return np.int64(0), -1
+    number, at = _whole_number(buffer, at + 1)
+    if at < 0 or buffer[at] != _QUOTE:
+        return np.int64(0), -1
+    at = _skip(buffer, at + 1)
+    return number, (_skip(buffer, at + 1) if buffer[at] == _COLON else -1)
+
+
+@_compiled
+def _item_features(buffer, at, column_of, size_of, values, odd):
+    """Position behind an object of whole-number features; where `values` is not empty it fills what is 0 there.
+
+    `odd` counts [features outside the schema, values outside the vocabulary].
+    """
+    if buffer[at] != _OPEN:
+        return -1
+    at, met = _skip(buffer, at + 1), np.int64(0)
+    if buffer[at] == _CLOSE:
+        return at + 1
+    while True:
+        number, at = _feature_id(buffer, at)
+        if at < 0:
+            return -1
+        value, at = _whole_number(buffer, at)
+        if at < 0:
+            return -1
+        column = column_of[number] if number < len(column_of) else UNSEEN
+        if column >= 0:
+            if met >> column & 1:
+                return -1  # a key that stands twice: the plain parser takes the last
+            met |= np.int64(1) << column
+        if len(values):
+            if column >= 0:
+                if not 0 < value < size_of[column]:
+                    odd[1] += 1
+                elif values[column] == 0:
+                    values[column] = value
+            elif column == UNSEEN:
+                odd[0] += 1
+        at = _skip(buffer, at)
+        if buffer[at] == _CLOSE:
+            return at + 1
+        if buffer[at] != _COMMA:
+            return -1
+        at = _skip(buffer, at + 1)
+
+
+@_compiled
+def _profile(buffer, at, users, token, tokens, odd):
+    """(position behind a profile's object, tokens so far); `users` = (column of id, size, offset, most values).
+
+    `odd` counts [features outside the schema, values outside the vocabulary, lists, values beyond the most].
+    """
+    column_of, size_of, offset_of, most = users
+    first, met = tokens, np.int64(0)
+    if buffer[at] != _OPEN:
+        return -1, tokens
+    at = _skip(buffer, at + 1)
+    if buffer[at] == _CLOSE:
+        return at + 1, tokens
+    while True:
+        number, at = _feature_id(buffer, at)
+        if at < 0:
+            return -1, first
+        column = column_of[number] if number < len(column_of) else UNSEEN
+        if column >= 0:
+            if met >> column & 1:
+                return -1, first
+            met |= np.int64(1) << column
+        else:
+            odd[0] += 1
+        listed, taken = buffer[at] == _OPEN_LIST, 0
+        if listed:
+            at = _skip(buffer, at + 1)
+            odd[2] += column >= 0
+        while not (listed and taken == 0 and buffer[at] == _CLOSE_LIST):
+            value, at = _whole_number(buffer, at)
+            if at < 0:
+                return -1, first
+            if column >= 0 and taken < most:
+                if 0 < value < size_of[column]:
+                    token[tokens] = offset_of[column] + value
+                    tokens += 1
+                else:
+                    odd[1] += 1
+            elif column >= 0:
+                odd[3] += 1
+            taken += 1
+            at = _skip(buffer, at)
+            if not listed or buffer[at] == _CLOSE_LIST:
+                break
+            if buffer[at] != _COMMA:
+                return -1, first
+            at = _skip(buffer, at + 1)
+        at = _skip(buffer, at + 1 if listed else at)
+        if buffer[at] == _CLOSE:
+            token[first:tokens].sort()
+            return at + 1, tokens
+        if buffer[at] != _COMMA:
+            return -1, first
+        at = _skip(buffer, at + 1)
+
+
+@_compiled
+def _user(buffer, at):
+    """Position behind a user: a whole number, or a string without escapes."""
+    if buffer[at] != _QUOTE:
+        return _whole_number(buffer, at)[1]
+    at += 1
+    while buffer[at] != _QUOTE:
+        if buffer[at] == _BACKSLASH or buffer[at] < _SPACE or buffer[at] > 126:
+            return -1
+        at += 1
+    return at + 1
+
+
+@_compiled
+def _event(buffer, at, most_item, columns, events, count):
+    """Position behind `item, null, features, action, time`, which fill place `count` of `events`."""
+    item, action, time, feature_at, none, odd = events
+    value, at = _whole_number(buffer, at)
+    if at < 0 or value < 1 or value > most_item:
+        return -1
+    item[count] = value
+    at = _comma(buffer, at)
+    at = _null(buffer, at) if at >= 0 else -1
+    at = _comma(buffer, at) if at >= 0 else -1
+    if at < 0:
+        return -1
+    feature_at[count] = at
+    at = _item_features(buffer, at, columns[0], columns[1], none, odd) if buffer[at] == _OPEN else _null(buffer, at)
+    at = _comma(buffer, at) if at >= 0 else -1
+    if at < 0:
+        return -1
+    if 48 <= buffer[at] <= 50:
+        action[count] = buffer[at] - _ZERO
+        at += 1
+    else:
+        action[count], at = 3, _null(buffer, at)
+    at = _comma(buffer, at) if at >= 0 else -1
+    if at < 0:
+        return -1
+    value, at = _whole_number(buffer, at)
+    if at < 0 or value >= 1 << 40:
+        return -1
+    time[count] = value
+    return at
+
+
+@_compiled
+def _profile_record(buffer, at, users, token, tokens, odd):
+    """(position behind `null, features, null, null, time`, tokens so far)."""
+    at = _comma(buffer, _null(buffer, at))
+    if at < 0:
+        return -1, tokens
+    if buffer[at] == _OPEN:
+        at, tokens = _profile(buffer, at, users, token, tokens, odd)
+    else:
+        at = _null(buffer, at)
+    for _ in range(2):
+        at = _comma(buffer, at) if at >= 0 else -1
+        at = _null(buffer, at) if at >= 0 else -1
+    at = _comma(buffer, at) if at >= 0 else -1
+    if at >= 0:
+        at = _whole_number(buffer, at)[1] if buffer[at] != 110 else _null(buffer, at)
+    return at, tokens
+
+
+@_compiled
+def _line(buffer, at, most_item, columns, users, events, count, token, tokens, odd):
+    """(position behind a line's last record, events so far, tokens so far, events before the profile or -1)."""
+    place, first, user_start, user_length = np.int64(-1), count, -1, 0
+    if buffer[at] != _OPEN_LIST:
+        return -1, count, tokens, place
+    at = _skip(buffer, at + 1)
+    while True:
+        if buffer[at] != _OPEN_LIST:
+            return -1, count, tokens, place
+        start = _skip(buffer, at + 1)
+        at = _user(buffer, start)
+        if at < 0:
+            return -1, count, tokens, place
+        if user_start < 0:
+            user_start, user_length = start, at - start
+        if at - start != user_length:
+            return -1, count, tokens, place
+        for i in range(user_length):
+            if buffer[start + i] != buffer[user_start + i]:
+                return -1, count, tokens, place
+        at = _comma(buffer, at)
+        if at < 0:
+            return -1, count, tokens, place
+        if buffer[at] == 110:
+            if place >= 0 or _null(buffer, at) < 0:
+                return -1, count, tokens, place
+            place = count - first
+            at, tokens = _profile_record(buffer, at, users, token, tokens, odd)
+        else:
+            at = _event(buffer, at, most_item, columns, events, count)
+            count += 1
+        if at >= 0:
+            at = _skip(buffer, at)
+        if at < 0 or buffer[at] != _CLOSE_LIST:
+            return -1, count, tokens, place
+        at = _skip(buffer, at + 1)
+        if buffer[at] == _CLOSE_LIST:
+            return at + 1, count, tokens, place
+        if buffer[at] != _COMMA:
+            return -1, count, tokens, place
+        at = _skip(buffer, at + 1)
+
+
+@_compiled
+def scan_lines(buffer, at, end, most_item, columns, users, events, token, per_user, odd):
+    """Scan whole lines from `at`; returns (users, events, tokens, position of what was not scanned or `end`).
+
+    `buffer[end:]` must hold a few zero bytes, so that no check of bounds is needed. `columns` = (column of each
+    feature id, sizes); `users` as in `_profile`; `events` = (item, action, time, position of the features, an empty
+    array, [0, 0]) and `token` have room for the worst case; `per_user` = (events until its end, tokens until its end,
+    place of the profile record, start of the line); `odd` as in `_profile`.
+    """
+    user, count, tokens = 0, 0, 0
+    kept = odd.copy()
+    while at < end:
+        next_at, next_count, next_tokens, place = _line(
+            buffer, at, most_item, columns, users, events, count, token, tokens, odd)
+        if next_at >= 0:
+            next_at = _skip(buffer, next_at)
+            next_at += buffer[next_at] == _RETURN
+        if next_at < 0 or buffer[next_at] != _NEWLINE:
+            odd[:] = kept
+            return user, count, tokens, at
+        count, tokens = next_count, next_tokens
+        kept[:] = odd
+        per_user[0][user], per_user[1][user], per_user[2][user], per_user[3][user] = count, tokens, place, at
+        user += 1
+        at = next_at + 1
+    return user, count, tokens, at
+
+
+@_compiled
+def take_features(buffer, feature_at, row, columns, values, odd):
+    """Fill `values[row[i]]` from the object at `feature_at[i]`, scanned before; null has none."""
+    for i in range(len(row)):
+        if buffer[feature_at[i]] == _OPEN:
+            _item_features(buffer, feature_at[i], columns[0], columns[1], values[row[i]], odd)
+
+
+@_compiled
+def scan_item_features(buffer, at, end, most_item, columns, values, recorded, odd):
+    """Scan `"re-id": {features}, ...` from `at`; returns (position of what was not scanned, entries scanned).
+
+    An entry is taken when the byte behind it is seen to be a comma, so the last one is always left over.
+    """
+    entries, none = 0, values[0, :0]
+    while at < end:
+        start = at
+        number, at = _feature_id(buffer, at)
+        if at < 0 or number < 1 or number > most_item:
+            return start, entries
+        begin = at
+        at = _item_features(buffer, begin, columns[0], columns[1], none, odd)
+        if at < 0:
+            return start, entries
+        at = _skip(buffer, at)
+        if at >= end or buffer[at] != _COMMA:
+            return start, entries
+        _item_features(buffer, begin, columns[0], columns[1], values[number], odd)
+        recorded[number] = True
+        entries += 1
+        at = _skip(buffer, at + 1)
+    return at, entries

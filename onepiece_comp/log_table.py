@@ -1,0 +1,198 @@
+"""A table of events with named columns (CSV, TSV or Parquet, a file or a folder of parts) as a raw folder.
+
+A converter of `convert.py`: the way in for any log without a format of its own. Units of time are guessed and said
+(`log_times.py`); the words of an action column are looked up, never guessed.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from onepiece_comp.errors import InputError
+from onepiece_comp.event_log import Extras, ids, number_log, write_raw
+from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE
+from onepiece_comp.log_features import (
+    ITEM_FEATURES_FROM, NO_FEATURES, USER_FEATURES_FROM, FeatureTable, feature_table, spread_lists)
+from onepiece_comp.log_files import (
+    TEXT, Rows, column_names, delimited, delimiter_of, is_parquet, missing_columns, parquet_columns, read_frame)
+from onepiece_comp.log_times import ticks
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+WORDS = {  # letters alone, small
+    EXPOSURE: "exposure exposed expose impression impressions imp view viewed show shown display displayed",
+    CLICK: "click clicked clicks",
+    CONVERSION: "conversion converted convert purchase purchased buy bought order ordered transaction checkout payment "
+                "cart addtocart like liked favorite favourite fav follow share comment forward subscribe install",
+}
+KNOWN_WORDS = {word: action for action, words in WORDS.items() for word in words.split()}
+SHOWN_VALUES = 20
+
+
+class Actions(NamedTuple):
+    """The action of each row, and what the values of the column were taken for."""
+
+    values: np.ndarray
+    stated: str
+
+
+def convert_table(source: Path, out: Path, *, user: str = "", item: str = "", time: str = "", action: str = "",
+                  action_map: Sequence[str] = (), user_features: Path | None = None,
+                  item_features: Path | None = None) -> Path:
+    """The rows of a table as a raw folder; returns `out`.
+
+    `user`, `item`, `time` and optionally `action` name its columns; without `action` every event is a click.
+    `action_map` holds `value=0`, `=1` or `=2` for values that the known words do not cover. Feature tables have the
+    column `user` or `item` too, and every other column is a feature. Rows that are the same in all four are merged.
+    InputError for a missing column (it lists those found), a row without a user, item, time or action, an unknown
+    action (it lists the values found).
+    """
+    paths = table_files(Path(source))
+    if not (user and item and time):
+        raise InputError(source, found=f"the columns {', '.join(column_names(paths[0]))}",
+                         expected="a column each for --user, --item and --time", do="name them")
+    if action_map and not action:
+        raise InputError("--map", found="values of actions without --action", expected="both", do="name the column")
+    rows = _read(paths, user=user, item=item, time=time, action=action)
+    users, items, moments = ids(rows, user), ids(rows, item), ticks(rows, time)
+    actions = _actions(rows, action, _parse_map(action_map))
+    log, original_ids, counts = number_log(users, items, action=actions.values, ticks=moments.values,
+                                           ticks_per_second=moments.per_second, exact=True)
+    about = {"source": "table", "files": [path.name for path in paths], "times": moments.stated,
+             "actions": actions.stated, "columns": {"user": user, "item": item, "time": time, "action": action}}
+    held_users = _features(user_features, user, users.originals, is_item=False, about=about, counts=counts)
+    held_items = _features(item_features, item, items.originals, is_item=True, about=about, counts=counts)
+    return write_raw(Path(out), log, about, Extras(held_users, held_items, original_ids=original_ids, counts=counts))
+
+
+def table_files(source: Path) -> list[Path]:
+    """The file, or the parts of a folder in the order of their names; hidden files and `_SUCCESS` are no parts."""
+    if not source.is_dir():
+        if source.is_file() and source.name.endswith(SUFFIXES):
+            return [source]
+        found = "a file of another kind" if source.is_file() else "no such file"
+        raise InputError(source, found=found, expected=f"a table ({', '.join(SUFFIXES)})", do="check the path")
+    parts = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith((".", "_")))
+    tables = [path for path in parts if path.name.endswith(SUFFIXES)]
+    kinds = {"parquet" if is_parquet(path) else delimiter_of(path) for path in tables}
+    if not tables or len(kinds) > 1 or len(tables) < len(parts):
+        names = ", ".join(path.name for path in parts[:SHOWN_VALUES]) or "none"
+        raise InputError(
+            source,
+            found=f"the files {names}",
+            expected="parts of one table and of one kind, nothing else",
+            do="give the path of the file",
+        )
+    return tables
+
+
+def is_table(source: Path) -> bool:
+    """Whether this is a table with a header, or a folder of parts of one."""
+    try:
+        return len(column_names(table_files(source)[0])) >= 3
+    except InputError:  # not this format; whoever asks tries the next
+        return False
+
+
+def _read(paths: list[Path], *, user: str, item: str, time: str, action: str) -> Rows:
+    """The named columns of all parts as one table."""
+    names = [name for name in (user, item, time, action) if name]
+    if len(set(names)) < len(names):
+        raise InputError(paths[0], found=f"one column for two things ({', '.join(names)})",
+                         expected="a column each for user, item, time and action", do="correct the options")
+    parts = [parquet_columns(path, names) if is_parquet(path) else
+             _read_text(path, {name: TEXT for name in names if name != time}, time) for path in paths]
+    try:
+        table = pa.concat_tables([part.table.select(names) for part in parts], promote_options="permissive")
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise InputError(paths[0].parent, found=f"parts of different types ({error})", expected="one type per column",
+                         do="write the parts again") from error
+    return Rows(table, [place for part in parts for place in part.parts])
+
+
+def _read_text(path: Path, types: dict[str, pa.DataType], time: str) -> Rows:
+    """A CSV or TSV file: ids and actions as they are written, the time as numbers where all are."""
+    for kind, name in ((pa.int64(), "int64"), (pa.float64(), "double")):
+        try:
+            return delimited(path, {**types, time: kind}, delimiter=delimiter_of(path))
+        except InputError as error:
+            if f"conversion error to {name}" not in error.found:
+                raise
+    return delimited(path, {**types, time: pa.string()}, delimiter=delimiter_of(path))
+
+
+def _parse_map(texts: Sequence[str]) -> dict[str, int]:
+    actions = {}
+    for text in texts:
+        value, equals, action = text.rpartition("=")
+        if not equals or action not in ("0", "1", "2"):
+            raise InputError(f"--map {text}", found="no VALUE=ACTION", expected="for example purchase=2; 0 exposure, "
+                             "1 click, 2 conversion", do="write it so")
+        actions[value] = int(action)
+    return actions
+
+
+def _actions(rows: Rows, name: str, mapped: dict[str, int]) -> Actions:
+    """Numbers 0 to 2 as they are, words by `mapped`, then by KNOWN_WORDS."""
+    if not name:
+        return Actions(np.full(rows.table.num_rows, CLICK, np.int8), "1, all: no column of actions was named")
+    held = ids(rows, name)
+    counts = dict(zip(held.originals, np.bincount(held.codes, minlength=len(held.originals)).tolist()))
+    listed = ", ".join(f"{value!r} {times:,}" for value, times in
+                       sorted(counts.items(), key=lambda pair: -pair[1])[:SHOWN_VALUES])
+    for value in mapped:
+        if value not in counts:
+            raise InputError(rows.parts[0][0], found=f"no {name} {value!r} (but {listed})",
+                             expected="the values of --map in the column", do="correct the option")
+    found = {value: mapped.get(value, _known(value)) for value in counts}
+    unknown = [value for value, action in found.items() if action is None]
+    if unknown:
+        raise InputError(rows.parts[0][0], found=f"{name} {unknown[0]!r} (of {listed})",
+                         expected="0 to 2, a known word (click, impression, purchase, ...) or a value of --map",
+                         do=f"say what it is, for example --map {unknown[0]}=2")
+    stated = ", ".join(f"{value} = {action}" for value, action in found.items())
+    return Actions(np.array(list(found.values()), np.int8)[held.codes], f"{name}: {stated}")
+
+
+def _known(value: str) -> int | None:
+    if value.strip() in ("0", "1", "2"):
+        return int(value)
+    return KNOWN_WORDS.get(re.sub(r"[^a-z]", "", value.lower()))
+
+
+def _features(path: Path | None, key: str, held: list[str], *, is_item: bool, about: dict,
+              counts: dict[str, int]) -> FeatureTable:
+    """The other columns of a table whose column `key` has the ids of the log; adds to `about` and `counts`."""
+    if path is None:
+        return NO_FEATURES
+    path = Path(path)
+    if key not in column_names(path):
+        raise missing_columns(path, [key], column_names(path), [key])
+    table = read_frame(path, texts=[key])
+    if pd.api.types.is_float_dtype(table[key]):  # whole numbers beside a missing one
+        table[key] = table[key].astype("Int64")
+    table.insert(0, "id", table.pop(key).astype("string"))
+    repeated = table["id"].duplicated() & table["id"].notna()
+    if repeated.any():
+        raise InputError(path, found=f"{key} {table['id'][repeated].iloc[0]!r} a second time", expected="each id once",
+                         do="keep one row of each")
+    table = table[table["id"].isin(held)].reset_index(drop=True)
+    what = "items" if is_item else "users"
+    counts |= {f"{what} without features": len(held) - len(table)}
+    left_out = [name for name in table if name != "id" and not _is_feature(table[name])]
+    if left_out:
+        about[f"left out of {path.name}"] = f"{', '.join(left_out)}: neither numbers, texts nor lists of texts"
+    table, groups = spread_lists(table.drop(columns=left_out)) if is_item else (table.drop(columns=left_out), [])
+    return feature_table(table, first=ITEM_FEATURES_FROM if is_item else USER_FEATURES_FROM, shared=groups)
+
+
+def _is_feature(column: pd.Series) -> bool:
+    """Numbers, texts and lists of texts are; moments and nested records have no place in the layout."""
+    if pd.api.types.is_numeric_dtype(column):
+        return not pd.api.types.is_complex_dtype(column)
+    known = column.dropna()
+    return not pd.api.types.is_datetime64_any_dtype(column) and not any(isinstance(cell, dict) for cell in known)

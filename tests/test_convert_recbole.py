@@ -1,0 +1,133 @@
+"""RecBole's atomic files keep their events, ratings, order and features."""
+
+from pathlib import Path
+
+import pytest
+
+from converted import events, item_features, lines, marker, named, refuses
+from onepiece_comp.log_recbole import convert_recbole
+
+INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+TIME = 1_650_000_000
+
+
+def atomic(folder: Path, inter: str, **others: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "toy.inter").write_text(inter)
+    for suffix, text in others.items():
+        (folder / f"toy.{suffix}").write_text(text)
+    return folder
+
+
+def test_ratings_become_actions_and_equal_times_keep_the_order_of_the_file(tmp_path):
+    source = atomic(
+        tmp_path / "in", INTER + f"u\tB\t3.5\t{TIME + 5}\nv\tA\t4\t{TIME}\nu\tA\t4\t{TIME}\nu\tC\t1\t{TIME}\n"
+    )
+    raw = convert_recbole(source, tmp_path / "raw")
+    assert events(raw) == {"u": [("A", 1, TIME), ("C", 0, TIME), ("B", 0, TIME + 5)], "v": [("A", 1, TIME)]}
+    assert "guessed" in marker(raw)["times"] and "2022-04-15" in marker(raw)["times"]
+
+
+def test_a_log_without_times_and_ratings_keeps_the_order_of_its_rows_and_its_repeats(tmp_path):
+    source = atomic(tmp_path / "in", "item_id:token\tuser_id:token\n7\t1\n9\t2\n8\t1\n7\t1\n7\t1\n")
+    raw = convert_recbole(source, tmp_path / "raw")
+    about = marker(raw)
+    times = [about["ordinal_start"] + place * about["ordinal_step"] for place in range(4)]
+    assert events(raw)["1"] == [("7", 1, times[0]), ("8", 1, times[1]), ("7", 1, times[2]), ("7", 1, times[3])]
+    assert events(raw)["2"] == [("9", 1, times[0])] and about["times"] == "order only"
+
+
+def test_repeats_of_user_item_and_time_are_merged_into_the_strongest_action_and_counted(tmp_path):
+    rows = ["u\t9\t2", "u\t1\t2", "u\t1\t5", "u\t1\t2", "u\t9\t2", "u\t1\t2", "v\t1\t2"]
+    times = [TIME - 1, TIME, TIME, TIME, TIME, TIME + 1, TIME]
+    text = "".join(f"{row}\t{time}\n" for row, time in zip(rows, times))
+    raw = convert_recbole(atomic(tmp_path / "in", INTER + text), tmp_path / "raw")
+    assert events(raw) == {"u": [("9", 0, TIME - 1), ("1", 1, TIME), ("9", 0, TIME), ("1", 0, TIME + 1)],
+                           "v": [("1", 0, TIME)]}
+    assert marker(raw)["figures"]["repeats merged"] == 2
+
+
+def test_fractions_of_a_second_order_the_events_before_they_are_cut_off(tmp_path):
+    rows = f"u\t1\t5\t{TIME}.9\nu\t2\t5\t{TIME}.25\nu\t3\t5\t{TIME + 1}\n"
+    raw = convert_recbole(atomic(tmp_path / "in", INTER + rows), tmp_path / "raw")
+    assert events(raw) == {"u": [("2", 1, TIME), ("1", 1, TIME), ("3", 1, TIME + 1)]}
+
+
+def test_tokens_sequences_and_numbers_become_features(tmp_path):
+    price = "".join(f"p{number}\tx\tg{number} h a b c\t{number}.5\t1 2\n" for number in range(10))
+    source = atomic(
+        tmp_path / "in",
+        INTER + "".join(f"u\tp{number}\t5\t{TIME + number}\n" for number in range(10)) + f"v\tq\t5\t{TIME}\n",
+        item="item_id:token\tbrand:token\tgenre:token_seq\tprice:float\tvector:float_seq\n"
+        + price
+        + "q\t\t\t\t\nunseen\tx\t\t0\t\n",
+        user='age:float\tuser_id:token\ttaste:token_seq\n30\tu\t"rock jazz\n\tv\t\n',
+    )
+    raw = convert_recbole(source, tmp_path / "raw")
+    held = item_features(raw)
+    assert held["p3"] == {"brand": "x", "genre 1": "g3", "genre 2": "h", "genre 3": "a", "genre 4": "b", "price": 3}
+    assert held["q"] == {} and [held[f"p{number}"]["price"] for number in range(10)] == list(range(10))
+    users = {user: named(raw, line.profile) for user, line in lines(raw).items()}
+    assert users == {"u": {"age": 0, "taste": ['"rock', "jazz"]}, "v": {}}
+    about = marker(raw)
+    (fid,) = (fid for fid, name in about["features"].items() if name == "price")
+    assert about["feature_bins"][fid] == [number + 0.5 for number in range(1, 10)]
+    assert "vector" in about["left out of toy.item"]
+
+
+def test_blocks_of_a_large_file_are_read_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("onepiece_comp.log_files.BLOCK_BYTES", 64)  # a block holds a few rows, texts differ in each
+    rows = "".join(f"u{n % 3}\ti{n * 5 % 11}\t5\t{TIME + n}\n" for n in range(40))
+    brands = "".join(f"i{n}\tthe maker {n}\n" for n in range(11))
+    source = atomic(tmp_path / "in", INTER + rows, item="item_id:token\tbrand:token\n" + brands)
+    raw = convert_recbole(source, tmp_path / "raw")
+    assert events(raw)["u1"] == [(f"i{n * 5 % 11}", 1, TIME + n) for n in range(1, 40, 3)]
+    assert item_features(raw) == {f"i{n}": {"brand": f"the maker {n}"} for n in range(11)}
+
+
+def test_other_names_are_found_by_their_type_or_given(tmp_path):
+    inter = f"uid:token\tsession_id:token\titem_key:token\tclock:float\n5\t1\ta\t{TIME}\n"
+    source = atomic(tmp_path / "in", inter)
+    raw = convert_recbole(source, tmp_path / "raw")
+    assert list(events(raw)) == ["1"] and marker(raw)["fields"] == {"user": "session_id", "item": "item_key"}
+    raw = convert_recbole(source / "toy.inter", tmp_path / "raw", user="uid", time="clock")
+    assert events(raw) == {"5": [("a", 1, TIME)]}
+    refuses(
+        "fields uid:token, session_id.*expected when:float.*--time",
+        convert_recbole,
+        source,
+        tmp_path / "out",
+        time="when",
+    )
+    refuses(
+        "expected user_id:token", convert_recbole, atomic(tmp_path / "none", "a:token\tb:token\n"), tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize(
+    "inter, message",
+    [
+        (INTER + f"u\t1\t5\t{TIME}\nu\t1\t5\n", "toy.inter:3: .*Expected 4 columns, got 3"),
+        (INTER + f"u\t1\t5\t{TIME}\n\t1\t5\t{TIME}\n", "toy.inter:3: found no user_id:token"),
+        (INTER + f"u\t1\tfive\t{TIME}\n", "toy.inter:2: .*invalid value 'five'"),
+        (INTER + f"u\t1\t\t{TIME}\n", "toy.inter:2: found no rating:float"),
+        (INTER + f"u\t1\t5\t{TIME}\nu\t1\t5\t\n", "toy.inter:3: found no timestamp:float"),
+        (
+            INTER + f"u\t1\t5\t{TIME}\nu\t1\t5\t{TIME}\nu\t1\t5\t{TIME}000\n",
+            "toy.inter:4: found .* expected seconds, as in most",
+        ),
+        ("user_id\titem_id\n", "toy.inter:1: found the field 'user_id', expected name:type"),
+        ("a:token\ta:token\n", "'a:token' a second time"),
+        ("", "an empty file"),
+        (INTER, "without events"),
+    ],
+)
+def test_a_broken_row_is_refused_with_its_line(tmp_path, inter, message):
+    refuses(message, convert_recbole, atomic(tmp_path / "in", inter), tmp_path / "raw")
+
+
+def test_one_inter_file_is_expected(tmp_path):
+    source = atomic(tmp_path / "in", INTER)
+    (source / "other.inter").write_text(INTER)
+    refuses(r"2 files \*.inter \(other.inter, toy.inter\)", convert_recbole, source, tmp_path / "raw")
+    refuses("no such file", convert_recbole, tmp_path / "none.inter", tmp_path / "raw")

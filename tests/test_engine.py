@@ -1,0 +1,84 @@
+"""Preprocessing by the workers of a cluster gives the columns of the single process, byte for byte."""
+
+import dataclasses
+import json
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from onepiece_comp.config import PreprocessConfig
+from onepiece_comp.errors import InputError
+from onepiece_comp.event_columns import COLUMNS, join_columns
+from onepiece_comp.preprocess import preprocess
+from onepiece_comp.sequences import line_spans
+
+CLUSTER = PreprocessConfig(engine="dask", engine_workers=2)
+needs_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="dask[distributed] is not installed")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+def test_spans_cover_a_file_and_begin_with_lines(tmp_path, count):
+    path = tmp_path / "seq.jsonl"
+    lines = [b"x" * length + b"\n" for length in (3, 40, 1, 1, 200, 7, 9)] + [b"the end"]
+    path.write_bytes(b"".join(lines))
+    starts = {0, *np.cumsum([len(line) for line in lines]).tolist()}
+    spans = line_spans(path, count)
+    assert [start for start, _ in spans] == [0] + [stop for _, stop in spans[:-1]] and spans[-1][1] == path.stat().st_size
+    assert {edge for span in spans for edge in span} <= starts and len(spans) <= count
+    assert count == 1 or len(spans) > 1
+
+
+def test_the_columns_of_parts_join_to_those_of_the_whole(tmp_path):
+    whole = {"item_row": [5, 6, 7], "action": [0, 1, 3], "time_seconds": [1, 2, 3], "user_start": [0, 2, 2, 3],
+             "user_token": [9, 9, 8, 8], "user_token_start": [0, 1, 3, 4]}
+    first = {**whole, "item_row": [5, 6], "action": [0, 1], "time_seconds": [1, 2], "user_start": [0, 2, 2],
+             "user_token": [9, 9, 8], "user_token_start": [0, 1, 3]}
+    second = {"item_row": [7], "action": [3], "time_seconds": [3], "user_start": [0, 1], "user_token": [8],
+              "user_token_start": [0, 1]}
+    for name, columns in (("a", first), ("b", second)):
+        (tmp_path / name).mkdir()
+        for column, values in columns.items():
+            np.save(tmp_path / name / f"{column}.npy", np.array(values, COLUMNS[column]))
+    join_columns([tmp_path / "a", tmp_path / "b"], tmp_path)
+    for column, values in whole.items():
+        joined = np.load(tmp_path / f"{column}.npy")
+        assert joined.tolist() == values and joined.dtype == COLUMNS[column]
+
+
+@needs_dask
+@pytest.mark.parametrize("records", [True, False])
+def test_two_workers_write_the_same_bytes_as_one_process(train_files, tmp_path, records):
+    """Also where the items' features must be gathered from the events that the workers saw."""
+    if not records:
+        (train_files / "item_feat_dict.json").unlink()
+    alone = preprocess(train_files, tmp_path / "alone", PreprocessConfig())
+    shared = preprocess(train_files, tmp_path / "shared", CLUSTER)
+    files = sorted(path.name for path in alone.glob("*.npy"))
+    assert files == sorted(path.name for path in shared.glob("*.npy")) and len(files) > 8
+    for name in files:
+        assert (alone / name).read_bytes() == (shared / name).read_bytes(), name
+    marks = [json.loads((folder / "schema.json").read_text()) for folder in (alone, shared)]
+    assert marks[0]["corners"]["users"] == marks[1]["corners"]["users"]
+    assert np.load(shared / "item_features.npy")[1:].any()
+
+
+@needs_dask
+def test_a_bad_line_in_a_workers_part_is_named_by_its_number_in_the_file(train_files, tmp_path):
+    lines = (train_files / "seq.jsonl").read_bytes().splitlines(keepends=True)
+    lines[40] = b"[[1, 2, 3]]\n"
+    (train_files / "seq.jsonl").write_bytes(b"".join(lines))
+    (train_files / "seq_offsets.pkl").unlink()
+    with pytest.raises(InputError, match="seq.jsonl:41"):
+        preprocess(train_files, tmp_path / "out", CLUSTER)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_an_engine_that_is_none_and_an_address_where_no_one_answers(train_files, tmp_path):
+    for config in (PreprocessConfig(engine="sparkle"), dataclasses.replace(CLUSTER, engine_address="tcp://127.0.0.1:9")):
+        if config.engine == "dask" and find_spec("distributed") is None:
+            continue
+        with pytest.raises(InputError, match="preprocess.engine"):
+            preprocess(train_files, tmp_path / "out", config)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
