@@ -80,12 +80,18 @@ def split(raw: Path, out: Path, preset: Preset = "tiny", config: ConfigFile = No
 
 @app.command(epilog="Example: onepiece-comp preprocess work/split/train work/dataset")
 def preprocess(
-    train: Path, dataset: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None
+    train: Path,
+    dataset: Path,
+    engine: Annotated[Optional[str], typer.Option(help="local, or dask: share the users among workers.")] = None,
+    preset: Preset = "tiny",
+    config: ConfigFile = None,
+    sets: Sets = None,
 ) -> None:
     """Read the training files once into memory-mapped columns."""
     from onepiece_comp.preprocess import preprocess as stage
 
-    stage(train, dataset, load_config(preset, config, sets or ()).preprocess)
+    chosen = [f"preprocess.engine={engine}"] if engine else []
+    stage(train, dataset, load_config(preset, config, [*(sets or ()), *chosen]).preprocess)
 
 
 @app.command(
