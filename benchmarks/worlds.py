@@ -1,8 +1,9 @@
 """Several synthetic worlds from log to score: how much of the way from popularity to the ceiling is closed.
 
-    python benchmarks/worlds.py work/worlds --seeds 0 1 2 --results benchmarks/results
+    python benchmarks/worlds.py work/worlds --seeds 1 2 3 --set train.epochs=3 --results benchmarks/results
 
-Each world is the default one under another seed, with the default preset. Resumable: what is done is reused.
+Each world is the default one under another seed, with the default preset but for --set. Resumable: what is done is
+reused.
 """
 
 import argparse
@@ -23,9 +24,10 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--users", type=int, default=0, help="size of the worlds, 0 = the default")
+    parser.add_argument("--set", dest="sets", nargs="*", default=[], help="section.key=value")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    config, worlds = load_config(), {}
+    config, worlds = load_config(sets=options.sets), {}
     for seed in options.seeds:
         raw, work = options.work / f"raw-{seed}", options.work / f"world-{seed}"
         settings = dataclasses.replace(config.synthesize, seed=seed, users=options.users or config.synthesize.users)
@@ -47,6 +49,7 @@ def main() -> None:
         "python benchmarks/worlds.py WORK --seeds "
         + " ".join(map(str, worlds))
         + (f" --users {options.users}" if options.users else "")
+        + (f" --set {' '.join(options.sets)}" if options.sets else "")
     )
     name = f"worlds-{options.users}" if options.users else "worlds"
     lines = [

@@ -269,6 +269,15 @@ def _line(buffer, at, most_item, columns, users, events, count, token, tokens, o
 
 
 @_compiled
+def count_lines(buffer, end):
+    """Line ends in `buffer[:end]`."""
+    lines = 0
+    for at in range(end):
+        lines += buffer[at] == _NEWLINE
+    return lines
+
+
+@_compiled
 def scan_lines(buffer, at, end, most_item, columns, users, events, token, per_user, odd):
     """Scan whole lines from `at`; returns (users, events, tokens, position of what was not scanned or `end`).
 

@@ -23,6 +23,7 @@ from onepiece_comp.pickles import load_pickle
 CHUNK = 8 << 20
 SLACK = 16  # zero bytes behind a buffer, so that the scanners need no check of bounds
 _SHORTEST_EVENT = 16  # bytes
+_NEWLINE = 10
 _WORTH_COMPILING = 32 << 20  # below this the plain parser is done before the compiler
 _LINES_PER_BLOCK = 4096
 
@@ -174,21 +175,36 @@ def joined(blocks: list[EventBlock]) -> EventBlock:
 
 def _chunks(path: Path, span: tuple[int, int]) -> Iterator[tuple[int, np.ndarray, int]]:
     """(offset in the file, bytes of whole lines with slack behind them, their number) of each chunk."""
-    with open(path, "rb") as file:
-        left, offset = b"", span[0]
-        file.seek(offset)
-        while data := file.read(min(max(CHUNK, len(left)), span[1] - file.tell())):
-            data = left + data
-            end = data.rfind(b"\n") + 1
-            if not end and len(data) > LONGEST_LINE:
+    with open(path, "rb", buffering=0) as file:
+        offset, left, position = span[0], np.empty(0, np.uint8), file.seek(span[0])
+        while position < span[1] or len(left):
+            buffer = np.empty(max(CHUNK, 2 * len(left)) + 1 + SLACK, np.uint8)
+            buffer[:len(left)] = left
+            room = memoryview(buffer)[len(left):min(len(buffer) - 1 - SLACK, len(left) + span[1] - position)]
+            got = file.readinto(room)
+            filled, position = len(left) + got, position + got
+            if not got:  # the last line has no end
+                position, buffer[filled] = span[1], _NEWLINE
+                filled += 1
+            end = _behind_last_line(buffer, filled)
+            if not end and filled > LONGEST_LINE:
                 raise InputError(_Place(path, offset), found=f"a line of more than {LONGEST_LINE >> 20} MiB",
                                  expected="one user per line", do="check that this is a sequence file")
-            left = data[end:]
+            left = buffer[end:filled].copy()
+            buffer[end:end + SLACK] = 0
             if end:
-                yield offset, np.frombuffer(data[:end] + bytes(SLACK), np.uint8), end
+                yield offset, buffer, end
             offset += end
-        if left:
-            yield offset, np.frombuffer(left + b"\n" + bytes(SLACK), np.uint8), len(left) + 1
+
+
+def _behind_last_line(buffer: np.ndarray, filled: int) -> int:
+    """The position behind the last line end of `buffer[:filled]`, 0 if there is none."""
+    step = 1 << 15
+    for stop in range(filled, 0, -step):
+        ends = np.flatnonzero(buffer[max(0, stop - step):stop] == _NEWLINE)
+        if len(ends):
+            return max(0, stop - step) + int(ends[-1]) + 1
+    return 0
 
 
 def feature_columns(ids_and_sizes: list[tuple[str, int]], ignored: frozenset[str] = frozenset(),
@@ -230,12 +246,13 @@ def _compiled_blocks(path: Path, matrix: ItemFeatures, profiles: Profiles, most_
                     blocks.append(_parsed(piece.text, _Place(path, piece.start), matrix, profiles, most_item))
                     starts.append(np.array([piece.start]))
                 continue
-            new, first = np.unique(np.where(matrix.recorded[piece.block.item], 0, piece.block.item), return_index=True)
-            new, first = new[new > 0], first[new > 0]
-            odd = np.zeros(2, np.int64)
-            take_features(chunk.buffer, piece.feature_at[first], new, item_columns, matrix.values, odd)
-            matrix.recorded[new] = True
-            matrix.count_odd(odd)
+            unknown = np.flatnonzero(~matrix.recorded[piece.block.item])
+            if len(unknown):
+                new, first = np.unique(piece.block.item[unknown], return_index=True)
+                odd = np.zeros(2, np.int64)
+                take_features(chunk.buffer, piece.feature_at[unknown[first]], new, item_columns, matrix.values, odd)
+                matrix.recorded[new] = True
+                matrix.count_odd(odd)
             profiles.count_odd(piece.odd)
             blocks.append(piece.block)
             starts.append(piece.line_start)
@@ -261,9 +278,9 @@ def _in_order(parts: Iterator[tuple], work, threads: int) -> Iterator[_Chunk]:
 
 def _scan(offset: int, buffer: np.ndarray, end: int, most_item: int, item_columns: tuple, user_columns: tuple) -> _Chunk:
     """Scan a chunk of whole lines that begins at `offset` in the file."""
-    from onepiece_comp.line_kernels import scan_lines
+    from onepiece_comp.line_kernels import count_lines, scan_lines
 
-    room, lines = end // _SHORTEST_EVENT + 1, int(np.count_nonzero(buffer[:end] == 10))
+    room, lines = end // _SHORTEST_EVENT + 1, count_lines(buffer, end)
     item, time, feature_at = (np.empty(room, np.int64) for _ in range(3))
     action, token = np.empty(room, np.int8), np.empty(end // 2 + 1, np.int32)
     none, unused = np.empty(0, np.int32), np.zeros(2, np.int64)
@@ -280,7 +297,7 @@ def _scan(offset: int, buffer: np.ndarray, end: int, most_item: int, item_column
             pieces.append(_Scanned(block, feature_at[:events].copy(), odd, offset + per_user[3][:users]))
         at = stopped
         if at < end:
-            behind = at + int(np.argmax(buffer[at:end] == 10)) + 1
+            behind = at + int(np.argmax(buffer[at:end] == _NEWLINE)) + 1
             pieces.append(_Line(buffer[at:behind].tobytes(), offset + at))
             at = behind
     return _Chunk(buffer, pieces)
