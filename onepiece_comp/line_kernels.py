@@ -3,7 +3,7 @@
 They accept exactly the form that the organisers' files have and stop at the first byte of anything else, so that the
 plain parser decides about it: what comes out is what `formats.parse_line` gives, or nothing. Needs numba, which the
 platform's container has; `sequences.py` does without where it is missing. All positions are offsets into a buffer of
-bytes; a parser returns a negative position when it does not recognise what it sees.
+bytes whose last is zero; a parser returns -1 when it does not recognise what it sees, and recognises nothing there.
 """
 
 import numba
@@ -180,25 +180,16 @@ def _event(buffer, at, most_item, columns, events, count):
     if at < 0 or value < 1 or value > most_item:
         return -1
     item[count] = value
-    at = _comma(buffer, at)
-    at = _null(buffer, at) if at >= 0 else -1
-    at = _comma(buffer, at) if at >= 0 else -1
-    if at < 0:
-        return -1
+    at = _comma(buffer, _null(buffer, _comma(buffer, at)))
     feature_at[count] = at
     at = _item_features(buffer, at, columns[0], columns[1], none, odd) if buffer[at] == _OPEN else _null(buffer, at)
-    at = _comma(buffer, at) if at >= 0 else -1
-    if at < 0:
-        return -1
+    at = _comma(buffer, at)
     if 48 <= buffer[at] <= 50:
         action[count] = buffer[at] - _ZERO
         at += 1
     else:
         action[count], at = 3, _null(buffer, at)
-    at = _comma(buffer, at) if at >= 0 else -1
-    if at < 0:
-        return -1
-    value, at = _whole_number(buffer, at)
+    value, at = _whole_number(buffer, _comma(buffer, at))
     if at < 0 or value >= 1 << 40:
         return -1
     time[count] = value
@@ -209,19 +200,22 @@ def _event(buffer, at, most_item, columns, events, count):
 def _profile_record(buffer, at, users, token, tokens, odd):
     """(position behind `null, features, null, null, time`, tokens so far)."""
     at = _comma(buffer, _null(buffer, at))
-    if at < 0:
-        return -1, tokens
     if buffer[at] == _OPEN:
         at, tokens = _profile(buffer, at, users, token, tokens, odd)
     else:
         at = _null(buffer, at)
     for _ in range(2):
-        at = _comma(buffer, at) if at >= 0 else -1
-        at = _null(buffer, at) if at >= 0 else -1
-    at = _comma(buffer, at) if at >= 0 else -1
-    if at >= 0:
-        at = _whole_number(buffer, at)[1] if buffer[at] != 110 else _null(buffer, at)
-    return at, tokens
+        at = _null(buffer, _comma(buffer, at))
+    at = _comma(buffer, at)
+    return (_whole_number(buffer, at)[1] if buffer[at] != 110 else _null(buffer, at)), tokens
+
+
+@_compiled
+def _same(buffer, one, other, length):
+    for i in range(length):
+        if buffer[one + i] != buffer[other + i]:
+            return False
+    return True
 
 
 @_compiled
@@ -232,19 +226,12 @@ def _line(buffer, at, most_item, columns, users, events, count, token, tokens, o
         return -1, count, tokens, place
     at = _skip(buffer, at + 1)
     while True:
-        if buffer[at] != _OPEN_LIST:
-            return -1, count, tokens, place
         start = _skip(buffer, at + 1)
-        at = _user(buffer, start)
-        if at < 0:
-            return -1, count, tokens, place
+        at = _user(buffer, start) if buffer[at] == _OPEN_LIST else -1
         if user_start < 0:
             user_start, user_length = start, at - start
-        if at - start != user_length:
+        if at < 0 or at - start != user_length or not _same(buffer, start, user_start, user_length):
             return -1, count, tokens, place
-        for i in range(user_length):
-            if buffer[start + i] != buffer[user_start + i]:
-                return -1, count, tokens, place
         at = _comma(buffer, at)
         if at < 0:
             return -1, count, tokens, place

@@ -191,7 +191,7 @@ def _chunks(path: Path, span: tuple[int, int]) -> Iterator[tuple[int, np.ndarray
                 raise InputError(_Place(path, offset), found=f"a line of more than {LONGEST_LINE >> 20} MiB",
                                  expected="one user per line", do="check that this is a sequence file")
             left = buffer[end:filled].copy()
-            buffer[end:end + SLACK] = 0
+            buffer[end:end + SLACK] = buffer[-1] = 0
             if end:
                 yield offset, buffer, end
             offset += end

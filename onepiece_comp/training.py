@@ -277,7 +277,8 @@ def _finish(loop: _Loop, settings: dict, *, started: float) -> Path:
     best = load_checkpoint(find_checkpoint(run / loop.progress.best_checkpoint), loop.device).model
     rows = np.arange(1, loop.data.schema.items + 1)
     made = encode_item_table(best, loop.data.items, rows, loop.device)
-    vectors = np.concatenate([part.cpu().numpy() for part in made if part is not None], axis=1)
+    made = [part.cpu().numpy() for part in made if part is not None]
+    vectors = np.concatenate(made, axis=1) / len(made) ** 0.5  # unit vectors again
     with atomic_file(run / "item_vectors.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]))
     with atomic_file(run / "item_ids.npy") as temporary, open(temporary, "wb") as file:
