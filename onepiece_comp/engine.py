@@ -101,11 +101,12 @@ def _cluster(config: PreprocessConfig) -> Iterator[object]:
         try:
             client = Client(config.engine_address, timeout="5s")
         except (OSError, ValueError) as error:
-            raise InputError("preprocess.engine_address", found=f"no scheduler at {config.engine_address!r} ({error})",
+            raise InputError("preprocess.engine_address", found=f"no scheduler at {config.engine_address!r}",
                              expected="for example tcp://host:8786", do="start dask scheduler, or correct it") from error
         with client:
             yield client
         return
     workers = config.engine_workers or len(os.sched_getaffinity(0))
-    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    with cluster, Client(cluster) as client:
         yield client

@@ -46,7 +46,7 @@ class Log(Protocol):
 
     def blocks(self, matrix: ItemFeatures, profiles: Profiles, *, most_item: int, reader: str,
                threads: int, part: Part | None = None) -> Iterator[EventBlock]:
-        """The users, or those of one part, as columns; items without a record take the features of their first event."""
+        """The users, or those of one part, as columns; items without a record take those of their first event."""
 
     def parts(self, count: int) -> list[Part]:
         """The log in about `count` parts of about one size, in order."""
