@@ -230,7 +230,7 @@ def main() -> None:
             ("events", f"{made['events']:,}", f"{10 * made['events']:,}"),
             ("seq.jsonl, GB", f"{(raw / 'seq.jsonl').stat().st_size / 1e9:.1f}", f"{(raw / 'seq.jsonl').stat().st_size / 1e8:.0f}"),
             ("item_feat_dict.json, GB", f"{(raw / 'item_feat_dict.json').stat().st_size / 1e9:.2f}", ""),
-            ("making the log, s", f"{making:.0f}", ""),
+            ("making the log, s", "kept from before" if options.keep else f"{making:.0f}", ""),
             ("preprocess, s", f"{seconds:.0f}", f"{10 * seconds:.0f}"), ("users/s", f"{made['users'] / seconds:,.0f}", ""),
             ("peak memory, MiB", f"{source['peak_memory_mib']:,}", ""),
             ("dataset/, GB", f"{_size(dataset) / 1e9:.2f}", f"{_size(dataset) / 1e8:.1f}")]
