@@ -24,7 +24,7 @@ CHUNK = 8 << 20
 SLACK = 16  # zero bytes behind a buffer, so that the scanners need no check of bounds
 _SHORTEST_EVENT = 16  # bytes
 _NEWLINE = 10
-_WORTH_COMPILING = 32 << 20  # below this the plain parser is done before the compiler
+_WORTH_COMPILING = 128 << 20  # below this the plain parser is done before the compiler
 _LINES_PER_BLOCK = 4096
 
 
