@@ -28,7 +28,8 @@ from onepiece_comp.pickles import load_pickle, save_pickle
 from onepiece_comp.sequences import read_sequence_blocks
 from onepiece_comp.truths import read_truth
 
-SETTINGS = settings(max_examples=60, deadline=5000, derandomize=True, suppress_health_check=list(HealthCheck))
+# the deadline (ms) is against hangs: the first example also waits for the compiler
+SETTINGS = settings(max_examples=60, deadline=60_000, derandomize=True, suppress_health_check=list(HealthCheck))
 ITEM_FEATURES = [Feature(fid, 100_000, place * 100_000) for place, fid in enumerate(("100", "101", "117", "121"))]
 USER_FEATURES = [Feature("103", 90, 0), Feature("106", 15, 90)]
 
