@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 _compiled = numba.njit(nogil=True, cache=True, boundscheck=False)
+_inlined = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always")
 
 _SPACE, _QUOTE, _COMMA, _COLON, _ZERO, _NINE = 32, 34, 44, 58, 48, 57
 _BACKSLASH, _NEWLINE, _RETURN = 92, 10, 13
@@ -19,7 +20,7 @@ UNSEEN, IGNORED = -1, -2  # columns of a feature outside the schema, and of one 
 MOST_FEATURES = 62  # columns that one bit mask can hold
 
 
-@_compiled
+@_inlined
 def _skip(buffer, at):
     while buffer[at] == _SPACE:
         at += 1
@@ -38,14 +39,14 @@ def _whole_number(buffer, at):
     return value, at
 
 
-@_compiled
+@_inlined
 def _null(buffer, at):
     if buffer[at] == 110 and buffer[at + 1] == 117 and buffer[at + 2] == 108 and buffer[at + 3] == 108:
         return at + 4
     return -1
 
 
-@_compiled
+@_inlined
 def _comma(buffer, at):
     """The position of what follows a comma."""
     at = _skip(buffer, at)
