@@ -58,11 +58,16 @@ def block_of(lines: Iterable[UserLine], matrix: ItemFeatures, profiles: Profiles
         np.fromiter((-1 if line.profile_place is None else line.profile_place for line in lines), np.int64))
 
 
+def _of_one_user(block: EventBlock) -> np.ndarray:
+    """Whether each event and the one behind it are of one user, bool [E - 1]."""
+    same, borders = np.ones(max(0, len(block.item) - 1), bool), block.user_start[1:-1]
+    same[borders[(borders > 0) & (borders < len(block.item))] - 1] = False
+    return same
+
+
 def in_time_order(block: EventBlock) -> EventBlock:
     """The block with each user's events sorted by time; ties keep the file's order."""
-    later = np.diff(block.time_seconds) < 0
-    later[block.user_start[1:-1][(block.user_start[1:-1] > 0) & (block.user_start[1:-1] < len(block.item))] - 1] = False
-    if not later.any():
+    if not (_of_one_user(block) & (np.diff(block.time_seconds) < 0)).any():
         return block
     user = np.repeat(np.arange(len(block.user_start) - 1), np.diff(block.user_start))
     order = np.lexsort((block.time_seconds, user))
@@ -72,10 +77,7 @@ def in_time_order(block: EventBlock) -> EventBlock:
 def count_corners(block: EventBlock) -> Counter:
     """What is out of the ordinary in a block as it stands in the file, and how much of the usual."""
     lengths, actions = np.diff(block.user_start), np.bincount(block.action, minlength=UNKNOWN_ACTION + 1)
-    same_user = np.ones(max(0, len(block.item) - 1), bool)
-    borders = block.user_start[1:-1]
-    same_user[borders[(borders > 0) & (borders < len(block.item))] - 1] = False
-    step = np.diff(block.time_seconds)
+    same_user, step = _of_one_user(block), np.diff(block.time_seconds)
     tied = same_user & (step == 0)
     user = np.repeat(np.arange(len(lengths)), lengths)
     repeated = tied & (np.diff(block.item) == 0) & (np.diff(block.action) == 0)

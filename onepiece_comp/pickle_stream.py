@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.pickles import _PlainUnpickler
+from onepiece_comp.pickles import PlainUnpickler
 
 _MEMO_BYTES, _MEMO_ENTRIES = 8 << 20, 1 << 16  # a generation of the memo ends at either
 _MOST_LINE = 1 << 20  # of a number or a text of protocol 0
@@ -72,9 +72,9 @@ class _Memo:
 
 
 class _EntryUnpickler(pickle._Unpickler):  # the one in Python: the compiled one cannot be stopped between opcodes
-    allowed = _PlainUnpickler.allowed
-    find_class = _PlainUnpickler.find_class
-    persistent_load = _PlainUnpickler.persistent_load
+    allowed = PlainUnpickler.allowed
+    find_class = PlainUnpickler.find_class
+    persistent_load = PlainUnpickler.persistent_load
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, reader: _Reader):

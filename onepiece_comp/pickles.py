@@ -43,7 +43,9 @@ _CONTAINERS = {
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
+    """Admits the names in `allowed` and no other."""
+
     allowed = {**_CONTAINERS, **_array_rebuilders()}
 
     def find_class(self, module: str, name: str) -> object:
@@ -66,7 +68,7 @@ def load_pickle(path: Path, expected: type) -> object:
     try:
         if reason := refusal(data):
             raise pickle.UnpicklingError(reason)
-        value = _PlainUnpickler(io.BytesIO(data)).load()
+        value = PlainUnpickler(io.BytesIO(data)).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError,
             ImportError, MemoryError, OverflowError, RecursionError) as error:  # what broken pickle bytes raise
         raise InputError(path, found=f"a pickle that cannot be admitted ({error or type(error).__name__})",

@@ -1,8 +1,9 @@
 """From the organisers' training files to columns on disk: train/ in, dataset/ out.
 
-One pass over the log (`log_source.py`), memory bounded by the item tables. Columns: `item_row`, `action`, `time_seconds` [events],
-`user_start` [users + 1], `user_token` with `user_token_start`, `item_features`, `item_count`, `creative_id`
-[items + 1], `emb_*` with presence, `trend_counts`. Row 0 of every item table is padding. `schema.json` ends it.
+One pass over the log (`log_source.py`), memory bounded by the item tables. Columns: `item_row`, `action`,
+`time_seconds` [events], `user_start` [users + 1], `user_token` with `user_token_start`, `item_features`, `item_count`,
+`creative_id` [items + 1], `emb_*` with presence, `trend_counts`. Row 0 of every item table is padding. `schema.json`
+ends it.
 """
 
 import time
@@ -123,7 +124,7 @@ def _fill_items(log: Log, matrix: ItemFeatures, items: int, config: PreprocessCo
 
 def _report(out: Path, schema: Schema, figures: dict) -> None:
     corners = figures["corners"]
-    rows = [(what, f"{count:,}") for what, count in corners.items() if count]
+    rows = [(what, f"{count:,}") for what, count in corners.items()]
     rows += [("items", f"{schema.items:,}"), ("item features", len(schema.item_features)),
              ("user features", len(schema.user_features)),
              ("popularity bucket", f"{schema.trend_bucket_seconds // 3600} h")]

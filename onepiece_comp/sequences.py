@@ -110,13 +110,6 @@ def _offsets_differ(offsets: Path, sequences: Path, stated: int, line: int) -> I
                       do="copy both files again, or remove the offsets: they are not needed here")
 
 
-def _check_known(items: np.ndarray, most_item: int, place: object) -> None:
-    wrong = items[(items < 1) | (items > most_item)]
-    if len(wrong):
-        raise InputError(place, found=f"item {wrong[0]}", expected=f"1 to {most_item}, as in indexer.pkl",
-                         do="use the sequences and indexer.pkl of one release together")
-
-
 class _Place:
     """Where a line stands; its number is counted only when it is printed."""
 
@@ -146,7 +139,10 @@ def line_spans(path: Path, count: int) -> list[tuple[int, int]]:
 
 def _parsed(text: bytes, place: _Place, matrix: ItemFeatures, profiles: Profiles, most_item: int) -> EventBlock:
     line = parse_line(text, place)
-    _check_known(np.array([event.item for event in line.events], object), most_item, place)
+    wrong = next((event.item for event in line.events if not 1 <= event.item <= most_item), None)
+    if wrong is not None:
+        raise InputError(place, found=f"item {wrong}", expected=f"1 to {most_item}, as in indexer.pkl",
+                         do="use the sequences and indexer.pkl of one release together")
     return block_of([line], matrix, profiles)
 
 
