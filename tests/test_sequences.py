@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -169,3 +170,41 @@ def test_an_unknown_item_in_the_dictionary_is_named_by_both(tmp_path):
     for reader in ("plain", "compiled"):
         with pytest.raises(InputError, match="key 400"):
             list(fill_item_features(path, ItemFeatures(ITEM_FEATURES, MOST_ITEM + 1), most_item=MOST_ITEM, reader=reader))
+
+
+def _number_or_refused(text: bytes) -> tuple[int, int]:
+    """(value, length) of the whole number at the start of `text`; (0, -1) where there is none, or one too long."""
+    digits = re.match(rb"[0-9]*", text)[0]
+    if not digits or len(digits) > 17 or (len(digits) > 1 and digits.startswith(b"0")):
+        return 0, -1
+    return int(digits), len(digits)
+
+
+def test_numbers_of_every_length_and_what_stands_behind_them():
+    import numba
+
+    from onepiece_comp.line_kernels import _whole_number
+
+    read = numba.njit(lambda buffer, at: _whole_number(buffer, at))
+    draw = random.Random(0)
+    for length in range(19):
+        for behind in (b"", b",", b" ", b"}", b'"', b"/", b":", b"\xb5", b"\xff", b".5", b"e3"):
+            for lead in "19830":
+                text = (lead + "".join(draw.choices("0123456789", k=length)))[:length].encode() + behind
+                buffer = np.frombuffer(b"@" + text + bytes(16), np.uint8)
+                value, at = read(buffer, 1)
+                assert (value, at - 1 if at >= 0 else -1) == _number_or_refused(text), text
+
+
+@pytest.mark.parametrize("key", [
+    '"112": ', '"112":', '"112":  ', '"112" : ', '"7": ', '"12": ', '"4096": ', '"012": ', '"1:2": ', '"11;": ',
+    '"1/2": ', '"11a": ', "'112': ", '"112", ', '"": ', '"112: ', '"-12": ', '"999": ', '"100": '])
+def test_keys_of_every_form(key):
+    import numba
+
+    from onepiece_comp.line_kernels import _feature_id
+
+    told = re.fullmatch(r'"([1-9][0-9]*|0)" *: *', key)
+    read = numba.njit(lambda buffer, at: _feature_id(buffer, at))
+    number, at = read(np.frombuffer(b"@" + key.encode() + b"5" + bytes(16), np.uint8), 1)
+    assert (at == 1 + len(key) and number == int(told[1])) if told else at == -1
