@@ -84,14 +84,15 @@ def count_items(folder: Path, items: int) -> np.ndarray:
     return counts
 
 
-def bound_odd(log: Log, corners: Counter, profiles: Profiles, most: float) -> None:
+def bound_odd(log: Log, corners: Counter, matrix: ItemFeatures, profiles: Profiles, most: float) -> None:
     """InputError for a log without events, or when a share above `most` of it is odd: not just a few bad rows."""
     if not corners["events"]:
         raise InputError(log.folder, found="no events", expected="at least one user with an event", do="check the log")
-    tokens = sum(profiles.odd.values()) + corners["users"]
+    tokens, unknown = sum(profiles.odd.values()) + corners["users"], matrix.odd[OUTSIDE_VOCABULARY]
     shares = {"users not in time order": corners["users not in time order"] / corners["users"],
               "events that repeat the one before": corners["events that repeat the one before"] / corners["events"],
-              f"user features: {OUTSIDE_VOCABULARY}": profiles.odd[OUTSIDE_VOCABULARY] / tokens}
+              f"user features: {OUTSIDE_VOCABULARY}": profiles.odd[OUTSIDE_VOCABULARY] / tokens,
+              f"item features: {OUTSIDE_VOCABULARY}": unknown / max(1, unknown + np.count_nonzero(matrix.values))}
     for what, share in shares.items():
         if share > most:
             raise InputError(log.folder, found=f"{what}: {100 * share:.1f} %", expected=f"at most {100 * most:.1f} %",

@@ -17,6 +17,7 @@ from onepiece_comp.log_files import UNREADABLE, candidates, one_file, read_frame
 
 LOG_PATTERNS = ("splits_*.parquet", "*interactions*.parquet", "log_standard*.csv*")
 STRONG = ["is_like", "is_follow", "is_comment", "is_forward"]
+SIGNALS = ["is_click", *STRONG]
 EVENT = ["user_id", "video_id", "time_ms"]
 USER_COLUMNS = ["user_active_degree", "is_live_streamer", "is_video_author", "follow_user_num_range",
                 "fans_user_num_range", "friend_user_num_range", "register_days_range",
@@ -37,7 +38,8 @@ def convert_kuairand(source: Path, out: Path) -> Path:
     merged into their strongest action. InputError for missing files and columns.
     """
     folder, paths = _log_files(Path(source))
-    rows = pd.concat([read_frame(path, [*EVENT, "is_click", *STRONG]) for path in paths], ignore_index=True)
+    rows = pd.concat([_numbers(path, read_frame(path, [*EVENT, *SIGNALS]), SIGNALS) for path in paths],
+                     ignore_index=True)
     if not all(pd.api.types.is_integer_dtype(rows[name]) for name in EVENT) or rows[EVENT].isna().any(axis=None):
         raise InputError(folder, found="events without a whole user, video or time", expected=f"numbers in {EVENT}",
                          do="copy the log again")
@@ -80,8 +82,9 @@ def _users(folder: Path) -> FeatureTable:
 
 def _items(folder: Path) -> FeatureTable:
     """What was known of a video when it was uploaded; the release's counts of interactions are left out: they leak."""
-    table = read_frame(one_file(folder, "video_features_basic*.csv"), ["video_id", *ITEM_COLUMNS],
-                       missing_words=MISSING_WORDS)
+    path = one_file(folder, "video_features_basic*.csv")
+    table = read_frame(path, ["video_id", *ITEM_COLUMNS], missing_words=MISSING_WORDS)
+    table = _numbers(path, table, ["music_id", "video_duration", "server_width", "server_height"])
     table = table.rename(columns={"video_id": "id"})
     table["music_id"] = table["music_id"].where(table["music_id"] > 0)
     tags = table.pop("tag").astype("string").str.split(",", expand=True).reindex(columns=[0, 1])
@@ -91,6 +94,16 @@ def _items(folder: Path) -> FeatureTable:
                                 ("aspect bucket", aspect, ASPECT_EDGES)):
         table[name] = pd.Series(np.digitize(values, edges), table.index).where(values.notna())
     return feature_table(table, first=ITEM_FEATURES_FROM)
+
+
+def _numbers(path: Path, table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The table, where these columns hold numbers; InputError for the first that does not."""
+    for name in names:
+        if not pd.api.types.is_numeric_dtype(table[name]) and not table[name].isna().all():
+            wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()]
+            raise InputError(path, found=f"{name} {str(wrong.iloc[0]) if len(wrong) else 'as texts'!r:.80}",
+                             expected="a column of numbers", do="copy the file again")
+    return table
 
 
 def _vectors(folder: Path) -> dict[int, np.ndarray] | None:

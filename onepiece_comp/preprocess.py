@@ -84,7 +84,7 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
         notes = _fill_items(log, matrix, items, config)
         np.save(folder / "creative_id.npy", creative)
         events = write_events(log, folder, matrix=matrix, profiles=profiles, config=config)
-        bound_odd(log, events.corners, profiles, config.max_odd_share)
+        bound_odd(log, events.corners, matrix, profiles, config.max_odd_share)
         np.save(folder / "item_count.npy", count_items(folder, items))
         np.save(folder / "item_features.npy", matrix.values)
         corners = {**events.corners, **{f"item: {what}": n for what, n in matrix.odd.items()},

@@ -321,6 +321,14 @@ def test_what_is_no_log_is_refused_with_its_place_and_leaves_nothing_behind(tmp_
     kuairand(source, (0, 3, 1))
     pd.read_parquet(source / "splits_val.parquet").assign(video_id=[None]).to_parquet(source / "splits_val.parquet")
     refuses("events without a whole user", convert_kuairand, source, tmp_path / "raw")
+    kuairand(source, (0, 3, 1))
+    pd.read_parquet(source / "splits_val.parquet").assign(is_like="x").to_parquet(source / "splits_val.parquet")
+    refuses("splits_val.parquet: found is_like 'x', expected a column of numbers", convert_kuairand, source,
+            tmp_path / "raw")
+    kuairand(source, (0, 3, 1))
+    videos = source / "video_features_basic_pure.csv"
+    videos.write_text(videos.read_text().replace("20000.0", "long"))
+    refuses("video_features_basic_pure.csv: found video_duration 'long'", convert_kuairand, source, tmp_path / "raw")
     source = movielens(tmp_path / "ml", "1::1::5::100\n1::1::5\n")
     refuses(
         r"ratings.dat:2: found no readable row .*expected UserID::MovieID", convert_movielens, source, tmp_path / "raw"

@@ -4,6 +4,7 @@ Bytes are flipped, cut, doubled and swapped in real lines (of the sample where i
 pickles are written by hand. Nothing may end in another exception, hang, run code or take memory for a lying length.
 """
 
+import io
 import json
 import os
 import pickle
@@ -12,18 +13,21 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onepiece_comp import sequences
 from onepiece_comp.artefacts import load_column, read_json
+from onepiece_comp.convert import ConvertOptions, convert, detect_log
 from onepiece_comp.embeddings import find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Feature, ItemFeatures, Profiles
 from onepiece_comp.formats import (
     parse_line, read_action_types, read_candidates, read_index, read_item_features, read_sequences)
 from onepiece_comp.item_records import fill_item_features
+from onepiece_comp.log_kuairand import ITEM_COLUMNS, USER_COLUMNS
 from onepiece_comp.pickles import load_pickle, save_pickle
 from onepiece_comp.sequences import read_sequence_blocks
 from onepiece_comp.truths import read_truth
@@ -179,6 +183,73 @@ def test_spoiled_columns(data, tmp_path_factory):
     np.save(folder / "whole.npy", np.arange(20, dtype=np.int64))
     (folder / "item_row.npy").write_bytes(data.draw(spoiled((folder / "whole.npy").read_bytes())))
     only_input_errors(lambda: np.array(load_column(folder, "item_row")))
+
+
+def _parquet(**columns: list) -> bytes:
+    file = io.BytesIO()
+    pd.DataFrame(columns).to_parquet(file)
+    return file.getvalue()
+
+
+LOGS = {  # of each kind of log that can be converted: its files
+    "kuairand": {
+        "splits_val.parquet": _parquet(user_id=[0, 5], video_id=[3, 0], time_ms=[1_650_000_000_000] * 2, is_click=[1, 0],
+                                       is_like=[0, 0], is_follow=[0, 0], is_comment=[0, 0], is_forward=[0, 1]),
+        "user_features_pure.csv": (",".join(["user_id", *USER_COLUMNS]) + "\n5" + ",1" * len(USER_COLUMNS)
+                                   + "\n").encode(),
+        "video_features_basic_pure.csv": (",".join(["video_id", *ITEM_COLUMNS]) + "\n3,"
+                                          + '77,NORMAL,2022-04-10,Web,9,9.0,"39,68",2e4,720.0,1280.0\n').encode()},
+    "recbole": {
+        "toy.inter": b"user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\tB\t3.5\t1650000005\nv\tA\t4\t9\n",
+        "toy.item": b"item_id:token\ttags:token_seq\tprice:float\nA\tx y\t3.5\nB\t\t1\n",
+        "toy.user": b"user_id:token\tage:token\nu\t7\n"},
+    "movielens": {
+        "ratings.dat": b"1::9::5::978300760\n2::1::3::978300761\n1::1::4::978300762\n",
+        "users.dat": b"1::F::1::10::48067\n2::M::56::16::70072\n",
+        "movies.dat": "1::Toy Story (1995)::Animation|Comedy\n9::Mis\u00e9rables (2000)::Comedy\n".encode("latin-1")},
+    "amazon": {
+        "reviews_Beauty_5.json": b'{"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1400000000}\n' * 2,
+        "meta_Beauty.json": b"{'asin': 'B0', 'price': 9.5, 'brand': 'Dove', 'categories': [['Beauty', 'Hair']]}\n"},
+    "sequences": {
+        "Beauty.txt": b"1 5 6 7\n2 6\n", "Beauty_item2attributes.json": b'{"5": [3, 1], "6": []}',
+        "datamaps.json": b'{"id2item": {"5": "a", "6": "b", "7": "c"}, "id2user": {"1": "x", "2": "y"}}'},
+    "table": {"log.csv": b'note,item_id,ts,user_id\n"a, b",007,1650000001,1\n,7,1650000002,1\n,8,1650000003,2\n'},
+    "parquet": {"log.parquet": _parquet(user_id=["a", "b"], item_id=[1, 2], ts=[1_650_000_000.5, 1_650_000_001.0])},
+}
+
+
+def converted(kind: str, source: Path, out: Path) -> Path:
+    """`LOGS[kind]` in `source` as a raw folder."""
+    if kind not in ("table", "parquet"):
+        return convert(kind, source, out)
+    return convert("table", source / next(iter(LOGS[kind])), out, ConvertOptions(user="user_id", item="item_id", time="ts"))
+
+
+@pytest.mark.parametrize("kind", LOGS)
+@settings(SETTINGS, max_examples=40)
+@given(data=st.data())
+def test_spoiled_logs_of_other_forms_are_converted_or_refused_with_nothing_left(kind, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    for name, text in LOGS[kind].items():
+        (folder / "in").mkdir(exist_ok=True)
+        (folder / "in" / name).write_bytes(text)
+    spoil = folder / "in" / data.draw(st.sampled_from(sorted(LOGS[kind])))
+    spoil.write_bytes(data.draw(spoiled(spoil.read_bytes())))
+    answer = only_input_errors(lambda: converted(kind, folder / "in", folder / "raw"))
+    only_input_errors(lambda: detect_log(folder / "in"))
+    if isinstance(answer, InputError):
+        assert sorted(path.name for path in folder.iterdir()) == ["in"]
+    else:
+        assert list(read_sequences(folder / "raw" / "seq.jsonl")) and read_index(folder / "raw" / "indexer.pkl").items
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_the_same_logs_unspoiled_are_converted(kind, tmp_path):
+    """Else the test above would pass with converters that refuse everything."""
+    for name, text in LOGS[kind].items():
+        (tmp_path / name).write_bytes(text)
+    converted(kind, tmp_path, tmp_path / "raw")
+    assert len(list(read_sequences(tmp_path / "raw" / "seq.jsonl"))) == (1 if kind == "amazon" else 2)
 
 
 class _Command:
