@@ -130,6 +130,9 @@ def trend_case() -> tuple[str, Callable, Callable]:
                 total[kind * len(size) + i] = (np.log1p(window) * lately).sum()
                 if kind == 0:
                     total[2 * len(size) + i] = ((window > 0) * lately).sum()
+                    start = np.maximum(bucket - length, 0)
+                    first = (window > 0) & (dense[:, start, 0] == 0) & (start > 0)
+                    total[3 * len(size) + i] = (first * lately).sum()
             total[-2 + kind] = (np.log1p(dense[:, bucket, kind].astype(np.float32)) * lately).sum()
         return torch.from_numpy(total)
     return "popularity of pairs shown lately | of all pairs", fast, plain

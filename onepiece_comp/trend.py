@@ -17,7 +17,7 @@ from onepiece_comp.artefacts import load_column
 from onepiece_comp.formats import CLICK, CONVERSION
 
 WINDOW_DAYS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 7.0)
-FEATURES = 3 * len(WINDOW_DAYS) + 2
+FEATURES = 4 * len(WINDOW_DAYS) + 2
 DAY = 86400
 _HOURS = (1, 2, 3, 6, 12, 24, 48, 96, 192, 384, 768)
 _MOST_BUCKETS = 1200  # a training step meets most of them, and its cost grows with their number
@@ -51,7 +51,8 @@ class Trend(NamedTuple):
     def lookup(self, item: np.ndarray, *, bucket: np.ndarray, click_bucket: np.ndarray) -> Lookup:
         """Features of `item` [K] at moments `bucket` [R], clicks as far as known at `click_bucket` [R].
 
-        Features: log(1 + n) of events and of clicks in each window, whether there were events, log(1 + n) of all time.
+        Features: by window log(1 + n) of events and of clicks, whether there were events, whether they were the item's
+        first (unknown, so no, where the window is longer than the log); then log(1 + n) of all time.
         """
         flat = np.asarray(self.counts).reshape(-1)
         start_K = np.asarray(item, np.int64) * (2 * self.counts.shape[1])
@@ -88,7 +89,9 @@ class Trend(NamedTuple):
 
     def tail(self) -> "Trend":
         """The same knowledge of the log's end in as few columns as the longest window needs."""
-        keep = min(self.buckets, round(WINDOW_DAYS[-1] * DAY / self.bucket_seconds)) + 1
+        keep = round(WINDOW_DAYS[-1] * DAY / self.bucket_seconds) + 1
+        if keep > self.buckets:
+            return self._replace(counts=np.array(self.counts))
         counts = np.concatenate([np.zeros((len(self.counts), 1, 2), np.int32), np.asarray(self.counts[:, -keep:])], 1)
         return Trend(counts, self.first_second + (self.buckets - keep) * self.bucket_seconds, self.bucket_seconds)
 
@@ -119,10 +122,13 @@ def _window_features(flat: np.ndarray, start_P: np.ndarray, row_P: np.ndarray, *
         total = flat.take(start_P + moment_R.take(row_P))
         out[:, -2 + kind] = log.take(total)
         for i, begin_R in enumerate(window_starts):
-            count = total - flat.take(start_P + begin_R.take(row_P))
+            begin_P = begin_R.take(row_P)
+            before = flat.take(start_P + begin_P)
+            count = total - before
             out[:, kind * windows + i] = log.take(count)
             if kind == 0:
                 out[:, 2 * windows + i] = count > 0
+                out[:, 3 * windows + i] = (before == 0) & (count > 0) & (begin_P > 0)
 
 
 @functools.lru_cache(maxsize=4)

@@ -194,7 +194,8 @@ def test_popularity_of_a_row_does_not_depend_on_the_other_rows_or_their_order():
         shown = [e[now] - e[max(now - size, 0)] for size in lengths]
         clicked = [c[known] - c[max(known - size, 0)] for size in lengths]
         logs = np.log1p(np.array([*shown, *clicked, e[now], c[known]], np.float32))
-        pairs.append((row, place, [*logs[:-2], *(n > 0 for n in shown), *logs[-2:]]))
+        new = [n > 0 and now > size and not e[now - size] for n, size in zip(shown, lengths)]
+        pairs.append((row, place, [*logs[:-2], *(n > 0 for n in shown), *new, *logs[-2:]]))
     order = np.lexsort((found.row_P, found.item_P))
     assert list(zip(found.row_P[order], found.item_P[order])) == [pair[:2] for pair in pairs]
     np.testing.assert_array_equal(found.feature_PW[order], np.array([feature for _, _, feature in pairs], np.float32))

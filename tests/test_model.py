@@ -144,16 +144,22 @@ def test_popularity_windows_hold_nothing_of_the_moment_itself_or_later(dataset):
     bucket = np.unique(trend.bucket_of(times))[::9]
     everything = np.arange(dataset.schema.items + 1)
     found = trend.lookup(everything, bucket=bucket, click_bucket=bucket - 5)
-    dense = np.expm1(_dense(found, len(everything), len(bucket)))
+    dense, firsts = np.expm1(_dense(found, len(everything), len(bucket))), 0
     for r, b in enumerate(bucket):
         for item in everything[1::7]:
             for kind, end, which in ((0, b, items == item), (len(WINDOW_DAYS), b - 5, (items == item) & clicked)):
                 end_time = trend.first_second + end * trend.bucket_seconds
                 for window, days in enumerate(WINDOW_DAYS):
                     begin = end_time - max(1, round(days * 86400 / trend.bucket_seconds)) * trend.bucket_seconds
-                    assert abs(dense[r, item, kind + window] - (which & (times < end_time) & (times >= begin)).sum()) < 1e-3
+                    count = (which & (times < end_time) & (times >= begin)).sum()
+                    assert abs(dense[r, item, kind + window] - count) < 1e-3
+                    if kind == 0:
+                        first = bool(count and begin > trend.first_second and not (which & (times < begin)).any())
+                        assert np.log1p(dense[r, item, 3 * len(WINDOW_DAYS) + window]) == pytest.approx(float(first), abs=1e-6)
+                        firsts += first
             moment = trend.first_second + b * trend.bucket_seconds
             assert found.seen_RK[r, item] == ((items == item) & (times < moment)).any()
+    assert firsts > 10
 
 
 def test_first_buckets_are_those_of_the_first_events(dataset):
@@ -161,6 +167,15 @@ def test_first_buckets_are_those_of_the_first_events(dataset):
     for item in range(1, dataset.schema.items + 1, 5):
         times = np.asarray(dataset.time_seconds)[np.asarray(dataset.item_row) == item]
         assert first[item - 1] == dataset.trend.bucket_of(times.min())
+
+
+def test_the_tail_of_a_log_shorter_than_the_longest_window_is_the_log(dataset):
+    trend = dataset.trend
+    short = trend._replace(counts=np.asarray(trend.counts[:, :6 * 86400 // trend.bucket_seconds]))
+    everything, moment = np.arange(dataset.schema.items + 1), dict.fromkeys(("bucket", "click_bucket"), np.array([short.buckets]))
+    whole, tail = (_dense(part.lookup(everything, **moment), len(everything), 1) for part in (short, short.tail()))
+    np.testing.assert_array_equal(whole, tail)
+    assert whole.any()
 
 
 def test_the_tail_extended_by_later_events_counts_like_the_whole_log(dataset):
