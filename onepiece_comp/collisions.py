@@ -1,175 +1,244 @@
-"""One semantic id per item: residual codes that items share in, codes that no two items share out. numpy only.
+"""One semantic id per item: codes that items share in, codes that no two items share out, by one of five rules.
 
-Source: OnePiece (arXiv 2512.07424), greedy re-assignment of the last code. Deviations: candidates are ordered by
-distance to the item, not to the code it had; a full prefix spills into the nearest one with room, so nothing is left.
-Rows stand in creative-id order, so that ties do not depend on item rows. A prefix (the first codes of an id) and an
-id are numbered as base-C numbers. Legend: n items, d width, L levels, C codes per level.
+Stands between `quantisers.py` and `tokenizer.py`. Sources: a counter as one more code, TIGER (arXiv 2305.05065); greedy
+re-assignment of the last code, OnePiece (arXiv 2512.07424), here by distance to the item and with nothing left over; a
+random unused last code, GR2 (arXiv 2602.07774). Our own: the last codes of a prefix given out at the least total error
+(`assignment.py`). A full prefix spills into the nearest with room. Rows stand in creative-id order, so that ties do not
+depend on item rows. Legend: n items, d width, L levels, C codes, S width of the words, K codes listed per item.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from onepiece_comp.assignment import OUTSIDE, match
+from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import progress
+from onepiece_comp.errors import InputError
+from onepiece_comp.free_ids import IdTree, id_numbers
+from onepiece_comp.kmeans import Search
+from onepiece_comp.quantisers import Nested, Quantiser, Vectors, summed_words
 
-_ROWS_PER_BLOCK = 1 << 15
+_ROWS = 1 << 15  # items in hand at a time
+_LISTED = 16  # codes that an item's list begins with
+_ELSEWHERE = 8  # other prefixes that an item of a full one looks at
 
 
 class Resolved(NamedTuple):
-    """Ids that no two items share, and what it took."""
+    """Ids, and what it took."""
 
-    codes: np.ndarray  # int32 [n, L]
-    moved: int  # items that lost their id to a closer one
+    codes: np.ndarray  # int32 [n, L], of a counter [n, L + 1]
+    moved: int  # items whose id is not that of their nearest words
     overflowed: int  # those of them whose prefix was full, so that an earlier code changed too
 
 
-def decode(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
-    """The vectors [n, d] that codes [n, levels given] stand for: the sum of their codewords."""
-    return sum((codebook[codes[:, level]] for level, codebook in enumerate(codebooks)), start=np.float32(0))
+class _Ask(NamedTuple):
+    """What is to be resolved."""
+
+    vectors: Vectors
+    codes: np.ndarray  # int32 [n, L]
+    quantiser: Quantiser
+    size: int
+    config: TokenizerConfig
+
+    def points(self, rows: np.ndarray) -> np.ndarray:
+        """Items in the space of the words, [rows, S]."""
+        return self.quantiser.embed(self.vectors[rows])
+
+    def residuals(self, rows: np.ndarray) -> np.ndarray:
+        """What the prefixes leave of items, [rows, S]."""
+        return self.points(rows) - summed_words(self.codes[rows, :-1], self.quantiser.codebooks)
+
+    def errors(self, rows: np.ndarray) -> np.ndarray:
+        """Squared distance, float64 [rows], of items to the words of their codes, in the space of the words."""
+        made = [np.square(self.residuals(part) - _last_word(self, part)).sum(axis=1, dtype=np.float64)
+                for part in np.split(rows, range(_ROWS, len(rows), _ROWS))]
+        return np.concatenate(made)
+
+    def prefixes(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return id_numbers(self.codes[rows, :-1], self.size)
 
 
-def squared_errors(vectors: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
-    """Squared distance, float64 [n], of each vector to what its codes stand for."""
-    errors = np.empty(len(vectors))
-    for start in range(0, len(vectors), _ROWS_PER_BLOCK):
-        part = slice(start, start + _ROWS_PER_BLOCK)
-        errors[part] = np.square(vectors[part] - decode(codes[part], codebooks)).sum(axis=1)
-    return errors
+def resolve_collisions(vectors: Vectors, codes: np.ndarray, quantiser: Quantiser, config: TokenizerConfig) -> Resolved:
+    """Ids by the rule `config.resolve` from the codes int32 [n, L] of nearest words.
 
-
-def id_numbers(codes: np.ndarray, size: int) -> np.ndarray:
-    """Codes [n, any number of levels] as base-`size` numbers, int64 [n]: `[[1, 2]]` is 102 for 100 codes."""
-    numbers = np.zeros(len(codes), np.int64)
-    for column in codes.T:
-        numbers = numbers * size + column
-    return numbers
-
-
-def resolve_collisions(vectors: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray],
-                       nearest: Callable[[np.ndarray], np.ndarray]) -> Resolved:
-    """Give every item an id of its own, changing as few as possible.
-
-    The closest item of an id keeps it. The others, closest first, take the free last code nearest to them under their
-    prefix; then those whose prefix is full take the nearest prefix with room. `nearest` maps residuals [m, d] to their
-    nearest last codes [m, any]: only where all of these are taken is the whole codebook looked at, so its width changes
-    the time taken and not the result. Needs n <= C ** L.
+    With every rule but `none` no two items share an id, which needs n <= C ** L. InputError for an unknown rule, and
+    where a counter would need more numbers than there are codes.
     """
-    size, codes = len(codebooks[0]), codes.astype(np.int32)
-    assert len(codes) <= size ** len(codebooks), f"{len(codes)} items for {size ** len(codebooks)} ids"
-    closest_first = np.argsort(squared_errors(vectors, codes, codebooks), kind="stable")
-    _, winners = np.unique(id_numbers(codes[closest_first], size), return_index=True)
-    losers = np.delete(closest_first, winners)
-    books = [_Codebook(codebook, np.square(codebook).sum(axis=1) / 2) for codebook in codebooks]
-    tree = _Tree(codes[closest_first[winners]], size)
-    without_room = _settle_in_prefix(tree, vectors, codes, losers, books, nearest)
-    for row in losers[np.isin(losers, without_room)]:
-        codes[row] = _settle_anywhere(tree, vectors[row], codes[row].tolist(), books)
-    return Resolved(codes, len(losers), len(without_room))
+    if config.resolve not in RULES:
+        raise InputError("tokenizer.resolve", found=repr(config.resolve), expected=f"one of {', '.join(RULES)}",
+                         do="choose one of these")
+    size, codes = len(quantiser.codebooks[0].words), codes.astype(np.int32)
+    assert config.resolve in ("none", "counter") or len(codes) <= size ** codes.shape[1], f"{len(codes)} items"
+    return RULES[config.resolve](_Ask(vectors, codes, quantiser, size, config))
 
 
-def emptiest_ids(codes: np.ndarray, size: int, count: int) -> np.ndarray:
-    """`count` free ids [count, L] beside the unique `codes` [n, L]: the emptiest prefixes, filled to an even level."""
-    tree = _Tree(codes, size)
-    load = size - tree.room[-1]
-    low, high = 0, size  # the least level up to which the prefixes can be filled to hold `count` more
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if np.maximum(middle - load, 0).sum() >= count else (middle + 1, high)
-    give = np.maximum(low - 1 - load, 0)
-    give[np.flatnonzero(load < low)[:count - give.sum()]] += 1
-    chosen = [prefix * size + np.flatnonzero(~tree.blocked(tree.levels - 1, prefix))[:give[prefix]]
-              for prefix in np.flatnonzero(give).tolist()]
-    numbers = np.concatenate([np.empty(0, np.int64), *chosen])
-    by_level = [numbers // size ** (tree.levels - 1 - level) % size for level in range(tree.levels)]
-    return np.stack(by_level, axis=1).astype(np.int32)
+def place_new(vectors: Vectors, rows: np.ndarray, codes: np.ndarray, quantiser: Quantiser, taken: np.ndarray,
+              ) -> np.ndarray:
+    """Ids int32 [rows, L] for new items beside the ids `taken` [m, L], none of which moves: nearest free, closest first.
+
+    `rows` are the new ones among `vectors`, `codes` [n, L] the nearest words of all.
+    """
+    size, codes = len(quantiser.codebooks[0].words), codes.astype(np.int32)
+    ask, tree = _Ask(vectors, codes, quantiser, size, TokenizerConfig()), IdTree(taken, size)
+    closest_first = rows[np.argsort(ask.errors(rows), kind="stable")]
+    _spill(ask, tree, _settle_in_prefix(ask, tree, closest_first))
+    return codes[rows]
 
 
-class _Codebook(NamedTuple):
-    """One level's codewords and half their squared norms, which spare a pass per look-up."""
-
-    words: np.ndarray  # float32 [C, d]
-    half_norms: np.ndarray  # float32 [C]
-
-    def nearest(self, residual: np.ndarray, blocked: np.ndarray) -> int:
-        """The code nearest to `residual` [d] that is not `blocked` [C]."""
-        score = self.half_norms - self.words @ residual
-        score[blocked] = np.inf
-        return int(score.argmin())
+def _none(ask: _Ask) -> Resolved:
+    return Resolved(ask.codes, 0, 0)
 
 
-class _Tree:
-    """Which ids are taken, and how many are free under each prefix."""
-
-    def __init__(self, codes: np.ndarray, size: int):
-        self.size, self.levels = size, codes.shape[1]
-        self._first_taken = np.sort(id_numbers(codes, size))
-        self._taken: dict[int, bytearray] = {}
-        self.room = []  # by depth: free ids under each prefix of that many codes
-        for depth in range(self.levels):
-            ids = size ** (self.levels - depth)
-            self.room.append(ids - np.bincount(self._first_taken // ids, minlength=size ** depth))
-
-    def taken(self, prefix: int) -> bytearray:
-        """One byte per last code under `prefix`, 1 where taken."""
-        if prefix not in self._taken:
-            start, stop = np.searchsorted(self._first_taken, [prefix * self.size, (prefix + 1) * self.size])
-            bitmap = self._taken[prefix] = bytearray(self.size)
-            np.frombuffer(bitmap, bool)[self._first_taken[start:stop] - prefix * self.size] = True
-        return self._taken[prefix]
-
-    def blocked(self, depth: int, prefix: int) -> np.ndarray:
-        """Codes, bool [C], under which a prefix of `depth` codes has no free id."""
-        if depth == self.levels - 1:
-            return np.frombuffer(self.taken(prefix), bool)
-        return self.room[depth + 1][prefix * self.size:(prefix + 1) * self.size] == 0
-
-    def take(self, prefix: int, code: int) -> None:
-        taken = self.taken(prefix)
-        assert not taken[code], f"id {prefix}, {code} is taken"
-        taken[code] = 1
-        for room in reversed(self.room):
-            room[prefix] -= 1
-            prefix //= self.size
+def _counter(ask: _Ask) -> Resolved:
+    """One more code: the place among those that share an id, closest first."""
+    order = np.argsort(ask.errors(np.arange(len(ask.codes))), kind="stable")
+    number = id_numbers(ask.codes[order], ask.size)
+    by_id = np.argsort(number, kind="stable")
+    first = np.flatnonzero(np.diff(number[by_id], prepend=-1))
+    place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
+    if place.max(initial=0) >= ask.size:
+        raise InputError("tokenizer.resolve", found=f"{place.max() + 1:,} items of one id for a counter of {ask.size:,}",
+                         expected="a number for each", do="choose assignment, or more codes or levels")
+    counter = np.empty(len(order), np.int32)
+    counter[order[by_id]] = place
+    return Resolved(np.column_stack([ask.codes, counter]), int(np.count_nonzero(place)), 0)
 
 
-def _settle_in_prefix(tree: _Tree, vectors: np.ndarray, codes: np.ndarray, losers: np.ndarray, books: list[_Codebook],
-                      nearest: Callable[[np.ndarray], np.ndarray]) -> list[int]:
-    """Write a free last code of its prefix into `codes` for each loser in turn; returns the rows left without room."""
-    *prefix_books, last = books
-    by_prefix = losers[np.argsort(id_numbers(codes[losers, :-1], tree.size), kind="stable")]
-    without_room, room = [], tree.room[-1]
-    starts = range(0, len(by_prefix), _ROWS_PER_BLOCK)
-    for start in progress(starts, total=len(starts), what="collisions, blocks"):
-        rows = by_prefix[start:start + _ROWS_PER_BLOCK]
-        residuals = vectors[rows] - decode(codes[rows], [book.words for book in prefix_books])
-        prefixes, chosen = id_numbers(codes[rows, :-1], tree.size).tolist(), codes[rows, -1]
-        for place, (prefix, tried) in enumerate(zip(prefixes, nearest(residuals).tolist())):
-            if not room[prefix]:
-                without_room.append(int(rows[place]))
+def _greedy(ask: _Ask) -> Resolved:
+    """The closest item of an id keeps it; the others, closest first, take the nearest free last code."""
+    order = np.argsort(ask.errors(np.arange(len(ask.codes))), kind="stable")
+    _, winners = np.unique(id_numbers(ask.codes[order], ask.size), return_index=True)
+    losers = np.delete(order, winners)
+    tree = IdTree(ask.codes[order[winners]], ask.size)
+    without_room = _settle_in_prefix(ask, tree, losers)
+    _spill(ask, tree, losers[np.isin(losers, without_room)])
+    return Resolved(ask.codes, len(losers), len(without_room))
+
+
+def _settle_in_prefix(ask: _Ask, tree: IdTree, rows: np.ndarray) -> np.ndarray:
+    """Write a free last code of its prefix for each row in turn; returns the rows left without room, in turn."""
+    by_prefix = rows[np.argsort(ask.prefixes(rows), kind="stable")]
+    without_room = []
+    for part in _blocks(by_prefix, "collisions, blocks"):
+        residuals, prefixes = ask.residuals(part), ask.prefixes(part)
+        near = _near_codes(ask, prefixes, residuals, ask.config.neighbours)[1].tolist()
+        for place, (row, prefix) in enumerate(zip(part.tolist(), prefixes.tolist())):
+            if not tree.room[-1][prefix]:
+                without_room.append(row)
+            else:
+                words = ask.quantiser.last_words(prefix)
+                ask.codes[row, -1] = tree.take_nearest(prefix, residuals[place], words, near[place])
+    return rows[np.isin(rows, without_room)]
+
+
+def _spill(ask: _Ask, tree: IdTree, rows: np.ndarray) -> None:
+    """Write an id of another prefix for each row in turn."""
+    for row in rows:
+        point = ask.points(np.array([row]))[0]
+        ask.codes[row] = tree.take_anywhere(point, ask.codes[row].tolist(), ask.quantiser)
+
+
+def _random(ask: _Ask) -> Resolved:
+    """Last codes drawn at random from those unused under a prefix, whatever the nearest is."""
+    before, generator = ask.codes.copy(), np.random.default_rng([ask.config.seed, 2])
+    prefixes, leftover = ask.prefixes(), []
+    order = np.argsort(prefixes, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(prefixes[order])) + 1):
+        drawn = generator.permutation(ask.size)[:len(rows)]
+        ask.codes[rows[:len(drawn)], -1] = drawn
+        leftover += rows[len(drawn):].tolist()
+    tree = IdTree(np.delete(ask.codes, leftover, axis=0), ask.size)
+    _spill(ask, tree, np.array(leftover, np.int64))
+    return Resolved(ask.codes, int((before != ask.codes).any(axis=1).sum()), len(leftover))
+
+
+def _least_error(ask: _Ask) -> Resolved:
+    """The last codes under each prefix with a collision so that the sum of squared errors is least."""
+    before, prefixes = ask.codes.copy(), ask.prefixes()
+    order = np.argsort(prefixes, kind="stable")
+    ids = id_numbers(ask.codes[order], ask.size)
+    _, first, count = np.unique(ids, return_index=True, return_counts=True)
+    contested = np.unique(prefixes[order[first[count > 1]]])
+    order = order[np.isin(prefixes[order], contested)]
+    full = np.bincount(prefixes, minlength=ask.size ** (ask.codes.shape[1] - 1)) > ask.size
+    leftover = [_match_prefixes(ask, rows, full) for rows in _whole_prefixes(order, prefixes)]
+    left = np.concatenate([np.empty(0, np.int64), *leftover])
+    tree = IdTree(np.delete(ask.codes, left, axis=0), ask.size)
+    ask.codes[left] = before[left]
+    _spill(ask, tree, left)
+    return Resolved(ask.codes, int((before != ask.codes).any(axis=1).sum()), len(left))
+
+
+def _whole_prefixes(order: np.ndarray, prefixes: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows in `order`, sorted by prefix, some whole prefixes at a time."""
+    edges = np.flatnonzero(np.diff(prefixes[order], prepend=-1))
+    if not len(edges):
+        return
+    groups = np.split(edges, np.flatnonzero(np.diff(edges // _ROWS)) + 1)
+    stops = [group[0] for group in groups[1:]] + [len(order)]
+    yield from progress([order[group[0]:stop] for group, stop in zip(groups, stops)], total=len(groups),
+                        what="collisions, blocks")
+
+
+def _match_prefixes(ask: _Ask, rows: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Write the last codes of whole prefixes; returns the rows that found no room in a full one."""
+    prefixes, leftover, listed = ask.prefixes(rows), [], _LISTED
+    elsewhere = np.full(len(rows), np.inf)
+    crowded = np.flatnonzero(full[prefixes])
+    elsewhere[crowded] = _elsewhere(ask, rows[crowded], full)
+    while len(rows):
+        cost, code = _near_codes(ask, prefixes, ask.residuals(rows), listed)
+        edges = [*np.flatnonzero(np.diff(prefixes, prepend=-1)), len(rows)]
+        again = np.zeros(len(rows), bool)
+        for start, stop in zip(edges, edges[1:]):
+            part = slice(start, stop)
+            chosen, short = match(cost[part].astype(np.float64), code[part].astype(np.int64), elsewhere[part], ask.size)
+            if short.any() and listed < ask.size:
+                again[part] = True
                 continue
-            taken = tree.taken(prefix)
-            code = next((code for code in tried if not taken[code]), None)
-            if code is None:
-                code = last.nearest(residuals[place], np.frombuffer(taken, bool))
-            tree.take(prefix, code)
-            chosen[place] = code
-        codes[rows, -1] = chosen
-    return without_room
+            ask.codes[rows[part], -1] = chosen
+            leftover.append(rows[part][chosen == OUTSIDE])
+        rows, prefixes, elsewhere, listed = rows[again], prefixes[again], elsewhere[again], 4 * listed
+    return np.concatenate([np.empty(0, np.int64), *leftover])
 
 
-def _settle_anywhere(tree: _Tree, vector: np.ndarray, path: list[int], books: list[_Codebook]) -> list[int]:
-    """Keep the longest part of `path` that has room under it; from there on take the nearest code that has room."""
-    prefixes = [0]
-    for code in path[:-1]:
-        prefixes.append(prefixes[-1] * tree.size + code)
-    kept = max(depth for depth, prefix in enumerate(prefixes) if tree.room[depth][prefix])
-    path, prefix = path[:kept], prefixes[kept]
-    residual = vector - sum(book.words[code] for book, code in zip(books, path))
-    for depth in range(kept, tree.levels):
-        path.append(books[depth].nearest(residual, tree.blocked(depth, prefix)))
-        residual = residual - books[depth].words[path[-1]]
-        if depth < tree.levels - 1:
-            prefix = prefix * tree.size + path[-1]
-    tree.take(prefix, path[-1])
-    return path
+def _elsewhere(ask: _Ask, rows: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """What items of full prefixes would cost under the nearest prefix that is not full, if no one else were there."""
+    if not len(rows):
+        return np.empty(0)
+    depth, books = ask.codes.shape[1] - 2, ask.quantiser.codebooks
+    left = ask.points(rows) - summed_words(ask.codes[rows, :depth], books)
+    near, base = books[depth].nearest(left, _ELSEWHERE), id_numbers(ask.codes[rows, :depth], ask.size)
+    open_ = ~full[base[:, None] * ask.size + near]
+    chosen = near[np.arange(len(rows)), np.where(open_.any(axis=1), open_.argmax(axis=1), near.shape[1] - 1)]
+    residuals = left - books[depth].words[chosen]
+    return _near_codes(ask, base * ask.size + chosen, residuals, 1)[0][:, 0].astype(np.float64)
+
+
+def _near_codes(ask: _Ask, prefixes: np.ndarray, residuals: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(squared distances, last codes) [rows, K], nearest first, under each row's prefix."""
+    if not isinstance(ask.quantiser, Nested):
+        return Search(ask.quantiser.last_words(0))(residuals, count)
+    count = min(count, ask.size)
+    cost, code = np.empty((len(residuals), count), np.float32), np.empty((len(residuals), count), np.int64)
+    for prefix in np.unique(prefixes):
+        rows = np.flatnonzero(prefixes == prefix)
+        cost[rows], code[rows] = ask.quantiser.last_words(int(prefix)).search(residuals[rows], count)
+    return cost, code
+
+
+def _last_word(ask: _Ask, rows: np.ndarray) -> np.ndarray:
+    if isinstance(ask.quantiser, Nested):
+        return ask.quantiser.second_word(ask.codes[rows])
+    return ask.quantiser.codebooks[-1].words[ask.codes[rows, -1]]
+
+
+def _blocks(rows: np.ndarray, what: str) -> Iterator[np.ndarray]:
+    starts = range(0, len(rows), _ROWS)
+    return (rows[start:start + _ROWS] for start in progress(starts, total=len(starts), what=what))
+
+
+RULES: dict[str, Callable[[_Ask], Resolved]] = {
+    "none": _none, "counter": _counter, "greedy": _greedy, "random": _random, "assignment": _least_error}

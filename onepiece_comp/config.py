@@ -63,12 +63,18 @@ class PreprocessConfig:
 class TokenizerConfig:
     """Semantic ids; see `tokenizer.py`."""
 
+    quantiser: str = "residual_kmeans"  # residual_kmeans | nested_kmeans | opq | fsq | rqvae; see `quantisers.py`
+    resolve: str = "assignment"  # how shared ids come apart: assignment | greedy | random | counter | none
     levels: int = 2  # codes per item
     codes: int = 0  # codebook size per level; 0 = from the number of items, 16,384 at full size
+    seeding: str = "auto"  # first words: random | kmeans++ | auto = kmeans++ for up to 4,096 words
+    search: str = "auto"  # words that a point looks at in Lloyd's steps: exact | lists | auto; see `kmeans.py`
     iterations: int = 15  # Lloyd iterations per level
     points_per_code: int = 256  # k-means trains on at most this many vectors per code
-    neighbours: int = 50  # second codes tried before any free one when an id is taken
-    seed: int = 0  # k-means initialisation
+    balance: float = 0.0  # above 0: no word should have more than 1 + 1 / balance times the mean number of items
+    neighbours: int = 50  # greedy: last codes tried before any free one when an id is taken
+    whiten: bool = True  # several sources: each made white before they are joined, so that none drowns the others
+    seed: int = 0  # seeding, samples, random codes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from onepiece_comp.paths import available_cores
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
 from onepiece_comp.run_log import RunLog
-from onepiece_comp.tokenizer import load_tokenizer
+from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.validation import HeldOut, hold_out, validate
 
 

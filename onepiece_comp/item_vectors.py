@@ -1,0 +1,186 @@
+"""Item vectors for the tokenizer: an embedding, a file, a run's item tower, or several of them joined.
+
+Stands between `free_ids.py` and `tokenizer.py`. Sources are named in one text: "emb_81", "vectors.npy", a run's folder,
+or several with weights, "emb_81+work/retrieval:2": each is centred, made white and scaled by its weight, then they stand
+side by side. Rows are read as they are asked for, so memory is that of a block. Legend: n items, d width.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp.artefacts import load_column
+from onepiece_comp.errors import InputError
+
+_ROWS = 1 << 16
+_WHITENING_SAMPLE = 1 << 16  # vectors that a whitening is fitted on
+_FLAT = 1e-4  # components with less than this share of the strongest one's deviation are not blown up
+
+
+class Source(NamedTuple):
+    """Where item vectors come from."""
+
+    name: str
+    matrix: np.ndarray  # [rows, d], memory-mapped
+    row: np.ndarray  # int64 [items]: row of `matrix` per item in item-row order, -1 = none
+
+
+class _Part(NamedTuple):
+    source: Source
+    mean: np.ndarray  # float32 [d]
+    axes: np.ndarray  # float32 [d, d], whitening times weight
+
+
+class ItemVectors:
+    """Vectors of some items, read block by block; indexed by slices and arrays of places."""
+
+    def __init__(self, parts: Sequence[_Part | Source], rows: Sequence[np.ndarray]):
+        self._parts, self._rows = parts, rows
+        self.shape = (len(rows[0]), sum(_source(part).matrix.shape[1] for part in parts))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, places: slice | np.ndarray) -> np.ndarray:
+        """float32 [places, d]; a part that an item lacks is zero, the mean of a whitened source."""
+        made = []
+        for part, rows in zip(self._parts, self._rows):
+            source, row = _source(part), rows[places]
+            values = np.asarray(source.matrix[np.maximum(row, 0)], np.float32)
+            if isinstance(part, _Part):
+                values = (values - part.mean) @ part.axes
+            if (row < 0).any():
+                values[row < 0] = 0
+            made.append(values)
+        return made[0] if len(made) == 1 else np.concatenate(made, axis=1)
+
+
+def _source(part: _Part | Source) -> Source:
+    return part.source if isinstance(part, _Part) else part
+
+
+def open_vectors(dataset: Path, creative: np.ndarray, named: Sequence[tuple[str, float]], *, whiten: bool,
+                 ) -> tuple[ItemVectors, np.ndarray]:
+    """(vectors of the items that have one, bool [items] which these are), both in creative-id order.
+
+    `creative` int64 [items + 1] are the dataset's creative ids by row, `named` sources and their weights. An item has a
+    vector where any source has one that is not zero. InputError for sources that are not there, do not fit the dataset
+    or hold no finite numbers.
+    """
+    sources = [find_source(dataset, creative, name) for name, _ in named]
+    order = np.argsort(creative[1:], kind="stable")
+    rows = [np.where(_usable(source), source.row, -1)[order] for source in sources]
+    present = np.any([row >= 0 for row in rows], axis=0)
+    if not present.any():
+        raise InputError("+".join(name for name, _ in named), found=f"no vector for any of {len(order):,} items", expected="at least one",
+                         do="choose other vectors")
+    rows = [row[present] for row in rows]
+    if len(sources) == 1 and named[0][1] == 1:
+        return ItemVectors(sources, rows), present
+    return ItemVectors([_fitted(source, row, weight, whiten) for source, row, (_, weight) in zip(sources, rows, named)],
+                       rows), present
+
+
+def named_sources(text: str) -> list[tuple[str, float]]:
+    """Sources and weights: "emb_81+work/retrieval:2" is [("emb_81", 1.0), ("work/retrieval", 2.0)]."""
+    return [_weighted(part) for part in text.split("+")]
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, colon, weight = text.strip().rpartition(":")
+    if not colon:
+        return text.strip(), 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise InputError("--vectors", found=repr(text), expected="NAME or NAME:WEIGHT, a weight above 0",
+                         do="for example emb_81+work/retrieval:2")
+    return name, number
+
+
+def _usable(source: Source) -> np.ndarray:
+    """Which items have a vector that is not zero, bool [items]; InputError for values that are not finite."""
+    usable = source.row >= 0
+    held, bad = np.flatnonzero(usable), 0
+    for start in range(0, len(held), _ROWS):
+        part = held[start:start + _ROWS]
+        values = np.asarray(source.matrix[source.row[part]], np.float32)
+        bad += np.count_nonzero(~np.isfinite(values).all(axis=1))
+        usable[part] = values.any(axis=1)
+    if bad:
+        raise InputError(source.name, found=f"{bad:,} vectors with values that are not finite",
+                         expected="finite numbers", do="write zeros: an item without a vector still gets an id")
+    return usable
+
+
+def _fitted(source: Source, row: np.ndarray, weight: float, whiten: bool) -> _Part:
+    """The source's part of a fusion: white (unit variance in all directions) or of unit mean square, times weight."""
+    held = row[row >= 0]
+    sample = np.sort(np.random.default_rng(0).choice(held, min(len(held), _WHITENING_SAMPLE), replace=False))
+    values = np.asarray(source.matrix[sample], np.float64)
+    mean, width = values.mean(0), values.shape[1]
+    if not whiten:
+        scale = np.sqrt(np.square(values - mean).sum(1).mean()) or 1.0
+        return _Part(source, mean.astype(np.float32), (np.eye(width) * weight / scale).astype(np.float32))
+    variance, axes = np.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+    deviation = np.sqrt(np.maximum(variance, 0))
+    deviation = np.maximum(deviation, _FLAT * deviation.max() or 1.0)
+    return _Part(source, mean.astype(np.float32), (axes / deviation * weight / width ** 0.5).astype(np.float32))
+
+
+def find_source(dataset: Path, creative: np.ndarray, name: str) -> Source:
+    """The source of a name: a run's folder, a .npy file, or an embedding column of the dataset."""
+    path = Path(name)
+    if path.is_dir():
+        return _align(path / "item_vectors.npy", path / "item_ids.npy", creative, every_item=True)
+    if not name.endswith(".npy"):
+        return _embedding_column(dataset, name, len(creative))
+    for ids_file in (path.with_name(f"{path.stem}_ids.npy"), path.with_name("item_ids.npy")):
+        if ids_file.is_file():
+            return _align(path, ids_file, creative, every_item=False)
+    matrix = _open_matrix(path)
+    if len(matrix) != len(creative):
+        raise InputError(path, found=f"{len(matrix):,} rows and no {path.stem}_ids.npy beside it",
+                         expected=f"{len(creative):,} rows (items + 1), or creative ids beside the file",
+                         do="write the ids, int64, one per row")
+    return Source(str(path), matrix, np.arange(1, len(creative)))
+
+
+def _embedding_column(dataset: Path, name: str, rows: int) -> Source:
+    if not (dataset / f"{name}_present.npy").is_file():
+        held = sorted(path.name.removesuffix("_present.npy") for path in dataset.glob("emb_*_present.npy"))
+        raise InputError(dataset, found=f"no embedding {name}", expected=f"one of: {', '.join(held) or 'none'}",
+                         do="name one of these, a .npy file or a run's folder, or preprocess with that embedding")
+    present = load_column(dataset, f"{name}_present")
+    return Source(name, load_column(dataset, name), np.where(present, np.arange(rows), -1)[1:])
+
+
+def _open_matrix(file: Path) -> np.ndarray:
+    if not file.is_file():
+        raise InputError(file, found="no such file", expected="item vectors",
+                         do="check the path, or train the run to its end")
+    matrix = load_column(file.parent, file.stem)
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or 0 in matrix.shape:
+        raise InputError(file, found=f"{matrix.dtype} {list(matrix.shape)}", expected="floats [items, width]",
+                         do="write one vector per row")
+    return matrix
+
+
+def _align(file: Path, ids_file: Path, creative: np.ndarray, *, every_item: bool) -> Source:
+    """Match vectors to items by creative id; id 0 is padding. With `every_item` the two sets must be the same."""
+    matrix, ids = _open_matrix(file), np.asarray(load_column(ids_file.parent, ids_file.stem))
+    by_id = np.argsort(ids, kind="stable") if ids.shape == matrix.shape[:1] and ids.dtype.kind in "iu" else None
+    if by_id is None or (ids[by_id][1:] == ids[by_id][:-1]).any():
+        raise InputError(ids_file, found=f"{ids.dtype} {list(ids.shape)}, not one id of its own per vector",
+                         expected=f"{len(matrix):,} different creative ids, integers", do="write one id per vector")
+    place = np.minimum(np.searchsorted(ids, creative[1:], sorter=by_id), len(ids) - 1)
+    matched = ids[by_id[place]] == creative[1:]
+    strangers = np.count_nonzero(ids) - matched.sum()
+    if not matched.any() or every_item and (strangers or not matched.all()):
+        raise InputError(ids_file, expected="the items of this dataset", do="use vectors made from this dataset",
+                         found=f"{matched.sum():,} of the dataset's {matched.size:,} items, and {strangers:,} others")
+    return Source(str(file), matrix, np.where(matched, by_id[place], -1))
