@@ -3,7 +3,7 @@
 Stands before `collisions.py`. An item looks at its nearest codes only; prices of the codes prove that no other code
 could lower the total (an unlisted one costs at least as much as the last listed), or tell for which items the list was
 too short. Source: Jonker and Volgenant 1987, with candidate lists. Compiled where numba is present, else plain Python.
-Legend: m items, K codes listed per item, C codes.
+Legend: M items, K codes listed per item, C codes.
 """
 
 import heapq
@@ -19,12 +19,13 @@ else:  # the same in plain Python: some hundred times slower, and only items in 
     _compiled = lambda function: function
 
 OUTSIDE = -1  # no code: what is cheaper stands outside
+_NOWHERE = -2
 _SLACK = 1e-9  # of costs, against rounding
 
 
 @_compiled
 def match(cost_MK, code_MK, outside_M, size):  # noqa: N803
-    """(code int64 [m], short bool [m]) at the least total cost.
+    """(code int64 [M], short bool [M]) at the least total cost.
 
     `cost_MK` float64 and `code_MK` int64 list each item's codes by rising cost; `outside_M` is what it costs an item to
     get none (inf: it must get one). `short` marks items whose lists are too short to prove that the total is least, or
@@ -32,64 +33,26 @@ def match(cost_MK, code_MK, outside_M, size):  # noqa: N803
     """
     items, listed = cost_MK.shape
     owner, price = np.full(size, -1, np.int64), np.zeros(size)
-    code, level = np.full(items, OUTSIDE, np.int64), np.zeros(items)  # level: what the item pays, with its code's price
+    code, level = np.full(items, OUTSIDE, np.int64), np.zeros(items)  # level: what an item pays, its code's price too
     short = np.zeros(items, np.bool_)
     distance, via, closed = np.full(size, np.inf), np.full(size, -1, np.int64), np.zeros(size, np.bool_)
     touched = np.empty(size, np.int64)
     for start in range(items):
-        heap = [(0.0, np.int64(-1))]
-        heap.pop()
-        count, item, base, end = 0, start, 0.0, np.int64(-2)
-        best_outside, leaver = np.inf, np.int64(-1)
         level[start] = outside_M[start]
         for k in range(listed):
             level[start] = min(level[start], cost_MK[start, k] + price[code_MK[start, k]])
-        total = np.inf
-        while True:
-            for k in range(listed):  # an item may go to any of its codes, at what it would pay beyond now
-                to = code_MK[item, k]
-                if not closed[to]:
-                    reach = base + cost_MK[item, k] + price[to] - level[item]
-                    if reach < distance[to]:
-                        if distance[to] == np.inf:
-                            touched[count] = to
-                            count += 1
-                        distance[to], via[to] = reach, item
-                        heapq.heappush(heap, (reach, to))
-            if base + outside_M[item] - level[item] < best_outside:
-                best_outside, leaver = base + outside_M[item] - level[item], item
-            end = np.int64(-2)
-            while len(heap):
-                reach, to = heapq.heappop(heap)
-                if not closed[to] and reach <= distance[to]:
-                    end = to
-                    break
-            if end == -2 or best_outside <= distance[end]:
-                end, total = np.int64(-1), best_outside
-                break
-            if owner[end] < 0:
-                total = distance[end]
-                break
-            closed[end] = True
-            item, base = owner[end], distance[end]
-        if total < np.inf:
-            for k in range(count):
+        end, total, leaver, count = _shortest_path(
+            start, cost_MK, code_MK, outside_M, (owner, price, level), (distance, via, closed, touched))
+        if end == _NOWHERE:
+            short[start] = True
+        else:
+            for k in range(count):  # codes on the way become dearer, so that no one gains by going back
                 to = touched[k]
                 if closed[to] and distance[to] < total:
                     price[to] += total - distance[to]
                     level[owner[to]] += total - distance[to]
             level[start] += total
-            if end < 0:  # someone leaves; the codes behind them shift towards the start
-                mover, place = leaver, code[leaver]
-                code[mover] = OUTSIDE
-            else:
-                mover, place = via[end], code[via[end]]
-                code[mover], owner[end] = end, mover
-            while mover != start:
-                taker = via[place]
-                owner[place], place, code[taker], mover = taker, code[taker], place, taker
-        else:
-            short[start] = True
+            _move(start, end, leaver, owner, code, via)
         for k in range(count):
             to = touched[k]
             distance[to], via[to], closed[to] = np.inf, -1, False
@@ -98,3 +61,57 @@ def match(cost_MK, code_MK, outside_M, size):  # noqa: N803
             if min(level[item], outside_M[item]) > cost_MK[item, listed - 1] + _SLACK:
                 short[item] = True
     return code, short
+
+
+@_compiled
+def _shortest_path(start, cost_MK, code_MK, outside_M, state, tree):  # noqa: N803
+    """(free code at the end, OUTSIDE or _NOWHERE; its distance; the item that steps outside; codes touched).
+
+    From item to code at what the item would pay beyond now, from a code to its owner at nothing: Dijkstra's search.
+    """
+    owner, price, level = state
+    distance, via, closed, touched = tree
+    heap = [(0.0, np.int64(-1))]
+    heap.pop()
+    count, item, base = 0, start, 0.0
+    best_outside, leaver = np.inf, np.int64(-1)
+    while True:
+        for k in range(cost_MK.shape[1]):
+            to = code_MK[item, k]
+            reach = base + cost_MK[item, k] + price[to] - level[item]
+            if not closed[to] and reach < distance[to]:
+                if distance[to] == np.inf:
+                    touched[count] = to
+                    count += 1
+                distance[to], via[to] = reach, item
+                heapq.heappush(heap, (reach, to))
+        if base + outside_M[item] - level[item] < best_outside:
+            best_outside, leaver = base + outside_M[item] - level[item], np.int64(item)
+        end = np.int64(_NOWHERE)
+        while len(heap):
+            reach, to = heapq.heappop(heap)
+            if not closed[to] and reach <= distance[to]:
+                end = to
+                break
+        if end == _NOWHERE or best_outside <= distance[end]:
+            end = np.int64(OUTSIDE if best_outside < np.inf else _NOWHERE)
+            return end, best_outside, leaver, count
+        if owner[end] < 0:
+            return end, distance[end], leaver, count
+        closed[end] = True
+        item, base = owner[end], distance[end]
+
+
+@_compiled
+def _move(start, end, leaver, owner, code, via):
+    """Each item on the path takes the code that it looked at; the last one a free code, or none."""
+    if end == OUTSIDE:
+        mover, place = leaver, code[leaver]
+        code[mover] = OUTSIDE
+    else:
+        mover = via[end]
+        place = code[mover]
+        code[mover], owner[end] = end, mover
+    while mover != start:
+        taker = via[place]
+        owner[place], place, code[taker], mover = taker, code[taker], place, taker

@@ -100,8 +100,13 @@ def preprocess(
 def build_tokenizer(
     dataset: Path,
     out: Path,
-    vectors: Annotated[Optional[str], typer.Option(help="emb_81 or FILE.npy: what to quantise.")] = None,
+    vectors: Annotated[
+        Optional[str], typer.Option(help="What to quantise: emb_81, FILE.npy, a run, or several: emb_81+RUN:2.")
+    ] = None,
     ckpt: Annotated[Optional[Path], typer.Option(help="A run whose item vectors to quantise.")] = None,
+    extend: Annotated[
+        Optional[Path], typer.Option(help="An earlier tokenizer: its ids stay, new items take free ones.")
+    ] = None,
     preset: Preset = "tiny",
     config: ConfigFile = None,
     sets: Sets = None,
@@ -109,7 +114,8 @@ def build_tokenizer(
     """Give every item a semantic id of its own."""
     from onepiece_comp.tokenizer import build_tokenizer as stage
 
-    stage(dataset, out, load_config(preset, config, sets or ()).tokenizer, vectors=vectors, checkpoint=ckpt)
+    stage(dataset, out, load_config(preset, config, sets or ()).tokenizer, vectors=vectors, checkpoint=ckpt,
+          extend=extend)
 
 
 @app.command(

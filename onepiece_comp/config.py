@@ -74,6 +74,8 @@ class TokenizerConfig:
     balance: float = 0.0  # above 0: no word should have more than 1 + 1 / balance times the mean number of items
     neighbours: int = 50  # greedy: last codes tried before any free one when an id is taken
     whiten: bool = True  # several sources: each made white before they are joined, so that none drowns the others
+    rqvae: str = "steady"  # recipe: steady | tiger; see learned_quantisers.py
+    rqvae_steps: int = 2000  # training steps of 1,024 vectors
     seed: int = 0  # seeding, samples, random codes
 
 

@@ -173,7 +173,7 @@ def _lie_in_clusters(points: np.ndarray, generator: np.random.Generator) -> bool
 
 def _lloyd_over_lists(points: np.ndarray, size: int, iterations: int, generator: np.random.Generator) -> np.ndarray:
     """Lloyd whose points look only at the words nearest to their present one, from a seeding of two levels."""
-    coarse = _lloyd(points, points[np.sort(generator.choice(len(points), max(2, round(size ** 0.5)), replace=False))], 4)
+    coarse = _lloyd(points, _seeds(points, max(2, round(size ** 0.5)), "kmeans++", generator), 4)
     cell = _assign(points, coarse)[1]
     words = np.concatenate(_cell_words(points, cell, size, generator))
     distance, word = _assign_by_cell(points, cell, words, coarse)
@@ -194,7 +194,7 @@ def _cell_words(points: np.ndarray, cell: np.ndarray, size: int, generator: np.r
     made = []
     for number, start in enumerate(np.cumsum(count) - count):
         part = points[order[start:start + count[number]]]
-        chosen = part[np.sort(generator.choice(len(part), share[number], replace=False))] if len(part) else points[:1]
+        chosen = _seeds(part, share[number], "kmeans++", generator) if len(part) else points[:1]
         made.append(_lloyd(part, chosen, 2) if len(part) > len(chosen) else chosen)
     return made
 

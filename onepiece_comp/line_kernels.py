@@ -8,126 +8,16 @@ bytes whose last is zero; a parser returns -1 when it does not recognise what it
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.extending import intrinsic
+
+from onepiece_comp.number_kernels import comma, feature_id, null, skip, whole_number
 
 _compiled = numba.njit(nogil=True, cache=True, boundscheck=False)
-_inlined = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always")
 
-_SPACE, _QUOTE, _COMMA, _COLON, _ZERO, _NINE = 32, 34, 44, 58, 48, 57
+_SPACE, _QUOTE, _COMMA, _ZERO = 32, 34, 44, 48
 _BACKSLASH, _NEWLINE, _RETURN = 92, 10, 13
 _OPEN_LIST, _CLOSE_LIST, _OPEN, _CLOSE = 91, 93, 123, 125
-_DIGITS = 17  # a number of more is left to the plain parser
 UNSEEN, IGNORED = -1, -2  # columns of a feature outside the schema, and of one that is left out on purpose
 MOST_FEATURES = 62  # columns that one bit mask can hold
-_U = np.uint64
-_ZEROS, _TO_TEN, _HIGH = _U(0x3030303030303030), _U(0x7676767676767676), _U(0x8080808080808080)
-_KEY, _KEY_MASK = _U(0x20_3A_22_30_30_30_22), _U(0xFF_FF_FF_F0_F0_F0_FF)  # `"000": ` and what a three-digit key shares
-_KEY_CARRY, _KEY_DIGITS = _U(0x06_06_06_00), _U(0xF0_F0_F0_00)  # carries where a digit is above nine
-
-
-@intrinsic
-def _word(_, buffer, at):
-    """The eight bytes from `at` as a number, the first of them lowest."""
-    def load(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.gep(array.data, [arguments[1]])
-        return builder.load(builder.bitcast(pointer, ir.IntType(64).as_pointer()), align=1)
-
-    return numba.uint64(buffer, numba.int64), load
-
-
-@intrinsic
-def _low_zeros(_, word):
-    """Zero bits below the lowest set one; 64 of zero."""
-    def count(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return numba.int64(numba.uint64), count
-
-
-@_inlined
-def _skip(buffer, at):
-    while buffer[at] == _SPACE:
-        at += 1
-    return at
-
-
-@_inlined
-def _digits(word):
-    """Decimal digits at the start of eight bytes."""
-    rest = word ^ _ZEROS
-    return _low_zeros(((rest + _TO_TEN) | rest) & _HIGH) >> 3
-
-
-@_inlined
-def _value(word, digits):
-    """The number that the first `digits` (1 to 8) of eight bytes write: pairs, then fours, then all eight at once."""
-    eight = (word ^ _ZEROS) << _U(64 - 8 * digits)
-    pairs = ((eight * _U(10)) + (eight >> _U(8))) & _U(0x00FF00FF00FF00FF)
-    fours = ((pairs * _U(100)) + (pairs >> _U(16))) & _U(0x0000FFFF0000FFFF)
-    return np.int64((fours * _U(10000) + (fours >> _U(32))) & _U(0xFFFFFFFF))
-
-
-@_compiled
-def _long_number(buffer, at):
-    start, value = at, np.int64(0)
-    while _ZERO <= buffer[at] <= _NINE:
-        value = value * 10 + (buffer[at] - _ZERO)
-        at += 1
-    return (np.int64(0), -1) if buffer[start] == _ZERO or at - start > _DIGITS else (value, at)
-
-
-@_inlined
-def _whole_number(buffer, at):
-    """(value, position behind it) of a whole number from 0 without leading zeros."""
-    word = _word(buffer, at)
-    digits = _digits(word)
-    if digits == 8:
-        value, at = _long_number(buffer, at)
-    elif digits == 0 or (buffer[at] == _ZERO and digits > 1):
-        value, at = np.int64(0), -1
-    else:
-        value, at = _value(word, digits), at + digits
-    return value, at
-
-
-@_inlined
-def _null(buffer, at):
-    if buffer[at] == 110 and buffer[at + 1] == 117 and buffer[at + 2] == 108 and buffer[at + 3] == 108:
-        return at + 4
-    return -1
-
-
-@_inlined
-def _comma(buffer, at):
-    """The position of what follows a comma."""
-    at = _skip(buffer, at)
-    return _skip(buffer, at + 1) if buffer[at] == _COMMA else -1
-
-
-@_inlined
-def _feature_id(buffer, at):
-    """(number, position of the value) of `"number": `."""
-    word = _word(buffer, at)
-    if (word & _KEY_MASK == _KEY and (word + _KEY_CARRY) & _KEY_DIGITS == _KEY & _KEY_DIGITS
-            and buffer[at + 1] != _ZERO and buffer[at + 7] != _SPACE):
-        number = np.int64(_U(100) * (word >> _U(8) & _U(15)) + _U(10) * (word >> _U(16) & _U(15)) + (word >> _U(24) & _U(15)))
-        at += 7
-    else:
-        number, at = _any_feature_id(buffer, at)
-    return number, at
-
-
-@_compiled
-def _any_feature_id(buffer, at):
-    if buffer[at] != _QUOTE:
-        return np.int64(0), -1
-    number, at = _whole_number(buffer, at + 1)
-    if at < 0 or buffer[at] != _QUOTE:
-        return np.int64(0), -1
-    at = _skip(buffer, at + 1)
-    return number, (_skip(buffer, at + 1) if buffer[at] == _COLON else -1)
 
 
 @_compiled
@@ -138,14 +28,14 @@ def _item_features(buffer, at, column_of, size_of, values, odd):
     """
     if buffer[at] != _OPEN:
         return -1
-    at, met = _skip(buffer, at + 1), np.int64(0)
+    at, met = skip(buffer, at + 1), np.int64(0)
     if buffer[at] == _CLOSE:
         return at + 1
     while True:
-        number, at = _feature_id(buffer, at)
+        number, at = feature_id(buffer, at)
         if at < 0:
             return -1
-        value, at = _whole_number(buffer, at)
+        value, at = whole_number(buffer, at)
         if at < 0:
             return -1
         column = column_of[number] if number < len(column_of) else UNSEEN
@@ -161,12 +51,12 @@ def _item_features(buffer, at, column_of, size_of, values, odd):
                     values[column] = value
             elif column == UNSEEN:
                 odd[0] += 1
-        at = _skip(buffer, at)
+        at = skip(buffer, at)
         if buffer[at] == _CLOSE:
             return at + 1
         if buffer[at] != _COMMA:
             return -1
-        at = _skip(buffer, at + 1)
+        at = skip(buffer, at + 1)
 
 
 @_compiled
@@ -179,11 +69,11 @@ def _profile(buffer, at, users, token, tokens, odd):
     first, met = tokens, np.int64(0)
     if buffer[at] != _OPEN:
         return -1, tokens
-    at = _skip(buffer, at + 1)
+    at = skip(buffer, at + 1)
     if buffer[at] == _CLOSE:
         return at + 1, tokens
     while True:
-        number, at = _feature_id(buffer, at)
+        number, at = feature_id(buffer, at)
         if at < 0:
             return -1, first
         column = column_of[number] if number < len(column_of) else UNSEEN
@@ -195,10 +85,10 @@ def _profile(buffer, at, users, token, tokens, odd):
             odd[0] += 1
         listed, taken = buffer[at] == _OPEN_LIST, 0
         if listed:
-            at = _skip(buffer, at + 1)
+            at = skip(buffer, at + 1)
             odd[2] += column >= 0
         while not (listed and taken == 0 and buffer[at] == _CLOSE_LIST):
-            value, at = _whole_number(buffer, at)
+            value, at = whole_number(buffer, at)
             if at < 0:
                 return -1, first
             if column >= 0 and taken < most:
@@ -210,26 +100,26 @@ def _profile(buffer, at, users, token, tokens, odd):
             elif column >= 0:
                 odd[3] += 1
             taken += 1
-            at = _skip(buffer, at)
+            at = skip(buffer, at)
             if not listed or buffer[at] == _CLOSE_LIST:
                 break
             if buffer[at] != _COMMA:
                 return -1, first
-            at = _skip(buffer, at + 1)
-        at = _skip(buffer, at + 1 if listed else at)
+            at = skip(buffer, at + 1)
+        at = skip(buffer, at + 1 if listed else at)
         if buffer[at] == _CLOSE:
             token[first:tokens].sort()
             return at + 1, tokens
         if buffer[at] != _COMMA:
             return -1, first
-        at = _skip(buffer, at + 1)
+        at = skip(buffer, at + 1)
 
 
 @_compiled
 def _user(buffer, at):
     """Position behind a user: a whole number, or a string without escapes."""
     if buffer[at] != _QUOTE:
-        return _whole_number(buffer, at)[1]
+        return whole_number(buffer, at)[1]
     at += 1
     while buffer[at] != _QUOTE:
         if buffer[at] == _BACKSLASH or buffer[at] < _SPACE or buffer[at] > 126:
@@ -242,20 +132,20 @@ def _user(buffer, at):
 def _event(buffer, at, most_item, columns, events, count):
     """Position behind `item, null, features, action, time`, which fill place `count` of `events`."""
     item, action, time, feature_at, none, odd = events
-    value, at = _whole_number(buffer, at)
+    value, at = whole_number(buffer, at)
     if at < 0 or value < 1 or value > most_item:
         return -1
     item[count] = value
-    at = _comma(buffer, _null(buffer, _comma(buffer, at)))
+    at = comma(buffer, null(buffer, comma(buffer, at)))
     feature_at[count] = at
-    at = _item_features(buffer, at, columns[0], columns[1], none, odd) if buffer[at] == _OPEN else _null(buffer, at)
-    at = _comma(buffer, at)
+    at = _item_features(buffer, at, columns[0], columns[1], none, odd) if buffer[at] == _OPEN else null(buffer, at)
+    at = comma(buffer, at)
     if 48 <= buffer[at] <= 50:
         action[count] = buffer[at] - _ZERO
         at += 1
     else:
-        action[count], at = 3, _null(buffer, at)
-    value, at = _whole_number(buffer, _comma(buffer, at))
+        action[count], at = 3, null(buffer, at)
+    value, at = whole_number(buffer, comma(buffer, at))
     if at < 0 or value >= 1 << 40:
         return -1
     time[count] = value
@@ -265,15 +155,15 @@ def _event(buffer, at, most_item, columns, events, count):
 @_compiled
 def _profile_record(buffer, at, users, token, tokens, odd):
     """(position behind `null, features, null, null, time`, tokens so far)."""
-    at = _comma(buffer, _null(buffer, at))
+    at = comma(buffer, null(buffer, at))
     if buffer[at] == _OPEN:
         at, tokens = _profile(buffer, at, users, token, tokens, odd)
     else:
-        at = _null(buffer, at)
+        at = null(buffer, at)
     for _ in range(2):
-        at = _null(buffer, _comma(buffer, at))
-    at = _comma(buffer, at)
-    return (_whole_number(buffer, at)[1] if buffer[at] != 110 else _null(buffer, at)), tokens
+        at = null(buffer, comma(buffer, at))
+    at = comma(buffer, at)
+    return (whole_number(buffer, at)[1] if buffer[at] != 110 else null(buffer, at)), tokens
 
 
 @_compiled
@@ -290,19 +180,19 @@ def _line(buffer, at, most_item, columns, users, events, count, token, tokens, o
     place, first, user_start, user_length = np.int64(-1), count, -1, 0
     if buffer[at] != _OPEN_LIST:
         return -1, count, tokens, place
-    at = _skip(buffer, at + 1)
+    at = skip(buffer, at + 1)
     while True:
-        start = _skip(buffer, at + 1)
+        start = skip(buffer, at + 1)
         at = _user(buffer, start) if buffer[at] == _OPEN_LIST else -1
         if user_start < 0:
             user_start, user_length = start, at - start
         if at < 0 or at - start != user_length or not _same(buffer, start, user_start, user_length):
             return -1, count, tokens, place
-        at = _comma(buffer, at)
+        at = comma(buffer, at)
         if at < 0:
             return -1, count, tokens, place
         if buffer[at] == 110:
-            if place >= 0 or _null(buffer, at) < 0:
+            if place >= 0 or null(buffer, at) < 0:
                 return -1, count, tokens, place
             place = count - first
             at, tokens = _profile_record(buffer, at, users, token, tokens, odd)
@@ -310,15 +200,15 @@ def _line(buffer, at, most_item, columns, users, events, count, token, tokens, o
             at = _event(buffer, at, most_item, columns, events, count)
             count += 1
         if at >= 0:
-            at = _skip(buffer, at)
+            at = skip(buffer, at)
         if at < 0 or buffer[at] != _CLOSE_LIST:
             return -1, count, tokens, place
-        at = _skip(buffer, at + 1)
+        at = skip(buffer, at + 1)
         if buffer[at] == _CLOSE_LIST:
             return at + 1, count, tokens, place
         if buffer[at] != _COMMA:
             return -1, count, tokens, place
-        at = _skip(buffer, at + 1)
+        at = skip(buffer, at + 1)
 
 
 @_compiled
@@ -345,7 +235,7 @@ def scan_lines(buffer, at, end, most_item, columns, users, events, token, per_us
         next_at, next_count, next_tokens, place = _line(
             buffer, at, most_item, columns, users, events, count, token, tokens, odd)
         if next_at >= 0:
-            next_at = _skip(buffer, next_at)
+            next_at = skip(buffer, next_at)
             next_at += buffer[next_at] == _RETURN
         if next_at < 0 or buffer[next_at] != _NEWLINE:
             odd[:] = kept
@@ -375,18 +265,18 @@ def scan_item_features(buffer, at, end, most_item, columns, values, recorded, od
     entries, none = 0, values[0, :0]
     while at < end:
         start = at
-        number, at = _feature_id(buffer, at)
+        number, at = feature_id(buffer, at)
         if at < 0 or number < 1 or number > most_item:
             return start, entries
         begin = at
         at = _item_features(buffer, begin, columns[0], columns[1], none, odd)
         if at < 0:
             return start, entries
-        at = _skip(buffer, at)
+        at = skip(buffer, at)
         if at >= end or buffer[at] != _COMMA:
             return start, entries
         _item_features(buffer, begin, columns[0], columns[1], values[number], odd)
         recorded[number] = True
         entries += 1
-        at = _skip(buffer, at + 1)
+        at = skip(buffer, at + 1)
     return at, entries

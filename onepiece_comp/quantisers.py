@@ -202,7 +202,8 @@ def fit_opq(vectors: Vectors, size: int, config: TokenizerConfig) -> Additive:
     part = -(-width // config.levels)
     with faiss_settings():
         rotation = faiss.OPQMatrix(width, config.levels, part * config.levels)
-        rotation.pq = faiss.ProductQuantizer(part * config.levels, config.levels, 8)
+        bits = min(8, len(sample).bit_length() - 1)  # of the words that the rotation is fitted with, not of ours
+        rotation.pq = faiss.ProductQuantizer(part * config.levels, config.levels, bits)
         rotation.niter = 10
         rotation.train(np.ascontiguousarray(sample - sample.mean(0)))
     axes = faiss.vector_to_array(rotation.A).reshape(part * config.levels, width).T.copy()

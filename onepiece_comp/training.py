@@ -31,7 +31,7 @@ from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
 from onepiece_comp.run_log import RunLog
 from onepiece_comp.semantic_ids import load_tokenizer
-from onepiece_comp.validation import HeldOut, hold_out, validate
+from onepiece_comp.validation import HeldOut, as_good, hold_out, validate
 
 
 class Progress(NamedTuple):
@@ -95,7 +95,7 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
 
 
 def _fingerprint_of(tokenizer: Path | None) -> str | None:
-    return None if tokenizer is None else read_json(Path(tokenizer) / MARKERS["tokenizer"])["fingerprint"]
+    return None if tokenizer is None else read_json(Path(tokenizer) / MARKERS["tokenizer"])["checksum"]
 
 
 def _claim(run: Path, settings: dict, resume: bool) -> None:
@@ -145,6 +145,7 @@ class _Loop:
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
             total_steps=self.total_steps)
         self.save_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
+        self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
         self.progress = self._restore() if (run / "resume.pt").is_file() else Progress(0, -1.0, "")
         use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
         self.precision = torch.autocast("cuda", torch.bfloat16) if use_bfloat16 else contextlib.nullcontext()
@@ -215,15 +216,17 @@ class _Loop:
             f"{users_per_second:7.0f} users/s  left {left:5.0f} s")
 
     def _checkpoint(self, log: RunLog) -> None:
-        """Validate, keep the best so far by validation score, write the state to resume from."""
-        score = 0.0
+        """Validate, keep this checkpoint unless the one kept is clearly better, write the state to resume from."""
+        score, user_score = 0.0, np.zeros(0)
         if len(self.held_out.user):
-            hit, gain, score = validate(self.model, self.data, self.held_out, self.device)
-            log.write(
-                {"global_step": self.progress.step, "valid/HR@10": hit, "valid/NDCG@10": gain, "valid/score": score}
-            )
-            say(f"step {self.progress.step:6d}  valid HR@10 {hit:.4f}  NDCG@10 {gain:.4f}  score {score:.4f}")
-        if score >= self.progress.best_score or not len(self.held_out.user):
+            found = validate(self.model, self.data, self.held_out, self.device)
+            score, user_score = found.score, found.user_score
+            log.write({"global_step": self.progress.step, "valid/HR@10": float(found.hit.mean()),
+                       "valid/NDCG@10": float(found.gain.mean()), "valid/score": score})
+            say(f"step {self.progress.step:6d}  valid HR@10 {found.hit.mean():.4f}  NDCG@10 {found.gain.mean():.4f}  "
+                f"score {score:.4f}")
+        if not self.progress.best_checkpoint or as_good(user_score, self.kept_score):
+            self.kept_score = user_score
             folder = save_checkpoint(
                 self.run,
                 self.model,
@@ -241,11 +244,13 @@ class _Loop:
             self.progress = self.progress._replace(best_score=score, best_checkpoint=folder.name)
         with atomic_file(self.run / "resume.pt") as temporary:
             torch.save({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
-                        "progress": list(self.progress), "random": torch.get_rng_state(),
+                        "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
+                        "random": torch.get_rng_state(),
                         "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}, temporary)
 
     def _restore(self) -> Progress:
         state = load_tensors(self.run / "resume.pt")
+        self.kept_score = state["kept_score"].numpy()
         self.model.load_state_dict(state["model"])
         self.optimisers.load_state_dict(state["optimisers"])
         torch.set_rng_state(state["random"])

@@ -2,7 +2,8 @@
 
 The users are chosen by seed; what follows the held-out click is dropped from training too. The score is the judge's
 (0.31 HR@10 + 0.69 NDCG@10, seen items filtered). Other users' later events are in training, so it compares
-checkpoints of one run; for a figure to report, split by time.
+checkpoints of one run; for a figure to report, split by time. The last checkpoint is kept unless an earlier one is
+clearly better.
 """
 
 from typing import NamedTuple
@@ -46,9 +47,34 @@ def hold_out(dataset: Dataset, *, users: int, seed: int) -> HeldOut:
     return HeldOut(chosen, last[chosen], stop)
 
 
+class Validation(NamedTuple):
+    """Judgement of a checkpoint, user by user."""
+
+    hit: np.ndarray  # float64 [users], HR@10
+    gain: np.ndarray  # float64 [users], NDCG@10
+
+    @property
+    def user_score(self) -> np.ndarray:
+        return np.asarray(metrics.score(self.hit, self.gain), np.float64)
+
+    @property
+    def score(self) -> float:
+        return float(self.user_score.mean()) if len(self.hit) else 0.0
+
+
+def as_good(later: np.ndarray, kept: np.ndarray) -> bool:
+    """Whether a later checkpoint may take the place of the one kept, by their scores per user.
+
+    It may unless the kept one is better by more than one standard error of their paired difference: the step size
+    falls to zero, so a later checkpoint is the better guess, and some hundred users tell only large differences.
+    """
+    lead = kept - later
+    return len(lead) < 2 or bool(lead.mean() <= lead.std(ddof=1) / len(lead) ** 0.5)
+
+
 @torch.no_grad()
-def validate(model: OnePiece, dataset: Dataset, held_out: HeldOut, device: torch.device) -> tuple[float, float, float]:
-    """(HR@10, NDCG@10, score) of exact retrieval over the catalogue for the held-out users."""
+def validate(model: OnePiece, dataset: Dataset, held_out: HeldOut, device: torch.device) -> Validation:
+    """HR@10 and NDCG@10 of exact retrieval over the catalogue for the held-out users."""
     was_training = model.training
     model.eval()
     catalogue = np.arange(1, dataset.schema.items + 1)
@@ -58,8 +84,7 @@ def validate(model: OnePiece, dataset: Dataset, held_out: HeldOut, device: torch
     model.train(was_training)
     rank = np.concatenate(ranks)
     rank[rank > 10] = 0
-    hit, gain = metrics.hit_rate(rank, 10).mean(), metrics.ndcg(rank, 10).mean()
-    return float(hit), float(gain), float(metrics.score(hit, gain))
+    return Validation(metrics.hit_rate(rank, 10), metrics.ndcg(rank, 10))
 
 
 def _ranks(model: OnePiece, dataset: Dataset, users: np.ndarray, event: np.ndarray, candidates: ItemVectors,

@@ -183,9 +183,9 @@ def _number_or_refused(text: bytes) -> tuple[int, int]:
 def test_numbers_of_every_length_and_what_stands_behind_them():
     import numba
 
-    from onepiece_comp.line_kernels import _whole_number
+    from onepiece_comp.number_kernels import whole_number
 
-    read = numba.njit(lambda buffer, at: _whole_number(buffer, at))
+    read = numba.njit(lambda buffer, at: whole_number(buffer, at))
     draw = random.Random(0)
     for length in range(19):
         for behind in (b"", b",", b" ", b"}", b'"', b"/", b":", b"\xb5", b"\xff", b".5", b"e3"):
@@ -202,9 +202,9 @@ def test_numbers_of_every_length_and_what_stands_behind_them():
 def test_keys_of_every_form(key):
     import numba
 
-    from onepiece_comp.line_kernels import _feature_id
+    from onepiece_comp.number_kernels import feature_id
 
     told = re.fullmatch(r'"([1-9][0-9]*|0)" *: *', key)
-    read = numba.njit(lambda buffer, at: _feature_id(buffer, at))
+    read = numba.njit(lambda buffer, at: feature_id(buffer, at))
     number, at = read(np.frombuffer(b"@" + key.encode() + b"5" + bytes(16), np.uint8), 1)
     assert (at == 1 + len(key) and number == int(told[1])) if told else at == -1

@@ -2,16 +2,17 @@
 
 import json
 
-import faiss
 import numpy as np
 import pytest
 
+from onepiece_comp import quantisers
 from onepiece_comp.artefacts import load_column, write_json
-from onepiece_comp.collisions import decode, emptiest_ids, id_numbers, resolve_collisions, squared_errors
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.embeddings import find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
-from onepiece_comp.tokenizer import build_tokenizer, choose_codes, load_tokenizer
+from onepiece_comp.free_ids import emptiest_ids, id_numbers
+from onepiece_comp.semantic_ids import load_tokenizer
+from onepiece_comp.tokenizer import build_tokenizer, choose_codes, restored_quantiser
 
 
 def write_dataset(folder, creative, vectors, present=None):
@@ -41,11 +42,6 @@ def assert_own_ids(codes, size):
     assert len(np.unique(codes, axis=0)) == len(codes)
 
 
-def nearest_of(codebook, count):
-    """A plain stand-in for the neighbour search."""
-    return lambda residuals: np.square(residuals[:, None] - codebook).sum(axis=2).argsort(axis=1)[:, :count]
-
-
 def checkerboard():
     """Sixteen vectors: four far corners, four near corners around each, in the order corner by corner."""
     square = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], float)
@@ -66,9 +62,9 @@ def test_far_corners_get_the_first_code_and_near_corners_the_second(tmp_path):
 def test_the_sum_of_the_codewords_is_the_item_s_vector_where_nothing_had_to_move(tmp_path):
     vectors = checkerboard()
     codes, _ = build(tmp_path, vectors, codes=4, iterations=50)
-    books = load_tokenizer(tmp_path / "a", "space of 16").codebooks
-    np.testing.assert_allclose(decode(codes, books), vectors, atol=0.1)
-    assert np.allclose(squared_errors(vectors, codes[:, :1], books[:1]), 2, atol=0.1)
+    quantiser = restored_quantiser(load_tokenizer(tmp_path / "a", "space of 16"))
+    np.testing.assert_allclose(quantiser.decode(codes), vectors, atol=0.1)
+    assert np.allclose(np.square(vectors - quantiser.decode_prefix(codes[:, :1])).sum(1), 2, atol=0.1)
 
 
 @pytest.mark.parametrize("levels, size", [(1, 64), (2, 8), (3, 4)])
@@ -82,70 +78,11 @@ def test_no_two_items_share_an_id_even_when_every_id_is_used(tmp_path, levels, s
 
 def test_figures_count_shared_ids_as_defined(tmp_path):
     vectors = np.repeat(checkerboard(), [3] + [1] * 15, axis=0)
-    _, marker = build(tmp_path, vectors, codes=5, iterations=50)
+    _, marker = build(tmp_path, vectors, codes=5, iterations=50, resolve="greedy")
     before = marker["figures"]["before"][-1]
     groups = 18 - before["unique"]
     assert before["collision_rate"] == pytest.approx(groups / 18) and before["largest_group"] >= 3
     assert before["shared"] >= 3 / 18 and marker["figures"]["moved"] == groups
-
-
-def slow_assignment(vectors, codes, books):
-    """The rule of `resolve_collisions`, read aloud: two levels, plain loops."""
-    codes, size = [tuple(row) for row in codes.tolist()], len(books[0])
-    def distance(row, code):
-        return float(np.square(vectors[row] - books[0][code[0]] - books[1][code[1]]).sum())
-    by_error = sorted(range(len(codes)), key=lambda row: (distance(row, codes[row]), row))
-    owner = {}
-    for row in by_error:
-        owner.setdefault(codes[row], row)
-    losers, full = [row for row in by_error if owner[codes[row]] != row], []
-    for row in losers:
-        first = codes[row][0]
-        free = [(first, second) for second in range(size) if (first, second) not in owner]
-        if free:
-            codes[row] = min(free, key=lambda code: distance(row, code))
-            owner[codes[row]] = row
-        else:
-            full.append(row)
-    for row in full:
-        open_firsts = [c for c in range(size) if any((c, s) not in owner for s in range(size))]
-        first = min(open_firsts, key=lambda c: float(np.square(vectors[row] - books[0][c]).sum()))
-        free = [(first, s) for s in range(size) if (first, s) not in owner]
-        codes[row] = min(free, key=lambda code: distance(row, code))
-        owner[codes[row]] = row
-    return codes, len(losers), len(full)
-
-
-@pytest.mark.parametrize("items, seed", [(20, 0), (45, 1), (64, 2)])
-def test_the_fast_assignment_is_the_slow_one(items, seed):
-    generator = np.random.default_rng(seed)
-    books = [generator.normal(size=(8, 3)).astype(np.float32), 0.3 * generator.normal(size=(8, 3)).astype(np.float32)]
-    vectors = (books[0][generator.choice(8, items, p=[0.6, 0.2] + [0.2 / 6] * 6)]
-               + 0.4 * generator.normal(size=(items, 3))).astype(np.float32)
-    first = nearest_of(books[0], 1)(vectors)
-    codes = np.hstack([first, nearest_of(books[1], 1)(vectors - books[0][first[:, 0]])])
-    resolved = resolve_collisions(vectors, codes, books, nearest_of(books[1], 3))
-    expected, moved, overflowed = slow_assignment(vectors, codes, books)
-    assert [tuple(row) for row in resolved.codes.tolist()] == expected
-    assert (resolved.moved, resolved.overflowed) == (moved, overflowed) and moved > 0
-    assert items < 40 or overflowed > 0
-
-
-def test_the_closest_item_keeps_the_id_and_an_item_of_a_full_prefix_goes_to_the_next_nearest():
-    books = [np.array([[0.0], [10.0], [40.0]], np.float32), np.array([[0.0], [1.0], [5.0]], np.float32)]
-    vectors = np.array([[0.3], [0.2], [0.1], [0.4]], np.float32)
-    resolved = resolve_collisions(vectors, np.zeros((4, 2), int), books, nearest_of(books[1], 2))
-    assert resolved.codes.tolist() == [[0, 2], [0, 1], [0, 0], [1, 0]]
-    assert (resolved.moved, resolved.overflowed) == (3, 1)
-
-
-def test_three_level_spills_keep_the_longest_part_of_the_prefix_that_has_room():
-    books = [np.array([[0.0], [100.0]], np.float32), np.array([[0.0], [10.0]], np.float32),
-             np.array([[0.0], [1.0]], np.float32)]
-    vectors = np.array([[0.0], [0.1], [0.2], [0.3], [0.4]], np.float32)
-    resolved = resolve_collisions(vectors, np.zeros((5, 3), int), books, nearest_of(books[2], 1))
-    assert resolved.codes[:2].tolist() == [[0, 0, 0], [0, 0, 1]]
-    assert resolved.codes[2:4, :2].tolist() == [[0, 1], [0, 1]] and resolved.codes[4, 0] == 1
 
 
 def test_items_without_a_vector_fill_the_emptiest_prefixes_and_are_counted(tmp_path):
@@ -170,17 +107,10 @@ def test_ids_follow_the_creative_ids_and_not_the_item_rows(tmp_path):
     np.testing.assert_array_equal(codes[other], permuted)
 
 
-def test_a_spill_starts_from_the_item_s_own_prefix_even_where_another_first_code_is_nearer():
-    books = [np.array([[0.0], [100.0]], np.float32), np.array([[0.0], [10.0]], np.float32),
-             np.array([[0.0], [1.0]], np.float32)]
-    vectors, codes = np.full((3, 1), 30, np.float32), np.array([[1, 0, 0]] * 3)
-    resolved = resolve_collisions(vectors, codes, books, nearest_of(books[2], 1))
-    assert resolved.codes[:, 0].tolist() == [1, 1, 1]
-
-
 def test_a_codebook_is_fitted_to_no_more_vectors_per_code_than_asked(tmp_path, monkeypatch):
-    seen, train = [], faiss.Kmeans.train
-    monkeypatch.setattr(faiss.Kmeans, "train", lambda self, points: (seen.append(len(points)), train(self, points))[1])
+    seen, fit = [], quantisers.fit_codebook
+    monkeypatch.setattr(quantisers, "fit_codebook",
+                        lambda points, *more, **settings: (seen.append(len(points)), fit(points, *more, **settings))[1])
     codes, _ = build(tmp_path, np.random.default_rng(4).normal(size=(200, 3)), codes=16, points_per_code=5)
     assert_own_ids(codes, 16)
     assert seen == [80, 80]

@@ -186,3 +186,13 @@ def test_an_interrupt_ends_with_one_line_and_can_be_resumed(dataset, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode not in (0, None) and "Traceback" not in errors and "interrupted" in errors
     assert not list(run.glob(".*writing*")) and (run / "resume.pt").exists()
+
+
+def test_a_later_checkpoint_is_kept_unless_the_earlier_one_is_clearly_better():
+    from onepiece_comp.validation import as_good
+
+    kept = np.array([1.0, 0.0, 0.4, 0.0, 0.3, 0.0])
+    assert as_good(kept, kept) and as_good(kept + 0.1, kept)
+    assert as_good(kept - [0.3, 0, 0, 0, 0, 0], kept)  # one user's luck: 0.05 with a standard error of 0.05
+    assert not as_good(kept - 0.1, kept) and not as_good(kept - [0.3, 0.2, 0.1, 0.2, 0.3, 0.1], kept)
+    assert as_good(np.zeros(0), np.zeros(0)) and as_good(np.zeros(1), np.ones(1))
