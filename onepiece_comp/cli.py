@@ -119,6 +119,33 @@ def build_tokenizer(
 
 
 @app.command(
+    "tokenizer-report",
+    epilog="Example: onepiece-comp tokenizer-report work/dataset work/tokenizers.html --vectors emb_81 --rule assignment",
+)
+def tokenizer_report(
+    dataset: Path,
+    out: Annotated[Path, typer.Argument(help="Page of HTML to write; the figures lie beside it as .json.")],
+    vectors: Annotated[
+        list[str], typer.Option(help="What to quantise, as in build-tokenizer; may be repeated.")
+    ],
+    quantiser: Annotated[
+        Optional[list[str]], typer.Option(help="May be repeated; default: tokenizer.quantiser.")
+    ] = None,
+    rule: Annotated[
+        Optional[list[str]], typer.Option(help="How shared ids come apart, may be repeated; default: every rule.")
+    ] = None,
+    preset: Preset = "tiny",
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
+    """Compare sources x quantisers x rules: collisions, use of codes, error, neighbours kept, time."""
+    from onepiece_comp.tokenizer_report import tokenizer_report as stage
+
+    stage(dataset, out, load_config(preset, config, sets or ()).tokenizer, sources=vectors, quantisers=quantiser or (),
+          rules=rule or ())
+
+
+@app.command(
     epilog="Example: onepiece-comp train work/dataset work/joint --tokenizer work/tokenizer --warm-start work/retrieval"
 )
 def train(

@@ -67,10 +67,10 @@ class TokenizerConfig:
     resolve: str = "assignment"  # how shared ids come apart: assignment | greedy | random | counter | none
     levels: int = 2  # codes per item
     codes: int = 0  # codebook size per level; 0 = from the number of items, 16,384 at full size
-    seeding: str = "auto"  # first words: random | kmeans++ | auto = kmeans++ for up to 4,096 words
+    seeding: str = "auto"  # first words: random | kmeans++ | cells = kmeans++ in cells | auto, by their number
     search: str = "auto"  # words that a point looks at in Lloyd's steps: exact | lists | auto; see `kmeans.py`
-    iterations: int = 15  # Lloyd iterations per level
-    points_per_code: int = 256  # k-means trains on at most this many vectors per code
+    iterations: int = 15  # Lloyd iterations per level, at most
+    points_per_code: int = 64  # k-means trains on at most this many vectors per code
     balance: float = 0.0  # above 0: no word should have more than 1 + 1 / balance times the mean number of items
     neighbours: int = 50  # greedy: last codes tried before any free one when an id is taken
     whiten: bool = True  # several sources: each made white before they are joined, so that none drowns the others
@@ -112,6 +112,7 @@ class TrainConfig:
     """Optimisation; see `training.py`."""
 
     epochs: float = 2.0  # passes over the users
+    warm_start_epochs: float = 1.0  # the same of a run that starts from another's weights, as the joint stage does
     batch_users: int = 16  # users per step
     sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given

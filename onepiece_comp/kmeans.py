@@ -16,11 +16,12 @@ import numpy as np
 from onepiece_comp.errors import InputError
 from onepiece_comp.paths import available_cores
 
-SEEDINGS = ("auto", "random", "kmeans++")
+SEEDINGS = ("auto", "random", "kmeans++", "cells")
 SEARCHES = ("auto", "exact", "lists")
 _LIST = 64  # words that a point looks at
 _FEWEST_FOR_LISTS = 2048  # words from which lists pay
-_MOST_FOR_PLUS = 4096  # words up to which `auto` seeds by k-means++: its time grows with their square
+_MOST_FOR_PLUS = 512  # words up to which `auto` seeds by k-means++: its time grows with their square
+_SETTLED = 3e-4  # Lloyd ends when an iteration lowers the error by less than this share
 _SEED_POINTS = 32  # points per word that k-means++ draws from
 _ROWS = 1 << 16  # points searched at once
 _PRICE_STEPS = 30  # of balancing
@@ -105,9 +106,11 @@ def fit_codebook(points: np.ndarray, size: int, *, iterations: int, seed: int, s
 
 
 def _seeds(points: np.ndarray, size: int, seeding: str, generator: np.random.Generator) -> np.ndarray:
-    """First words: points drawn evenly, or far from each other (k-means++, Arthur and Vassilvitskii 2007)."""
-    if seeding == "random" or seeding == "auto" and size > _MOST_FOR_PLUS:
+    """First words: points drawn evenly, far from each other (k-means++, Arthur and Vassilvitskii 2007), or so in cells."""
+    if seeding == "random":
         return points[np.sort(generator.choice(len(points), size, replace=False))]
+    if seeding == "cells" or seeding == "auto" and size > _MOST_FOR_PLUS:
+        return _cells(points, size, generator)[0]
     if len(points) > _SEED_POINTS * size:
         points = points[np.sort(generator.choice(len(points), _SEED_POINTS * size, replace=False))]
     norm, distance = np.square(points).sum(axis=1), np.full(len(points), np.inf, np.float32)
@@ -125,10 +128,14 @@ def _seeds(points: np.ndarray, size: int, seeding: str, generator: np.random.Gen
 
 
 def _lloyd(points: np.ndarray, words: np.ndarray, iterations: int) -> np.ndarray:
-    """Words after some iterations, each looking at all words."""
+    """Words after some iterations, each looking at all words; fewer where they no longer help."""
+    before = np.inf
     for _ in range(iterations):
         distance, word = _assign(points, words)
         words = _means(points, word, words, distance)
+        before, error = float(distance.mean()), before
+        if before > error * (1 - _SETTLED):
+            break
     return words
 
 
@@ -173,15 +180,20 @@ def _lie_in_clusters(points: np.ndarray, generator: np.random.Generator) -> bool
 
 def _lloyd_over_lists(points: np.ndarray, size: int, iterations: int, generator: np.random.Generator) -> np.ndarray:
     """Lloyd whose points look only at the words nearest to their present one, from a seeding of two levels."""
-    coarse = _lloyd(points, _seeds(points, max(2, round(size ** 0.5)), "kmeans++", generator), 4)
-    cell = _assign(points, coarse)[1]
-    words = np.concatenate(_cell_words(points, cell, size, generator))
+    words, cell, coarse = _cells(points, size, generator)
     distance, word = _assign_by_cell(points, cell, words, coarse)
     for _ in range(iterations):
         words = _means(points, word, words, distance)
         near = Codebook(words, np.zeros(size, np.float32)).nearest(words, _LIST)
         distance, word = _assign_over_lists(points, word, words, near)
     return _means(points, word, words, distance)
+
+
+def _cells(points: np.ndarray, size: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(first words [C, d], cell of each point, centres of the cells): k-means within cells made by k-means."""
+    coarse = _lloyd(points, _seeds(points, max(2, round(size ** 0.5)), "kmeans++", generator), 4)
+    cell = _assign(points, coarse)[1]
+    return np.concatenate(_cell_words(points, cell, size, generator)), cell, coarse
 
 
 def _cell_words(points: np.ndarray, cell: np.ndarray, size: int, generator: np.random.Generator) -> list[np.ndarray]:

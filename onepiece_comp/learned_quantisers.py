@@ -8,6 +8,7 @@ anew, the step size falls to zero. Legend: n items, d width, L levels, C codes, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ _NARROW, _HIDDEN_OF_NARROW, _HIDDEN_OF_WIDE = 128, (128, 64), (512, 256, 128)
 _BATCH = 1024
 _FIRST_PER_CODE = 8  # latents per word that the first words are fitted to, at least a batch
 _COMMITMENT = 0.25
-_DECAY = 0.99  # of the running means that words are
+_DECAY = 0.98  # of the running means that words are
 _FLAT = 1e-4  # directions with less than this share of the largest deviation are not blown up
 _DEAD = 0.1  # a word with less than this share of a word's mean number of latents is placed anew
 
@@ -42,7 +43,7 @@ class Recipe(NamedTuple):
     latent: int  # most S
 
 
-RECIPES = {"steady": Recipe(True, True, "AdamW", 1e-3, True, True, 64),
+RECIPES = {"steady": Recipe(True, True, "AdamW", 2e-3, True, True, 64),
            "tiger": Recipe(False, False, "Adagrad", 0.4, False, False, 32)}
 
 
@@ -120,14 +121,12 @@ def fit_rqvae(vectors: Vectors, size: int, config: TokenizerConfig) -> Autoencod
     `vectors` [n, d], `size` words per level. Torch's global random state is neither used nor changed.
     InputError for an unknown recipe and fewer than one step.
     """
-    import torch
-
     if config.rqvae not in RECIPES:
         raise InputError("tokenizer.rqvae", found=repr(config.rqvae), expected=f"one of {', '.join(RECIPES)}",
                          do="choose one of these")
     if config.rqvae_steps < 1:
         raise InputError("tokenizer.rqvae_steps", found=str(config.rqvae_steps), expected="at least 1", do="raise it")
-    recipe, generator = RECIPES[config.rqvae], torch.Generator().manual_seed(config.seed)
+    recipe, generator = RECIPES[config.rqvae], np.random.default_rng([config.seed, 3])
     sample = sample_of(vectors, min(config.points_per_code * size, config.rqvae_steps * _BATCH), [config.seed, 0])
     mean, deviation = np.zeros(sample.shape[1], np.float32), np.ones(sample.shape[1], np.float32)
     if recipe.standardised:
@@ -143,25 +142,24 @@ def fit_rqvae(vectors: Vectors, size: int, config: TokenizerConfig) -> Autoencod
     return Autoencoded(Additive([Codebook(level, no_price) for level in words]), mean, deviation, encoder, decoder)
 
 
-def _first_stacks(sample: np.ndarray, deviation: np.ndarray, recipe: Recipe, generator: "torch.Generator",
+def _first_stacks(sample: np.ndarray, deviation: np.ndarray, recipe: Recipe, generator: np.random.Generator,
                   ) -> tuple[Stack, Stack]:
     """Encoder and decoder before training; with shortcuts, these alone: principal components and back."""
-    import torch
-
     width = sample.shape[1]
     latent = min(width, recipe.latent) if recipe.shortcut else recipe.latent
     hidden = _HIDDEN_OF_NARROW if width <= _NARROW else _HIDDEN_OF_WIDE
     stacks = []
     for widths in ((width, *hidden, latent), (latent, *hidden[::-1], width)):
-        layers = [Layer(((torch.rand(wide, out, generator=generator) * 2 - 1) * (6 / wide) ** 0.5).numpy(),
-                        np.zeros(out, np.float32)) for wide, out in zip(widths, widths[1:])]  # He et al. 2015
+        layers = [Layer(((generator.random((wide, out), np.float32) * 2 - 1) * np.float32(6 / wide) ** 0.5),
+                        np.zeros(out, np.float32)) for wide, out in pairwise(widths)]  # He et al. 2015
         stacks.append(Stack(layers, np.zeros((widths[0], widths[-1]), np.float32)))
     if not recipe.shortcut:
         return tuple(stacks)
     for stack in stacks:
         stack.layers[-1].weight[:] = 0
     scale = deviation / np.sqrt(np.mean(deviation ** 2))
-    _, axes = np.linalg.eigh(np.cov(sample * scale, rowvar=False, dtype=np.float64).reshape(width, width))
+    scaled = (sample * scale).astype(np.float64)
+    _, axes = np.linalg.eigh(scaled.T @ scaled)
     axes = axes[:, ::-1][:, :latent].astype(np.float32)
     return Stack(stacks[0].layers, scale[:, None] * axes), Stack(stacks[1].layers, axes.T / scale)
 
@@ -180,7 +178,7 @@ def _first_words(sample: np.ndarray, encoder: Stack, size: int, config: Tokenize
 
 
 def _trained(sample: np.ndarray, parts: tuple[Stack, np.ndarray, Stack], deviation: np.ndarray, *, recipe: Recipe,
-             steps: int, generator: "torch.Generator") -> tuple[Stack, np.ndarray, Stack]:
+             steps: int, generator: np.random.Generator) -> tuple[Stack, np.ndarray, Stack]:
     """Encoder, words [L, C, S] and decoder after training."""
     import torch
 
@@ -194,8 +192,7 @@ def _trained(sample: np.ndarray, parts: tuple[Stack, np.ndarray, Stack], deviati
         moved.append(words_LCS.requires_grad_())
     optimiser = getattr(torch.optim, recipe.optimiser)(moved, lr=recipe.rate)
     for step in progress(range(steps), total=steps, what="training the autoencoder"):
-        rows = torch.randint(len(sample), (_BATCH,), generator=generator)
-        x = torch.from_numpy(sample[rows.numpy()]).to(device)
+        x = torch.from_numpy(sample[generator.integers(len(sample), size=_BATCH)]).to(device)
         latent = encoder(x)
         choice = _choose(latent, words_LCS)
         rebuilt = decoder(latent + (choice.quantised - latent).detach())  # as if quantising were the identity
@@ -229,7 +226,7 @@ class _Choice(NamedTuple):
     codebook: "torch.Tensor"  # loss of the words
 
 
-def _choose(latent: "torch.Tensor", words_LCS: "torch.Tensor") -> _Choice:  # noqa: N803
+def _choose(latent: "torch.Tensor", words_LCS: "torch.Tensor") -> _Choice:
     import torch.nn.functional as F
 
     codes, lefts, left, commitment, codebook = [], [], latent, 0.0, 0.0
@@ -250,7 +247,7 @@ def _nearest(points: "torch.Tensor", words: "torch.Tensor") -> "torch.Tensor":
 class _RunningMeans:
     """Words that are running means of the residuals that choose them."""
 
-    def __init__(self, words_LCS: "torch.Tensor", generator: "torch.Generator"):  # noqa: N803
+    def __init__(self, words_LCS: "torch.Tensor", generator: np.random.Generator):
         self.words, self.generator, self.mean_count = words_LCS, generator, _BATCH / words_LCS.shape[1]
         self.count = words_LCS.new_full(words_LCS.shape[:2], self.mean_count)
         self.total = words_LCS * self.mean_count
@@ -266,6 +263,6 @@ class _RunningMeans:
             total.lerp_(chose @ left, 1 - _DECAY)
             dead = torch.nonzero(count < _DEAD * self.mean_count)[:, 0]
             if len(dead):
-                rows = torch.randint(len(left), (len(dead),), generator=self.generator).to(left.device)
+                rows = torch.from_numpy(self.generator.integers(len(left), size=len(dead))).to(left.device)
                 count[dead], total[dead] = self.mean_count, left[rows] * self.mean_count
             words.copy_(total / count[:, None])

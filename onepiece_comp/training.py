@@ -71,10 +71,12 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
     settings = {"version": __version__, "model": to_dict(config.model), "train": to_dict(config.train),
                 "dataset": data.fingerprint, "tokenizer": _fingerprint_of(tokenizer)}
     _claim(run, settings, resume)
+    going_on = resume and (run / "resume.pt").is_file()
+    settings["warm_start"] = warm is not None or going_on and read_json(run / "config.json").get("warm_start", False)
     device, threads = choose_device(config.train.device), set_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
     model = _build(data, config, tokenizer)
-    if warm is not None and not (resume and (run / "resume.pt").is_file()):
+    if warm is not None and not going_on:
         say("warm start: %d of %d tensors copied" % warm_start(model, warm))
     model.to(device)
     write_json(run / "config.json", settings)
@@ -87,7 +89,8 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         },
     )
-    loop = _Loop(model, data, run, config, device)
+    epochs = config.train.warm_start_epochs if settings["warm_start"] else config.train.epochs
+    loop = _Loop(model, data, run, config, device, epochs=epochs)
     _announce(loop, data)
     with RunLog(run, events, log, loop.progress.step if resume else 0) as records:
         loop.run_steps(records)
@@ -130,7 +133,7 @@ def _build(data: Dataset, config: Config, tokenizer: Path | None) -> OnePiece:
 class _Loop:
     """The state of a run: model, optimisers, data order, progress; saved and restored as one."""
 
-    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device):
+    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, epochs: float):
         self.model, self.data, self.run, self.device, self.started = model, data, run, device, time.monotonic()
         self.config, settings = config, config.train
         self.held_out: HeldOut = hold_out(data, users=settings.validation_users, seed=settings.seed)
@@ -139,7 +142,7 @@ class _Loop:
             sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
             moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
             horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend)
-        self.total_steps = max(1, round(settings.epochs * self.batches.steps_per_epoch))
+        self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
@@ -269,7 +272,7 @@ def _announce(loop: _Loop, data: Dataset) -> None:
     count, config = size(loop.model), loop.config
     events = int(loop.batches.events.sum())
     say(f"{len(loop.batches.users):,} users, {events:,} events, {data.schema.items:,} items; "
-        f"{loop.total_steps:,} steps of {config.train.batch_users} users, {config.train.epochs:g} epochs; "
+        f"{loop.total_steps:,} steps of {config.train.batch_users} users, {loop.total_steps / loop.batches.steps_per_epoch:.3g} epochs; "
         f"{count.dense:,} dense parameters, {count.tables:,} in tables; {len(loop.held_out.user)} validation users; "
         f"{loop.device}, {torch.get_num_threads()} threads")
     if loop.progress.step:

@@ -13,7 +13,7 @@ ORDER = """
     log_kuairand log_recbole log_movielens log_amazon log_sequences log_table convert targets split
     metrics trend event_columns engine embedding_tables preprocess evaluation baselines scoring
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
-    kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers tokenizer
+    kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers tokenizer tokenizer_report
     histories batches losses hstu similarity moe item_tower sid_decoder
     model optim checkpoint retrieval validation run_log training
     beam cascade submission

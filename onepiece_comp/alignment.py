@@ -1,0 +1,202 @@
+"""Item vectors in which items that users click together lie together: dataset/ and vectors in, OUT.npy out.
+
+Stands between `item_vectors.py` and `tokenizer.py`, which can read the file. A projection of the content vectors, at
+first their principal components, learns by symmetric InfoNCE from items that a user clicked soon after each other. An
+anchor holds items where their content puts them; what is learned of content serves items without clicks too. Sources:
+GR2 (arXiv 2602.07774), a contrastive loss on co-occurrence before the ids are made, here with LogQ (Yi et al. 2019)
+and the positive standing for itself (arXiv 2507.09331). Legend: n items with a vector, d width, k width of the result,
+p pairs, B pairs of a batch.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from onepiece_comp.artefacts import atomic_file, load_column, read_marker
+from onepiece_comp.console import progress, say, table
+from onepiece_comp.errors import InputError
+from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors
+from onepiece_comp.learned_quantisers import Layer, Stack
+from onepiece_comp.quantisers import Vectors, in_blocks, sample_of
+
+if TYPE_CHECKING:
+    import torch
+
+_WINDOW = 5  # clicks between which items count as clicked together
+_MOST_PAIRS = 4_000_000
+_EVENTS = 1 << 20  # read at a time
+_MOST_WIDTH, _HIDDEN = 64, 256  # k, and the hidden layer beside the linear projection
+_BATCH, _STEPS, _RATE = 1024, 1000, 1e-3
+_TEMPERATURE = 0.07
+_ANCHOR = 1.0  # weight of the squared distance to where content alone puts an item
+_SAMPLE = 1 << 17  # vectors that the principal components are taken from
+_ROWS = 1 << 16
+_KEPT_OUT = 10_000  # pairs, at most a tenth of them, that tell how well it went
+
+
+class Alignment(NamedTuple):
+    """A projection of content vectors to the unit sphere."""
+
+    mean: np.ndarray  # float32 [d]
+    scale: np.float32  # root of the vectors' mean variance
+    stack: Stack
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors [n, d] to float32 [n, k] of length 1."""
+        y = self.stack(self.scaled(vectors))
+        return y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.float32(1e-12))
+
+    def scaled(self, vectors: np.ndarray) -> np.ndarray:
+        return (np.asarray(vectors, np.float32) - self.mean) / self.scale
+
+
+def write_aligned(dataset: Path, source_name: str, out: Path, *, seed: int = 0) -> Path:
+    """Align the vectors of `source_name` (as in `item_vectors.py`) with the clicks of `dataset`, write them to `out`.
+
+    `out` is a .npy file, float32 [items + 1, k] by item row, zeros for the padding and items without a vector; beside
+    it FILE_ids.npy has the creative ids. InputError when no two items with a vector are clicked together.
+    """
+    dataset, out = Path(dataset), Path(out)
+    if out.suffix != ".npy":
+        raise InputError(out, found="another ending", expected="a name that ends in .npy", do="rename the output")
+    read_marker(dataset, "dataset")
+    creative = np.asarray(load_column(dataset, "creative_id"))
+    vectors, present = open_vectors(dataset, creative, named_sources(source_name), whiten=True)
+    row = 1 + np.argsort(creative[1:], kind="stable")[present]
+    place = np.full(len(creative), -1)
+    place[row] = np.arange(len(row))
+    pairs = place[co_occurrences(dataset, window=_WINDOW, seed=seed)]
+    pairs = np.random.default_rng([seed, 1]).permutation(pairs[(pairs >= 0).all(axis=1)])
+    kept_out = min(_KEPT_OUT, len(pairs) // 10)
+    alignment = fit_alignment(vectors, pairs[kept_out:], seed=seed)
+    with atomic_file(out.with_name(f"{out.stem}_ids.npy")) as temporary, open(temporary, "wb") as file:
+        np.save(file, creative)
+    _write_rows(vectors, alignment, row, len(creative), out)
+    _report(f"alignment of {source_name}", vectors, alignment, pairs, kept_out)
+    say(f"wrote {out}")
+    return out
+
+
+def co_occurrences(dataset: Path, *, window: int, seed: int = 0, most: int = _MOST_PAIRS) -> np.ndarray:
+    """Pairs of item rows, int64 [p, 2], earlier click first, of different items at most `window` clicks of a user apart.
+
+    A click is an event with action 1 or 2 of an item of the dataset. More than `most` pairs are a sample, all pairs
+    equally likely. Memory is that of a block of events and twice the sample.
+    """
+    item, action, user_start = (load_column(Path(dataset), name) for name in ("item_row", "action", "user_start"))
+    user_start, generator = np.asarray(user_start), np.random.default_rng(seed)
+    kept, key = np.zeros((0, 2), np.int64), np.zeros(0)
+    bounds = np.unique(np.append(np.searchsorted(user_start, np.arange(0, len(item), _EVENTS)), len(user_start) - 1))
+    for first, last in progress(list(pairwise(bounds)), total=len(bounds) - 1, what="clicks"):
+        events = slice(user_start[first], user_start[last])
+        user = np.repeat(np.arange(last - first), np.diff(user_start[first:last + 1]))
+        clicked = np.isin(action[events], (CLICK, CONVERSION)) & (item[events] > 0)
+        found = _pairs_within(np.asarray(item[events])[clicked].astype(np.int64), user[clicked], window)
+        kept, key = np.concatenate([kept, found]), np.concatenate([key, generator.random(len(found))])
+        if len(kept) > most:
+            chosen = np.sort(np.argpartition(key, most)[:most])
+            kept, key = kept[chosen], key[chosen]
+    return kept
+
+
+def _pairs_within(item: np.ndarray, user: np.ndarray, window: int) -> np.ndarray:
+    found = [np.zeros((0, 2), np.int64)]
+    for apart in range(1, min(window, len(item) - 1) + 1):
+        fits = (user[:-apart] == user[apart:]) & (item[:-apart] != item[apart:])
+        found.append(np.column_stack([item[:-apart][fits], item[apart:][fits]]))
+    return np.concatenate(found)
+
+
+def aligned_vectors(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Vectors [n, d] as float32 [n, k] of length 1, aligned with `pairs` [p, 2] of places; k is d, at most 64."""
+    return in_blocks(vectors, fit_alignment(vectors, pairs, seed=seed), "aligned vectors")
+
+
+def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alignment:
+    """The projection that brings `pairs` int [p, 2] of places in `vectors` [n, d] together; InputError without pairs."""
+    import torch
+
+    if len(pairs) == 0:
+        raise InputError("alignment", found="no two items with a vector that one user clicked", expected="some",
+                         do="use the vectors as they are")
+    start, generator = _principal(vectors, seed), np.random.default_rng([seed, 2])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tensor = lambda array: torch.tensor(array, device=device)
+    content = tensor(start.stack.shortcut)
+    stack = Stack([Layer(*map(tensor, layer)) for layer in start.stack.layers], content.clone())
+    moved = [part.requires_grad_() for part in (*stack.layers[0], *stack.layers[1], stack.shortcut)]
+    log_expected = [tensor(_log_expected(pairs[:, side], len(vectors))) for side in (0, 1)]
+    optimiser = torch.optim.AdamW(moved, lr=_RATE)
+    for step in progress(range(_STEPS), total=_STEPS, what="alignment"):
+        drawn, others = pairs[generator.integers(len(pairs), size=_BATCH)], generator.integers(len(vectors), size=_BATCH)
+        item = np.concatenate([drawn[:, 0], drawn[:, 1], others])
+        x, item = tensor(start.scaled(vectors[item])), tensor(item)
+        unit, by_content = (torch.nn.functional.normalize(y, dim=1) for y in (stack(x), x @ content))
+        (left, right, _), (left_item, right_item, _) = unit.split(_BATCH), item.split(_BATCH)
+        loss = (info_nce(left, right, left_item, right_item, log_expected[1][right_item])
+                + info_nce(right, left, right_item, left_item, log_expected[0][left_item])) / 2
+        loss = loss + _ANCHOR * (unit - by_content)[2 * _BATCH:].square().sum(1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
+        optimiser.step()
+    held = lambda part: part.detach().cpu().numpy()
+    return start._replace(stack=Stack([Layer(*map(held, layer)) for layer in stack.layers], held(stack.shortcut)))
+
+
+def info_nce(query: "torch.Tensor", key: "torch.Tensor", query_item: "torch.Tensor", key_item: "torch.Tensor",
+             log_expected: "torch.Tensor") -> "torch.Tensor":
+    """Mean loss of queries [B, k], whose keys [B, k] are theirs by position, against the keys of the others.
+
+    A key that `log_expected` [B] says is drawn m times a batch stands for 1 / m items, so that popular items are not
+    pushed away for being met often. Further draws of the positive or of the query's own item are no negatives.
+    """
+    import torch
+
+    logit = query @ key.T / _TEMPERATURE
+    positive = logit.diagonal()
+    hidden = (key_item[None] == key_item[:, None]) | (key_item[None] == query_item[:, None])
+    negatives = (logit - log_expected).masked_fill(hidden, -torch.inf)
+    return (torch.cat([positive[:, None], negatives], 1).logsumexp(1) - positive).mean()
+
+
+def _log_expected(items: np.ndarray, count: int) -> np.ndarray:
+    """Log of how often a batch of draws from `items` is expected to hold each of `count` items, float32."""
+    return np.log(np.maximum(np.bincount(items, minlength=count), 1) * (_BATCH / len(items))).astype(np.float32)
+
+
+def _principal(vectors: Vectors, seed: int) -> Alignment:
+    """The projection before training: principal components, and a hidden layer that adds nothing yet."""
+    sample = sample_of(vectors, _SAMPLE, [seed, 0])
+    mean, width = sample.mean(0, dtype=np.float64).astype(np.float32), sample.shape[1]
+    scale = np.float32(np.sqrt(np.square(sample - mean).mean(dtype=np.float64)) or 1)
+    centred = ((sample - mean) / scale).astype(np.float64)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :_MOST_WIDTH]
+    first = np.random.default_rng([seed, 3]).normal(size=(width, _HIDDEN)) * (2 / width) ** 0.5
+    layers = [Layer(first.astype(np.float32), np.zeros(_HIDDEN, np.float32)),
+              Layer(np.zeros((_HIDDEN, axes.shape[1]), np.float32), np.zeros(axes.shape[1], np.float32))]
+    return Alignment(mean, scale, Stack(layers, np.ascontiguousarray(axes, np.float32)))
+
+
+def _write_rows(vectors: ItemVectors, alignment: Alignment, row: np.ndarray, rows: int, out: Path) -> None:
+    with atomic_file(out) as temporary:
+        written = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, alignment.stack.shortcut.shape[1]))
+        for start in progress(range(0, len(row), _ROWS), total=-(-len(row) // _ROWS), what="aligned vectors"):
+            written[row[start:start + _ROWS]] = alignment(vectors[start:start + _ROWS])
+        written.flush()
+
+
+def _report(title: str, vectors: ItemVectors, alignment: Alignment, pairs: np.ndarray, kept_out: int) -> None:
+    """Before and after: how often the items of a pair kept out are nearer to each other than to the next pair's."""
+    nearer = ["", ""]
+    for when, work in enumerate((alignment.scaled, alignment)) if kept_out > 1 else ():
+        left, right = (work(vectors[pairs[:kept_out, side]]) for side in (0, 1))
+        left, right = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (left, right))
+        nearer[when] = f"{np.mean((left * right).sum(1) > (left * np.roll(right, 1, axis=0)).sum(1)):.2%}"
+    table(title, ("what", "before", "after"), [
+        ("items with a vector", "", f"{len(vectors):,}"), ("pairs learned from", "", f"{len(pairs) - kept_out:,}"),
+        ("width", f"{vectors.shape[1]}", f"{alignment.stack.shortcut.shape[1]}"),
+        ("pairs kept out nearer than chance partners", *nearer)])
