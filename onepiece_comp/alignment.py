@@ -29,9 +29,10 @@ _WINDOW = 5  # clicks between which items count as clicked together
 _MOST_PAIRS = 4_000_000
 _EVENTS = 1 << 20  # read at a time
 _MOST_WIDTH, _HIDDEN = 64, 256  # k, and the hidden layer beside the linear projection
-_BATCH, _STEPS, _RATE = 1024, 1000, 1e-3
-_TEMPERATURE = 0.07
-_ANCHOR = 1.0  # weight of the squared distance to where content alone puts an item
+_BATCH, _STEPS, _RATE = 512, 1000, 1e-3
+_MOST_OFTEN = 10  # times that a pair is drawn, in the mean: pairs are few beside what the projection could learn by heart
+_TEMPERATURE = 0.1
+_ANCHOR = 0.3  # weight of the squared distance to where content alone puts an item
 _SAMPLE = 1 << 17  # vectors that the principal components are taken from
 _ROWS = 1 << 16
 _KEPT_OUT = 10_000  # pairs, at most a tenth of them, that tell how well it went
@@ -130,7 +131,8 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
     moved = [part.requires_grad_() for part in (*stack.layers[0], *stack.layers[1], stack.shortcut)]
     log_expected = [tensor(_log_expected(pairs[:, side], len(vectors))) for side in (0, 1)]
     optimiser = torch.optim.AdamW(moved, lr=_RATE)
-    for step in progress(range(_STEPS), total=_STEPS, what="alignment"):
+    steps = min(_STEPS, -(-_MOST_OFTEN * len(pairs) // _BATCH))
+    for step in progress(range(steps), total=steps, what="alignment"):
         drawn, others = pairs[generator.integers(len(pairs), size=_BATCH)], generator.integers(len(vectors), size=_BATCH)
         item = np.concatenate([drawn[:, 0], drawn[:, 1], others])
         x, item = tensor(start.scaled(vectors[item])), tensor(item)
@@ -141,7 +143,7 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
         loss = loss + _ANCHOR * (unit - by_content)[2 * _BATCH:].square().sum(1).mean()
         optimiser.zero_grad()
         loss.backward()
-        optimiser.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
+        optimiser.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         optimiser.step()
     held = lambda part: part.detach().cpu().numpy()
     return start._replace(stack=Stack([Layer(*map(held, layer)) for layer in stack.layers], held(stack.shortcut)))

@@ -18,54 +18,55 @@ if find_spec("numba"):
 else:  # the same in plain Python: some hundred times slower, and only items in collision take time
     _compiled = lambda function: function
 
-OUTSIDE = -1  # no code: what is cheaper stands outside
-_NOWHERE = -2
+_NOWHERE = -1
 _SLACK = 1e-9  # of costs, against rounding
 
 
 @_compiled
-def match(cost_MK, code_MK, outside_M, size):  # noqa: N803
-    """(code int64 [M], short bool [M]) at the least total cost.
+def match(cost_MK, code_MK, size):  # noqa: N803
+    """(code int64 [M], short bool [M]) at the least total cost, a code of its own for each item.
 
-    `cost_MK` float64 and `code_MK` int64 list each item's codes by rising cost; `outside_M` is what it costs an item to
-    get none (inf: it must get one). `short` marks items whose lists are too short to prove that the total is least, or
-    to give a code at all (OUTSIDE then); where none is marked, the answer is that of all C codes. `size` is C.
+    `cost_MK` float64 and `code_MK` int64 list each item's codes by rising cost; `size` is C, at least M. `short` marks
+    items whose lists are too short to prove that the total is least, or to give a code at all (-1 then); where none is
+    marked, the answer is that of all C codes.
     """
     items, listed = cost_MK.shape
     owner, price = np.full(size, -1, np.int64), np.zeros(size)
-    code, level = np.full(items, OUTSIDE, np.int64), np.zeros(items)  # level: what an item pays, its code's price too
+    code, level = np.full(items, -1, np.int64), np.zeros(items)  # level: what an item pays, its code's price too
     short = np.zeros(items, np.bool_)
     distance, via, closed = np.full(size, np.inf), np.full(size, -1, np.int64), np.zeros(size, np.bool_)
     touched = np.empty(size, np.int64)
     for start in range(items):
-        level[start] = outside_M[start]
+        level[start] = np.inf
         for k in range(listed):
             level[start] = min(level[start], cost_MK[start, k] + price[code_MK[start, k]])
-        end, total, leaver, count = _shortest_path(
-            start, cost_MK, code_MK, outside_M, (owner, price, level), (distance, via, closed, touched))
+        end, count = _shortest_path(start, cost_MK, code_MK, (owner, price, level), (distance, via, closed, touched))
         if end == _NOWHERE:
             short[start] = True
         else:
+            total = distance[end]
             for k in range(count):  # codes on the way become dearer, so that no one gains by going back
                 to = touched[k]
                 if closed[to] and distance[to] < total:
                     price[to] += total - distance[to]
                     level[owner[to]] += total - distance[to]
             level[start] += total
-            _move(start, end, leaver, owner, code, via)
+            while end != _NOWHERE:  # each item on the path takes the code that it looked at
+                taker = via[end]
+                owner[end], end, code[taker] = taker, code[taker], end
         for k in range(count):
             to = touched[k]
             distance[to], via[to], closed[to] = np.inf, -1, False
     if listed < size:
         for item in range(items):
-            if min(level[item], outside_M[item]) > cost_MK[item, listed - 1] + _SLACK:
+            if level[item] > cost_MK[item, listed - 1] + _SLACK:
                 short[item] = True
     return code, short
 
 
 @_compiled
-def _shortest_path(start, cost_MK, code_MK, outside_M, state, tree):  # noqa: N803
-    """(free code at the end, OUTSIDE or _NOWHERE; its distance; the item that steps outside; codes touched).
+def _shortest_path(start, cost_MK, code_MK, state, tree):  # noqa: N803
+    """(free code at the end or _NOWHERE, number of codes touched).
 
     From item to code at what the item would pay beyond now, from a code to its owner at nothing: Dijkstra's search.
     """
@@ -74,7 +75,6 @@ def _shortest_path(start, cost_MK, code_MK, outside_M, state, tree):  # noqa: N8
     heap = [(0.0, np.int64(-1))]
     heap.pop()
     count, item, base = 0, start, 0.0
-    best_outside, leaver = np.inf, np.int64(-1)
     while True:
         for k in range(cost_MK.shape[1]):
             to = code_MK[item, k]
@@ -85,33 +85,13 @@ def _shortest_path(start, cost_MK, code_MK, outside_M, state, tree):  # noqa: N8
                     count += 1
                 distance[to], via[to] = reach, item
                 heapq.heappush(heap, (reach, to))
-        if base + outside_M[item] - level[item] < best_outside:
-            best_outside, leaver = base + outside_M[item] - level[item], np.int64(item)
         end = np.int64(_NOWHERE)
         while len(heap):
             reach, to = heapq.heappop(heap)
             if not closed[to] and reach <= distance[to]:
                 end = to
                 break
-        if end == _NOWHERE or best_outside <= distance[end]:
-            end = np.int64(OUTSIDE if best_outside < np.inf else _NOWHERE)
-            return end, best_outside, leaver, count
-        if owner[end] < 0:
-            return end, distance[end], leaver, count
+        if end == _NOWHERE or owner[end] < 0:
+            return end, count
         closed[end] = True
         item, base = owner[end], distance[end]
-
-
-@_compiled
-def _move(start, end, leaver, owner, code, via):
-    """Each item on the path takes the code that it looked at; the last one a free code, or none."""
-    if end == OUTSIDE:
-        mover, place = leaver, code[leaver]
-        code[mover] = OUTSIDE
-    else:
-        mover = via[end]
-        place = code[mover]
-        code[mover], owner[end] = end, mover
-    while mover != start:
-        taker = via[place]
-        owner[place], place, code[taker], mover = taker, code[taker], place, taker

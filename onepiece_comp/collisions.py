@@ -3,7 +3,8 @@
 Stands between `quantisers.py` and `tokenizer.py`. Sources: a counter as one more code, TIGER (arXiv 2305.05065); greedy
 re-assignment of the last code, OnePiece (arXiv 2512.07424), here by distance to the item and with nothing left over; a
 random unused last code, GR2 (arXiv 2602.07774). Our own: the last codes of a prefix given out at the least total error
-(`assignment.py`). A full prefix spills into the nearest with room. Rows stand in creative-id order, so that ties do not
+(`assignment.py`), after full
+prefixes have given up the items that lose least by it. Rows stand in creative-id order, so that ties do not
 depend on item rows. Legend: n items, d width, L levels, C codes, S width of the words, K codes listed per item.
 """
 
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.assignment import OUTSIDE, match
+from onepiece_comp.assignment import match
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import progress
 from onepiece_comp.errors import InputError
@@ -22,7 +23,8 @@ from onepiece_comp.quantisers import Nested, Quantiser, Vectors, summed_words
 
 _ROWS = 1 << 15  # items in hand at a time
 _LISTED = 16  # codes that an item's list begins with
-_ELSEWHERE = 8  # other prefixes that an item of a full one looks at
+_OPTIONS = 32  # prefixes that an item of a full one looks at
+_ROUNDS = 2000  # of making full prefixes dearer
 
 
 class Resolved(NamedTuple):
@@ -155,20 +157,79 @@ def _random(ask: _Ask) -> Resolved:
 
 
 def _least_error(ask: _Ask) -> Resolved:
-    """The last codes under each prefix with a collision so that the sum of squared errors is least."""
-    before, prefixes = ask.codes.copy(), ask.prefixes()
-    order = np.argsort(prefixes, kind="stable")
-    ids = id_numbers(ask.codes[order], ask.size)
-    _, first, count = np.unique(ids, return_index=True, return_counts=True)
-    contested = np.unique(prefixes[order[first[count > 1]]])
-    order = order[np.isin(prefixes[order], contested)]
-    full = np.bincount(prefixes, minlength=ask.size ** (ask.codes.shape[1] - 1)) > ask.size
-    leftover = [_match_prefixes(ask, rows, full) for rows in _whole_prefixes(order, prefixes)]
-    left = np.concatenate([np.empty(0, np.int64), *leftover])
-    tree = IdTree(np.delete(ask.codes, left, axis=0), ask.size)
-    ask.codes[left] = before[left]
+    """No more items under a prefix than ids; then the last codes under each so that the sum of squared errors is least."""
+    before = ask.codes.copy()
+    left = _within_capacity(ask)
+    staying = np.ones(len(before), bool)
+    staying[left] = False
+    rows = np.flatnonzero(staying)
+    prefixes = ask.prefixes()
+    rows = rows[np.argsort(prefixes[rows], kind="stable")]
+    _, first, count = np.unique(id_numbers(ask.codes[rows], ask.size), return_index=True, return_counts=True)
+    contested = np.isin(prefixes[rows], prefixes[rows[first[count > 1]]])
+    for part in _whole_prefixes(rows[contested], prefixes):
+        _match_prefixes(ask, part)
+    tree = IdTree(ask.codes[staying], ask.size)
     _spill(ask, tree, left)
-    return Resolved(ask.codes, int((before != ask.codes).any(axis=1).sum()), len(left))
+    changed = before != ask.codes
+    return Resolved(ask.codes, int(changed.any(axis=1).sum()), int(changed[:, :-1].any(axis=1).sum()))
+
+
+def _within_capacity(ask: _Ask) -> np.ndarray:
+    """Move items of full prefixes to others by changing the code before the last; returns the rows for which none was found.
+
+    A full prefix becomes dearer until those who lose least by leaving have left (an ascending auction, Bertsekas 1988);
+    a cost is the squared distance to what the prefix alone decodes to.
+    """
+    if ask.codes.shape[1] == 1:
+        return np.empty(0, np.int64)
+    prefix, size = ask.prefixes(), ask.size
+    load = np.bincount(prefix, minlength=size ** (ask.codes.shape[1] - 1))
+    price, options = np.zeros(len(load)), _Options(ask)
+    for _ in range(_ROUNDS):
+        full = np.flatnonzero(load > size)
+        if not len(full):
+            break
+        order = np.flatnonzero(np.isin(prefix, full))
+        order = order[np.argsort(prefix[order], kind="stable")]
+        for rows in np.split(order, np.flatnonzero(np.diff(prefix[order])) + 1):
+            here, excess = prefix[rows[0]], len(rows) - size
+            number, cost = options.of(rows)
+            paid = cost + price[number]
+            elsewhere = np.where(number == here, np.inf, paid)
+            best = elsewhere.argmin(axis=1)
+            regret = elsewhere[np.arange(len(rows)), best] - np.where(number == here, paid, np.inf).min(axis=1)
+            leaving = np.argsort(regret, kind="stable")[:excess]
+            price[here] += max(float(regret[leaving[-1]]), 0.0) + options.least_step
+            prefix[rows[leaving]] = number[leaving, best[leaving]]
+        load = np.bincount(prefix, minlength=len(load))
+    ask.codes[:, -2] = prefix % size
+    full = np.flatnonzero(load > size)
+    return np.concatenate([np.empty(0, np.int64), *(np.flatnonzero(prefix == number)[size:] for number in full)])
+
+
+class _Options:
+    """The prefixes that items could stand under, and what each costs; looked up once per item."""
+
+    def __init__(self, ask: _Ask):
+        self._ask, self._at = ask, np.full(len(ask.codes), -1, np.int64)
+        self._base = id_numbers(ask.codes[:, :-2], ask.size) * ask.size
+        self._own = ask.codes[:, -2].copy()
+        self._number, self._cost, self.least_step = np.empty((0, 0), np.int64), np.empty((0, 0)), 0.0
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(prefix numbers, costs) [rows, options]."""
+        new = rows[self._at[rows] < 0]
+        if len(new):
+            ask, depth = self._ask, self._ask.codes.shape[1] - 2
+            left = ask.points(new) - summed_words(ask.codes[new, :depth], ask.quantiser.codebooks)
+            cost, code = ask.quantiser.codebooks[depth].search(left, _OPTIONS)
+            self._at[new] = len(self._number) + np.arange(len(new))
+            number = self._base[new, None] + code
+            self._number = np.concatenate([self._number.reshape(-1, number.shape[1]), number])
+            self._cost = np.concatenate([self._cost.reshape(-1, number.shape[1]), cost.astype(np.float64)])
+            self.least_step = 1e-6 * float(np.abs(self._cost).mean())
+        return self._number[self._at[rows]], self._cost[self._at[rows]]
 
 
 def _whole_prefixes(order: np.ndarray, prefixes: np.ndarray) -> Iterator[np.ndarray]:
@@ -182,39 +243,20 @@ def _whole_prefixes(order: np.ndarray, prefixes: np.ndarray) -> Iterator[np.ndar
                         what="collisions, blocks")
 
 
-def _match_prefixes(ask: _Ask, rows: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Write the last codes of whole prefixes; returns the rows that found no room in a full one."""
-    prefixes, leftover, listed = ask.prefixes(rows), [], _LISTED
-    elsewhere = np.full(len(rows), np.inf)
-    crowded = np.flatnonzero(full[prefixes])
-    elsewhere[crowded] = _elsewhere(ask, rows[crowded], full)
+def _match_prefixes(ask: _Ask, rows: np.ndarray) -> None:
+    """Write the last codes of whole prefixes, none with more items than codes."""
+    prefixes, listed = ask.prefixes(rows), _LISTED
     while len(rows):
         cost, code = _near_codes(ask, prefixes, ask.residuals(rows), listed)
         edges = [*np.flatnonzero(np.diff(prefixes, prepend=-1)), len(rows)]
         again = np.zeros(len(rows), bool)
         for start, stop in zip(edges, edges[1:]):
             part = slice(start, stop)
-            chosen, short = match(cost[part].astype(np.float64), code[part].astype(np.int64), elsewhere[part], ask.size)
-            if short.any() and listed < ask.size:
-                again[part] = True
-                continue
-            ask.codes[rows[part], -1] = chosen
-            leftover.append(rows[part][chosen == OUTSIDE])
-        rows, prefixes, elsewhere, listed = rows[again], prefixes[again], elsewhere[again], 4 * listed
-    return np.concatenate([np.empty(0, np.int64), *leftover])
-
-
-def _elsewhere(ask: _Ask, rows: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """What items of full prefixes would cost under the nearest prefix that is not full, if no one else were there."""
-    if not len(rows):
-        return np.empty(0)
-    depth, books = ask.codes.shape[1] - 2, ask.quantiser.codebooks
-    left = ask.points(rows) - summed_words(ask.codes[rows, :depth], books)
-    near, base = books[depth].nearest(left, _ELSEWHERE), id_numbers(ask.codes[rows, :depth], ask.size)
-    open_ = ~full[base[:, None] * ask.size + near]
-    chosen = near[np.arange(len(rows)), np.where(open_.any(axis=1), open_.argmax(axis=1), near.shape[1] - 1)]
-    residuals = left - books[depth].words[chosen]
-    return _near_codes(ask, base * ask.size + chosen, residuals, 1)[0][:, 0].astype(np.float64)
+            chosen, short = match(cost[part].astype(np.float64), code[part].astype(np.int64), ask.size)
+            again[part] = short.any()
+            if not short.any():
+                ask.codes[rows[part], -1] = chosen
+        rows, prefixes, listed = rows[again], prefixes[again], 4 * listed
 
 
 def _near_codes(ask: _Ask, prefixes: np.ndarray, residuals: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """The table of tokenizers holds what building each would have told, and says what cannot be built."""
 
 import json
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
