@@ -29,7 +29,7 @@ _WINDOW = 5  # clicks between which items count as clicked together
 _MOST_PAIRS = 4_000_000
 _EVENTS = 1 << 20  # read at a time
 _MOST_WIDTH, _HIDDEN = 64, 256  # k, and the hidden layer beside the linear projection
-_BATCH, _STEPS, _RATE = 512, 1000, 1e-3
+_BATCH, _STEPS, _RATE = 512, 1000, 1e-2
 _MOST_OFTEN = 10  # times that a pair is drawn, in the mean: pairs are few beside what the projection could learn by heart
 _TEMPERATURE = 0.1
 _ANCHOR = 0.3  # weight of the squared distance to where content alone puts an item
@@ -128,7 +128,7 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
     tensor = lambda array: torch.tensor(array, device=device)
     content = tensor(start.stack.shortcut)
     stack = Stack([Layer(*map(tensor, layer)) for layer in start.stack.layers], content.clone())
-    moved = [part.requires_grad_() for part in (*stack.layers[0], *stack.layers[1], stack.shortcut)]
+    moved = [part.requires_grad_() for part in (stack.shortcut,)]
     log_expected = [tensor(_log_expected(pairs[:, side], len(vectors))) for side in (0, 1)]
     optimiser = torch.optim.AdamW(moved, lr=_RATE)
     steps = min(_STEPS, -(-_MOST_OFTEN * len(pairs) // _BATCH))

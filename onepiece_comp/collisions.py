@@ -24,7 +24,7 @@ from onepiece_comp.quantisers import Nested, Quantiser, Vectors, summed_words
 _ROWS = 1 << 15  # items in hand at a time
 _LISTED = 16  # codes that an item's list begins with
 _OPTIONS = 32  # prefixes that an item of a full one looks at
-_ROUNDS = 2000  # of making full prefixes dearer
+_ROUNDS = 500  # of making full prefixes dearer
 
 
 class Resolved(NamedTuple):
@@ -228,7 +228,7 @@ class _Options:
             number = self._base[new, None] + code
             self._number = np.concatenate([self._number.reshape(-1, number.shape[1]), number])
             self._cost = np.concatenate([self._cost.reshape(-1, number.shape[1]), cost.astype(np.float64)])
-            self.least_step = 1e-6 * float(np.abs(self._cost).mean())
+            self.least_step = 2e-3 * float(np.abs(self._cost).mean())
         return self._number[self._at[rows]], self._cost[self._at[rows]]
 
 

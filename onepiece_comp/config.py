@@ -113,6 +113,7 @@ class TrainConfig:
 
     epochs: float = 2.0  # passes over the users
     warm_start_epochs: float = 1.0  # the same of a run that starts from another's weights, as the joint stage does
+    warm_start_rate: float = 0.1  # its step size for the weights that are trained already, times the others'
     batch_users: int = 16  # users per step
     sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given

@@ -30,8 +30,8 @@ def orthogonalise(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is orthogonalised; parameters of two or more dimensions only."""
 
-    def __init__(self, parameters: list[nn.Parameter], *, lr: float, weight_decay: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, parameters: list, *, lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "rate": 1.0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -65,22 +65,27 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
+def _by_rate(model: nn.Module, parameters: list[nn.Parameter], trained_rate: float) -> list[dict]:
+    """The parameters as groups of one rate each."""
+    new = {id(p) for name, p in model.named_parameters() if name.startswith("decoder.") or "code_table" in name}
+    parts = [{"params": [p for p in parameters if (id(p) in new) == is_new], "rate": 1.0 if is_new else trained_rate}
+             for is_new in (False, True)]
+    return [part for part in parts if part["params"]]
+
+
 class Optimisers:
     """Both optimisers as one, with their schedule."""
 
     def __init__(self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float,
-                 warmup_steps: int, total_steps: int):
+                 warmup_steps: int, total_steps: int, trained_rate: float = 1.0):
+        """`trained_rate` scales the steps of all weights but those that know semantic ids: the others are trained."""
         groups = parameter_groups(model)
-        self.muon = Muon(groups["muon"], lr=muon_learning_rate, weight_decay=weight_decay)
+        parts = {name: _by_rate(model, held, trained_rate) for name, held in groups.items()}
+        self.muon = Muon(parts["muon"], lr=muon_learning_rate, weight_decay=weight_decay)
         self.adam = torch.optim.AdamW(
-            [
-                {"params": groups["decayed"], "weight_decay": weight_decay},
-                {"params": groups["plain"], "weight_decay": 0.0},
-            ],
-            lr=learning_rate,
-            betas=(0.9, 0.98),
-            eps=1e-9,
-        )
+            [{**part, "weight_decay": weight_decay} for part in parts["decayed"]]
+            + [{**part, "weight_decay": 0.0} for part in parts["plain"]],
+            lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
         self._peaks = [(self.muon, muon_learning_rate), (self.adam, learning_rate)]
         self._warmup, self._total = max(1, warmup_steps), total_steps
 
@@ -94,10 +99,10 @@ class Optimisers:
         """Update the weights with the learning rates of `step`, clear the gradients; returns AdamW's rate."""
         for optimiser, peak in self._peaks:
             for group in optimiser.param_groups:
-                group["lr"] = peak * self.factor(step)
+                group["lr"] = peak * self.factor(step) * group["rate"]
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        return self.adam.param_groups[0]["lr"]
+        return self.adam.param_groups[-1]["lr"]
 
     def state_dict(self) -> dict:
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}

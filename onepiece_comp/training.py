@@ -89,8 +89,7 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         },
     )
-    epochs = config.train.warm_start_epochs if settings["warm_start"] else config.train.epochs
-    loop = _Loop(model, data, run, config, device, epochs=epochs)
+    loop = _Loop(model, data, run, config, device, warm=settings["warm_start"])
     _announce(loop, data)
     with RunLog(run, events, log, loop.progress.step if resume else 0) as records:
         loop.run_steps(records)
@@ -133,9 +132,10 @@ def _build(data: Dataset, config: Config, tokenizer: Path | None) -> OnePiece:
 class _Loop:
     """The state of a run: model, optimisers, data order, progress; saved and restored as one."""
 
-    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, epochs: float):
+    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, warm: bool):
         self.model, self.data, self.run, self.device, self.started = model, data, run, device, time.monotonic()
         self.config, settings = config, config.train
+        epochs, trained_rate = (settings.warm_start_epochs, settings.warm_start_rate) if warm else (settings.epochs, 1.0)
         self.held_out: HeldOut = hold_out(data, users=settings.validation_users, seed=settings.seed)
         self.batches = TrainingBatches(
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
@@ -146,7 +146,7 @@ class _Loop:
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
-            total_steps=self.total_steps)
+            total_steps=self.total_steps, trained_rate=trained_rate)
         self.save_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
         self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
         self.progress = self._restore() if (run / "resume.pt").is_file() else Progress(0, -1.0, "")

@@ -247,3 +247,23 @@ def test_bfloat16_autocast_gives_nearly_the_same_losses_and_gradients(dataset):
     rounded.total.backward()
     assert abs(float(rounded.total.detach()) - float(exact.total.detach())) < 0.02
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_trained_weights_move_at_their_own_rate_and_the_semantic_id_head_at_the_full_one(dataset):
+    def moved(rate):
+        torch.manual_seed(0)
+        model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=1,
+                                total_steps=4, trained_rate=rate)
+        batches = _batches(dataset)
+        model.losses(batches.batch(batches.users[:16], np.random.default_rng(0)), semantic_weight=1.0).total.backward()
+        assert optimisers.step(0) == pytest.approx(0.01)
+        return {name: float((parameter - before[name]).abs().max()) for name, parameter in model.named_parameters()}
+
+    full, tenth, none = moved(1.0), moved(0.1), moved(0.0)
+    for name, distance in full.items():
+        share = 1.0 if name.startswith("decoder.") else 0.1
+        assert tenth[name] == pytest.approx(share * distance, rel=0.02, abs=1e-7), name
+        assert none[name] == (distance if name.startswith("decoder.") else 0), name
+    assert max(full[name] for name in full if name.startswith("decoder.")) > 0
