@@ -128,7 +128,8 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
     tensor = lambda array: torch.tensor(array, device=device)
     content = tensor(start.stack.shortcut)
     stack = Stack([Layer(*map(tensor, layer)) for layer in start.stack.layers], content.clone())
-    moved = [part.requires_grad_() for part in (stack.shortcut,)]
+    log_scale = torch.tensor(1 / _TEMPERATURE, device=device).log()
+    moved = [part.requires_grad_() for part in (stack.shortcut, log_scale)]
     log_expected = [tensor(_log_expected(pairs[:, side], len(vectors))) for side in (0, 1)]
     optimiser = torch.optim.AdamW(moved, lr=_RATE)
     steps = min(_STEPS, -(-_MOST_OFTEN * len(pairs) // _BATCH))
@@ -138,13 +139,14 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
         x, item = tensor(start.scaled(vectors[item])), tensor(item)
         unit, by_content = (torch.nn.functional.normalize(y, dim=1) for y in (stack(x), x @ content))
         (left, right, _), (left_item, right_item, _) = unit.split(_BATCH), item.split(_BATCH)
-        loss = (info_nce(left, right, left_item, right_item, log_expected[1][right_item])
-                + info_nce(right, left, right_item, left_item, log_expected[0][left_item])) / 2
+        loss = (info_nce(left * log_scale.exp(), right, left_item, right_item, log_expected[1][right_item])
+                + info_nce(right * log_scale.exp(), left, right_item, left_item, log_expected[0][left_item])) / 2
         loss = loss + _ANCHOR * (unit - by_content)[2 * _BATCH:].square().sum(1).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         optimiser.step()
+    print('T', 1 / log_scale.exp().item())
     held = lambda part: part.detach().cpu().numpy()
     return start._replace(stack=Stack([Layer(*map(held, layer)) for layer in stack.layers], held(stack.shortcut)))
 
@@ -158,7 +160,7 @@ def info_nce(query: "torch.Tensor", key: "torch.Tensor", query_item: "torch.Tens
     """
     import torch
 
-    logit = query @ key.T / _TEMPERATURE
+    logit = query @ key.T
     positive = logit.diagonal()
     hidden = (key_item[None] == key_item[:, None]) | (key_item[None] == query_item[:, None])
     negatives = (logit - log_expected).masked_fill(hidden, -torch.inf)

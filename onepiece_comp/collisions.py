@@ -2,10 +2,9 @@
 
 Stands between `quantisers.py` and `tokenizer.py`. Sources: a counter as one more code, TIGER (arXiv 2305.05065); greedy
 re-assignment of the last code, OnePiece (arXiv 2512.07424), here by distance to the item and with nothing left over; a
-random unused last code, GR2 (arXiv 2602.07774). Our own: the last codes of a prefix given out at the least total error
-(`assignment.py`), after full
-prefixes have given up the items that lose least by it. Rows stand in creative-id order, so that ties do not
-depend on item rows. Legend: n items, d width, L levels, C codes, S width of the words, K codes listed per item.
+random unused last code, GR2 (arXiv 2602.07774). Our own: full prefixes give up the items that lose least by it, then
+the last codes of each prefix are given out at the least total error (`assignment.py`). Rows stand in creative-id order,
+so that ties do not depend on item rows. Legend: n items, d width, L levels, C codes, S width of the words, K codes listed per item.
 """
 
 from collections.abc import Callable, Iterator
@@ -78,7 +77,7 @@ def resolve_collisions(vectors: Vectors, codes: np.ndarray, quantiser: Quantiser
 
 def place_new(vectors: Vectors, rows: np.ndarray, codes: np.ndarray, quantiser: Quantiser, taken: np.ndarray,
               ) -> np.ndarray:
-    """Ids int32 [rows, L] for new items beside the ids `taken` [m, L], none of which moves: nearest free, closest first.
+    """Ids int32 [rows, L] for new items beside `taken` [m, L], none of which moves: nearest free, closest first.
 
     `rows` are the new ones among `vectors`, `codes` [n, L] the nearest words of all.
     """
@@ -101,8 +100,8 @@ def _counter(ask: _Ask) -> Resolved:
     first = np.flatnonzero(np.diff(number[by_id], prepend=-1))
     place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
     if place.max(initial=0) >= ask.size:
-        raise InputError("tokenizer.resolve", found=f"{place.max() + 1:,} items of one id for a counter of {ask.size:,}",
-                         expected="a number for each", do="choose assignment, or more codes or levels")
+        raise InputError("tokenizer.resolve", expected="a number for each",
+                         found=f"{place.max() + 1:,} items of one id for a counter of {ask.size:,}", do="choose assignment, or more codes or levels")
     counter = np.empty(len(order), np.int32)
     counter[order[by_id]] = place
     return Resolved(np.column_stack([ask.codes, counter]), int(np.count_nonzero(place)), 0)
@@ -157,7 +156,7 @@ def _random(ask: _Ask) -> Resolved:
 
 
 def _least_error(ask: _Ask) -> Resolved:
-    """No more items under a prefix than ids; then the last codes under each so that the sum of squared errors is least."""
+    """No more items under a prefix than ids; then its last codes so that the sum of squared errors is least."""
     before = ask.codes.copy()
     left = _within_capacity(ask)
     staying = np.ones(len(before), bool)
@@ -166,7 +165,8 @@ def _least_error(ask: _Ask) -> Resolved:
     prefixes = ask.prefixes()
     rows = rows[np.argsort(prefixes[rows], kind="stable")]
     _, first, count = np.unique(id_numbers(ask.codes[rows], ask.size), return_index=True, return_counts=True)
-    contested = np.isin(prefixes[rows], prefixes[rows[first[count > 1]]])
+    moved = rows[(before[rows, :-1] != ask.codes[rows, :-1]).any(axis=1)]  # their last code is another prefix's
+    contested = np.isin(prefixes[rows], np.concatenate([prefixes[rows[first[count > 1]]], prefixes[moved]]))
     for part in _whole_prefixes(rows[contested], prefixes):
         _match_prefixes(ask, part)
     tree = IdTree(ask.codes[staying], ask.size)
@@ -176,7 +176,7 @@ def _least_error(ask: _Ask) -> Resolved:
 
 
 def _within_capacity(ask: _Ask) -> np.ndarray:
-    """Move items of full prefixes to others by changing the code before the last; returns the rows for which none was found.
+    """Move items of full prefixes by changing the code before the last; returns the rows for which no room was found.
 
     A full prefix becomes dearer until those who lose least by leaving have left (an ascending auction, Bertsekas 1988);
     a cost is the squared distance to what the prefix alone decodes to.
@@ -214,7 +214,6 @@ class _Options:
     def __init__(self, ask: _Ask):
         self._ask, self._at = ask, np.full(len(ask.codes), -1, np.int64)
         self._base = id_numbers(ask.codes[:, :-2], ask.size) * ask.size
-        self._own = ask.codes[:, -2].copy()
         self._number, self._cost, self.least_step = np.empty((0, 0), np.int64), np.empty((0, 0)), 0.0
 
     def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -118,12 +118,17 @@ def _new(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, config
     levels, order = resolved.codes.shape[1], np.argsort(creative[1:], kind="stable")
     codes = np.full((len(creative), levels), -1, np.int32)
     codes[1 + order[present]] = resolved.codes
-    if not present.all():
-        taken = np.unique(resolved.codes, axis=0)  # without a rule ids may stand twice
-        codes[1 + order[~present]] = emptiest_ids(taken, size, len(present) - len(vectors))
+    codes[1 + order[~present]] = ids_without_vector(resolved.codes, config.levels, size, len(present) - len(vectors))
     tokenizer = Tokenizer(codes, creative, levels, size, config.quantiser, quantiser.arrays(), np.zeros(0, np.int64),
                           np.zeros((0, levels), np.int32))
     return tokenizer, measure(vectors, quantiser, before, resolved, codes[1:])
+
+
+def ids_without_vector(codes: np.ndarray, levels: int, size: int, count: int) -> np.ndarray:
+    """`count` ids under the emptiest prefixes beside `codes` [n, `levels`, and one more with a counter, here 0]."""
+    taken = np.unique(codes[:, :levels], axis=0)  # shared ones stand once
+    free = emptiest_ids(taken, size, count)
+    return np.pad(free, ((0, 0), (0, codes.shape[1] - levels)))
 
 
 def _extended(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, old: Tokenizer, place: Path,

@@ -20,12 +20,11 @@ from onepiece_comp.collisions import RULES, resolve_collisions
 from onepiece_comp.config import TokenizerConfig, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
-from onepiece_comp.free_ids import emptiest_ids
 from onepiece_comp.id_figures import measure
 from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors
 from onepiece_comp.quantisers import Quantiser, in_blocks
 from onepiece_comp.report_html import BARS, Plot, Section, Table, Text, can_plot, write_report
-from onepiece_comp.tokenizer import QUANTISERS, choose_codes, fit_quantiser
+from onepiece_comp.tokenizer import QUANTISERS, choose_codes, fit_quantiser, ids_without_vector
 
 _DRAWN_RANKS = 200  # of the codes in order of use
 _COLLISIONS = ("vectors", "quantiser", "rule", "shared before", "shared", "items - unique", "unique", "codes in use",
@@ -169,7 +168,7 @@ def _resolved(source: _Source, fitted: _Fitted, config: TokenizerConfig, size: i
     codes, seconds = resolved.codes, time.monotonic() - started
     peak = max(fitted.cost["peak_memory_mib"], round(peak_memory_mib()))
     if source.missing:
-        codes = np.concatenate([codes, emptiest_ids(np.unique(codes, axis=0), size, source.missing)])
+        codes = np.concatenate([codes, ids_without_vector(codes, config.levels, size, source.missing)])
     return {**measure(source.vectors, fitted.quantiser, fitted.before, resolved, codes), "items": len(codes),
             "items_without_vector": source.missing, **fitted.cost, "resolve_seconds": round(seconds, 2),
             "peak_memory_mib": peak}, codes

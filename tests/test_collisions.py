@@ -136,6 +136,25 @@ def test_within_prefixes_the_least_error_is_at_most_the_greedy_one_and_earlier_c
     assert ours.moved == (ours.codes != before).any(axis=1).sum() > 0
 
 
+def test_a_full_prefix_gives_up_the_items_that_lose_least_by_it_and_they_take_their_nearest_code_elsewhere():
+    """Four items for the two ids at 0: those nearest to the words at 10 and at -10 leave, not the latest."""
+    books = [[[0.0], [10.0], [-10.0]], [[0.0], [2.0], [-2.0]]]
+    vectors = np.array([[4.1], [0.4], [0.1], [-4.2], [-0.3]], np.float32)
+    codes = np.zeros((5, 2), int)
+    ours = resolve(vectors, codes, books, "assignment")
+    assert ours.codes[[0, 3], 0].tolist() == [1, 2] and ours.overflowed == 2
+    assert ours.codes[[0, 3], 1].tolist() == [2, 1]  # 10 - 2 and -10 + 2 are nearest to them
+    assert (ours.codes[[1, 2, 4], 0] == 0).all() and sorted(ours.codes[[1, 2, 4], 1].tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_prefixes_are_full_the_least_error_is_below_the_greedy_one(seed):
+    vectors, codes, books = crowd(60, seed)
+    ours, greedy = (resolve(vectors, codes.copy(), books, rule) for rule in ("assignment", "greedy"))
+    assert ours.overflowed and len(np.unique(ours.codes, axis=0)) == 60
+    assert total_error(vectors, ours.codes, books) < total_error(vectors, greedy.codes, books)
+
+
 def test_the_least_error_differs_from_the_greedy_one_where_a_close_item_blocks_a_better_whole():
     """One word at 0, one at 1, one far: by greed .1 keeps 0 and .2 must go to 1, and so on; swapping costs less."""
     books = [[[0.0]], [[0.0], [1.0], [-30.0]]]

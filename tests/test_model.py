@@ -259,7 +259,7 @@ def test_trained_weights_move_at_their_own_rate_and_the_semantic_id_head_at_the_
         batches = _batches(dataset)
         model.losses(batches.batch(batches.users[:16], np.random.default_rng(0)), semantic_weight=1.0).total.backward()
         assert optimisers.step(0) == pytest.approx(0.01)
-        return {name: float((parameter - before[name]).abs().max()) for name, parameter in model.named_parameters()}
+        return {name: float((parameter - before[name]).detach().abs().max()) for name, parameter in model.named_parameters()}
 
     full, tenth, none = moved(1.0), moved(0.1), moved(0.0)
     for name, distance in full.items():

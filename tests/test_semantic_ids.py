@@ -91,6 +91,9 @@ def test_a_counter_is_one_more_code(tmp_path):
     codes, marker = build(tmp_path, np.repeat(VECTORS[:20], 3, axis=0), codes=16, resolve="counter")
     assert codes.shape == (60, 3) and marker["levels"] == 3 and len(np.unique(codes, axis=0)) == 60
     assert (codes.reshape(20, 3, 3)[:, :, :2] == codes.reshape(20, 3, 3)[:, :1, :2]).all()
+    present = np.arange(60) % 5 > 0
+    codes, _ = build(tmp_path, VECTORS, codes=16, resolve="counter", present=present, name="b")
+    assert len(np.unique(codes, axis=0)) == 60 and (codes[~present, 2] == 0).all()
 
 
 def test_several_sources_stand_side_by_side_white_and_weighted(tmp_path):
