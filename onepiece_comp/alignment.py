@@ -8,6 +8,7 @@ and the positive standing for itself (arXiv 2507.09331). Legend: n items with a 
 p pairs, B pairs of a batch.
 """
 
+import functools
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +20,6 @@ from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION
 from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors
-from onepiece_comp.learned_quantisers import Layer, Stack
 from onepiece_comp.quantisers import Vectors, in_blocks, sample_of
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 _WINDOW = 5  # clicks between which items count as clicked together
 _MOST_PAIRS = 4_000_000
 _EVENTS = 1 << 20  # read at a time
-_MOST_WIDTH, _HIDDEN = 64, 256  # k, and the hidden layer beside the linear projection
+_MOST_WIDTH = 64  # k
 _BATCH, _STEPS, _RATE = 512, 1000, 1e-2
-_MOST_OFTEN = 10  # times that a pair is drawn, in the mean: pairs are few beside what the projection could learn by heart
-_TEMPERATURE = 0.1
+_MOST_OFTEN = 10  # times that a pair is drawn, in the mean, where pairs are few
+_TEMPERATURE = 0.2  # at first; learned, because pairs that mean little need a high one
 _ANCHOR = 0.3  # weight of the squared distance to where content alone puts an item
 _SAMPLE = 1 << 17  # vectors that the principal components are taken from
 _ROWS = 1 << 16
@@ -39,19 +39,14 @@ _KEPT_OUT = 10_000  # pairs, at most a tenth of them, that tell how well it went
 
 
 class Alignment(NamedTuple):
-    """A projection of content vectors to the unit sphere."""
+    """A linear projection of content vectors, then to the unit sphere."""
 
     mean: np.ndarray  # float32 [d]
-    scale: np.float32  # root of the vectors' mean variance
-    stack: Stack
+    axes: np.ndarray  # float32 [d, k]
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors [n, d] to float32 [n, k] of length 1."""
-        y = self.stack(self.scaled(vectors))
-        return y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), np.float32(1e-12))
-
-    def scaled(self, vectors: np.ndarray) -> np.ndarray:
-        return (np.asarray(vectors, np.float32) - self.mean) / self.scale
+        return _unit((np.asarray(vectors, np.float32) - self.mean) @ self.axes)
 
 
 def write_aligned(dataset: Path, source_name: str, out: Path, *, seed: int = 0) -> Path:
@@ -124,21 +119,17 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
         raise InputError("alignment", found="no two items with a vector that one user clicked", expected="some",
                          do="use the vectors as they are")
     start, generator = _principal(vectors, seed), np.random.default_rng([seed, 2])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tensor = lambda array: torch.tensor(array, device=device)
-    content = tensor(start.stack.shortcut)
-    stack = Stack([Layer(*map(tensor, layer)) for layer in start.stack.layers], content.clone())
-    log_scale = torch.tensor(1 / _TEMPERATURE, device=device).log()
-    moved = [part.requires_grad_() for part in (stack.shortcut, log_scale)]
+    tensor = functools.partial(torch.tensor, device="cuda" if torch.cuda.is_available() else "cpu")
+    content, axes = tensor(start.axes), tensor(start.axes).requires_grad_()
+    log_scale = tensor(-np.log(_TEMPERATURE), dtype=torch.float32).requires_grad_()
     log_expected = [tensor(_log_expected(pairs[:, side], len(vectors))) for side in (0, 1)]
-    optimiser = torch.optim.AdamW(moved, lr=_RATE)
-    steps = min(_STEPS, -(-_MOST_OFTEN * len(pairs) // _BATCH))
+    optimiser, steps = torch.optim.AdamW([axes, log_scale], lr=_RATE), min(_STEPS, -(-_MOST_OFTEN * len(pairs) // _BATCH))
     for step in progress(range(steps), total=steps, what="alignment"):
         drawn, others = pairs[generator.integers(len(pairs), size=_BATCH)], generator.integers(len(vectors), size=_BATCH)
-        item = np.concatenate([drawn[:, 0], drawn[:, 1], others])
-        x, item = tensor(start.scaled(vectors[item])), tensor(item)
-        unit, by_content = (torch.nn.functional.normalize(y, dim=1) for y in (stack(x), x @ content))
-        (left, right, _), (left_item, right_item, _) = unit.split(_BATCH), item.split(_BATCH)
+        places = np.concatenate([drawn[:, 0], drawn[:, 1], others])
+        x, (left_item, right_item, _) = tensor(vectors[places] - start.mean), tensor(places).split(_BATCH)
+        unit, by_content = (torch.nn.functional.normalize(x @ projection, dim=1) for projection in (axes, content))
+        left, right, _ = unit.split(_BATCH)
         loss = (info_nce(left * log_scale.exp(), right, left_item, right_item, log_expected[1][right_item])
                 + info_nce(right * log_scale.exp(), left, right_item, left_item, log_expected[0][left_item])) / 2
         loss = loss + _ANCHOR * (unit - by_content)[2 * _BATCH:].square().sum(1).mean()
@@ -146,14 +137,12 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
         loss.backward()
         optimiser.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         optimiser.step()
-    print('T', 1 / log_scale.exp().item())
-    held = lambda part: part.detach().cpu().numpy()
-    return start._replace(stack=Stack([Layer(*map(held, layer)) for layer in stack.layers], held(stack.shortcut)))
+    return Alignment(start.mean, axes.detach().cpu().numpy())
 
 
 def info_nce(query: "torch.Tensor", key: "torch.Tensor", query_item: "torch.Tensor", key_item: "torch.Tensor",
              log_expected: "torch.Tensor") -> "torch.Tensor":
-    """Mean loss of queries [B, k], whose keys [B, k] are theirs by position, against the keys of the others.
+    """Mean loss of queries [B, k], already divided by the temperature, each against its key of [B, k] and the others'.
 
     A key that `log_expected` [B] says is drawn m times a batch stands for 1 / m items, so that popular items are not
     pushed away for being met often. Further draws of the positive or of the query's own item are no negatives.
@@ -173,21 +162,22 @@ def _log_expected(items: np.ndarray, count: int) -> np.ndarray:
 
 
 def _principal(vectors: Vectors, seed: int) -> Alignment:
-    """The projection before training: principal components, and a hidden layer that adds nothing yet."""
+    """The projection before training: principal components of vectors brought to unit mean square."""
     sample = sample_of(vectors, _SAMPLE, [seed, 0])
-    mean, width = sample.mean(0, dtype=np.float64).astype(np.float32), sample.shape[1]
-    scale = np.float32(np.sqrt(np.square(sample - mean).mean(dtype=np.float64)) or 1)
-    centred = ((sample - mean) / scale).astype(np.float64)
+    mean = sample.mean(0, dtype=np.float64).astype(np.float32)
+    centred = (sample - mean).astype(np.float64)
+    scale = np.sqrt(np.square(centred).mean()) or 1.0
     axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :_MOST_WIDTH]
-    first = np.random.default_rng([seed, 3]).normal(size=(width, _HIDDEN)) * (2 / width) ** 0.5
-    layers = [Layer(first.astype(np.float32), np.zeros(_HIDDEN, np.float32)),
-              Layer(np.zeros((_HIDDEN, axes.shape[1]), np.float32), np.zeros(axes.shape[1], np.float32))]
-    return Alignment(mean, scale, Stack(layers, np.ascontiguousarray(axes, np.float32)))
+    return Alignment(mean, np.ascontiguousarray(axes / scale, np.float32))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
 
 
 def _write_rows(vectors: ItemVectors, alignment: Alignment, row: np.ndarray, rows: int, out: Path) -> None:
     with atomic_file(out) as temporary:
-        written = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, alignment.stack.shortcut.shape[1]))
+        written = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, alignment.axes.shape[1]))
         for start in progress(range(0, len(row), _ROWS), total=-(-len(row) // _ROWS), what="aligned vectors"):
             written[row[start:start + _ROWS]] = alignment(vectors[start:start + _ROWS])
         written.flush()
@@ -195,12 +185,11 @@ def _write_rows(vectors: ItemVectors, alignment: Alignment, row: np.ndarray, row
 
 def _report(title: str, vectors: ItemVectors, alignment: Alignment, pairs: np.ndarray, kept_out: int) -> None:
     """Before and after: how often the items of a pair kept out are nearer to each other than to the next pair's."""
-    nearer = ["", ""]
-    for when, work in enumerate((alignment.scaled, alignment)) if kept_out > 1 else ():
+    nearer, before = ["", ""], lambda block: _unit(block - alignment.mean)
+    for when, work in enumerate((before, alignment)) if kept_out > 1 else ():
         left, right = (work(vectors[pairs[:kept_out, side]]) for side in (0, 1))
-        left, right = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (left, right))
         nearer[when] = f"{np.mean((left * right).sum(1) > (left * np.roll(right, 1, axis=0)).sum(1)):.2%}"
     table(title, ("what", "before", "after"), [
         ("items with a vector", "", f"{len(vectors):,}"), ("pairs learned from", "", f"{len(pairs) - kept_out:,}"),
-        ("width", f"{vectors.shape[1]}", f"{alignment.stack.shortcut.shape[1]}"),
+        ("width", f"{vectors.shape[1]}", f"{alignment.axes.shape[1]}"),
         ("pairs kept out nearer than chance partners", *nearer)])

@@ -1,5 +1,7 @@
 """Items clicked together come together, unclicked ones of like content with them; the rest stays where it was."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -83,9 +85,9 @@ def test_the_loss_against_keys_drawn_by_popularity_is_that_against_all_items():
     popularity /= popularity.sum()
     key, query = (torch.nn.functional.normalize(torch.tensor(draw.normal(size=(many, 8))), dim=1) for many in (items, 1))
     drawn = torch.tensor(draw.choice(items, batch, p=popularity))
-    found = info_nce(query.expand(batch, 8), key[drawn], torch.full((batch,), items), drawn,
+    found = info_nce(query.expand(batch, 8) * 10, key[drawn], torch.full((batch,), items), drawn,
                      torch.log(torch.tensor(popularity) * batch)[drawn])
-    logit = (key @ query[0]) / alignment._TEMPERATURE
+    logit = key @ query[0] * 10
     assert float(found) == pytest.approx(float((logit.logsumexp(0) - logit[drawn]).mean()), rel=0.02)
 
 
@@ -95,7 +97,7 @@ def test_the_loss_of_a_batch_by_hand():
     key = torch.tensor([[0.8, 0.6], [0.0, 1.0], [0.8, 0.6]])
     query_item, key_item = torch.tensor([1, 5, 2]), torch.tensor([5, 7, 5])
     log_expected = torch.tensor([0.5, -1.0, 0.5])
-    logit = (query @ key.T / alignment._TEMPERATURE).tolist()
+    logit = (query @ key.T).tolist()
     row = lambda positive, *negatives: np.logaddexp.reduce([positive, *negatives]) - positive
     by_hand = [row(logit[0][0], logit[0][1] + 1), row(logit[1][1]), row(logit[2][2], logit[2][1] + 1)]
     assert float(info_nce(query, key, query_item, key_item, log_expected)) == pytest.approx(np.mean(by_hand), rel=1e-4)
@@ -116,7 +118,7 @@ def write_clicks(folder, *, users=40, items=12, seed=0):
 def slow_pairs(folder, window):
     item, action, start = (np.load(folder / f"{name}.npy").tolist() for name in ("item_row", "action", "user_start"))
     pairs = []
-    for first, stop in zip(start, start[1:]):
+    for first, stop in pairwise(start):
         clicks = [item[event] for event in range(first, stop) if action[event] in (1, 2) and item[event] > 0]
         pairs += [(a, b) for at, a in enumerate(clicks) for b in clicks[at + 1:at + 1 + window] if a != b]
     return pairs
