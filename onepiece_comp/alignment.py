@@ -129,9 +129,9 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
         places = np.concatenate([drawn[:, 0], drawn[:, 1], others])
         x, (left_item, right_item, _) = tensor(vectors[places] - start.mean), tensor(places).split(_BATCH)
         unit, by_content = (torch.nn.functional.normalize(x @ projection, dim=1) for projection in (axes, content))
-        left, right, _ = unit.split(_BATCH)
-        loss = (info_nce(left * log_scale.exp(), right, left_item, right_item, log_expected[1][right_item])
-                + info_nce(right * log_scale.exp(), left, right_item, left_item, log_expected[0][left_item])) / 2
+        left, right, _ = (unit * (log_scale / 2).exp()).split(_BATCH)
+        loss = (info_nce(left, right, left_item, right_item, log_expected[1][right_item])
+                + info_nce(right, left, right_item, left_item, log_expected[0][left_item])) / 2
         loss = loss + _ANCHOR * (unit - by_content)[2 * _BATCH:].square().sum(1).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -142,7 +142,7 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
 
 def info_nce(query: "torch.Tensor", key: "torch.Tensor", query_item: "torch.Tensor", key_item: "torch.Tensor",
              log_expected: "torch.Tensor") -> "torch.Tensor":
-    """Mean loss of queries [B, k], already divided by the temperature, each against its key of [B, k] and the others'.
+    """Mean loss of queries [B, k], each against its key of [B, k] and the others'; dot products are the logits.
 
     A key that `log_expected` [B] says is drawn m times a batch stands for 1 / m items, so that popular items are not
     pushed away for being met often. Further draws of the positive or of the query's own item are no negatives.

@@ -145,6 +145,19 @@ def tokenizer_report(
           rules=rule or ())
 
 
+@app.command(epilog="Example: onepiece-comp align work/dataset work/aligned.npy --vectors emb_81")
+def align(
+    dataset: Path,
+    out: Path,
+    vectors: Annotated[str, typer.Option(help="What to align, as build-tokenizer takes it.")],
+    seed: Annotated[int, typer.Option(help="Of pairs, batches and anchors.")] = 0,
+) -> None:
+    """Bring vectors of items that users click together close, for build-tokenizer --vectors OUT.npy."""
+    from onepiece_comp.alignment import write_aligned as stage
+
+    stage(dataset, vectors, out, seed=seed)
+
+
 @app.command(
     epilog="Example: onepiece-comp train work/dataset work/joint --tokenizer work/tokenizer --warm-start work/retrieval"
 )

@@ -67,6 +67,8 @@ def test_the_published_recipe_leaves_most_words_unused_where_the_steady_one_uses
     assert max(used(tiger.encode(vectors))) < 0.5 * 64
     assert not tiger.encoder.shortcut.any() and (tiger.deviation == 1).all()
     assert relative_error(vectors, steady) < 0.5 < relative_error(vectors, tiger)
+    begun, gone_on = (fitted(vectors, 64, rqvae="tiger", rqvae_steps=steps).codebooks[1].words for steps in (1, 5))
+    assert (begun != gone_on).any(axis=1).sum() > 1
 
 
 def test_the_decoder_learns_what_a_sum_of_words_cannot_say():
@@ -141,7 +143,9 @@ def test_a_word_that_nothing_chooses_is_placed_among_the_latents():
     latents = torch.linspace(-1, 1, 64)[:, None]
     words = torch.tensor([[[0.0], [100.0]]])
     means = learned_quantisers._RunningMeans(words, np.random.default_rng(0))
-    means.mean_count = 32
+    means.count[0, 1] = 50
+    means.follow(learned_quantisers._choose(latents, words))
+    assert words[0, 1] in latents
     for _ in range(400):
         means.follow(learned_quantisers._choose(latents, words))
     assert sorted(words.flatten().tolist()) == pytest.approx([-0.5, 0.5], abs=0.2)
