@@ -77,7 +77,7 @@ def write_aligned(dataset: Path, source_name: str, out: Path, *, seed: int = 0) 
 
 
 def co_occurrences(dataset: Path, *, window: int, seed: int = 0, most: int = _MOST_PAIRS) -> np.ndarray:
-    """Pairs of item rows, int64 [p, 2], earlier click first, of different items at most `window` clicks of a user apart.
+    """Pairs of item rows, int64 [p, 2], earlier first: different items at most `window` of a user's clicks apart.
 
     A click is an event with action 1 or 2 of an item of the dataset. More than `most` pairs are a sample, all pairs
     equally likely. Memory is that of a block of events and twice the sample.
@@ -112,7 +112,7 @@ def aligned_vectors(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> np
 
 
 def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alignment:
-    """The projection that brings `pairs` int [p, 2] of places in `vectors` [n, d] together; InputError without pairs."""
+    """The projection that brings `pairs` [p, 2] of places in `vectors` [n, d] together; InputError without pairs."""
     import torch
 
     if len(pairs) == 0:
@@ -123,11 +123,13 @@ def fit_alignment(vectors: Vectors, pairs: np.ndarray, *, seed: int = 0) -> Alig
     content, axes = tensor(start.axes), tensor(start.axes).requires_grad_()
     log_scale = tensor(-np.log(_TEMPERATURE), dtype=torch.float32).requires_grad_()
     log_expected = [tensor(_log_expected(pairs[:, side], len(vectors))) for side in (0, 1)]
-    optimiser, steps = torch.optim.AdamW([axes, log_scale], lr=_RATE), min(_STEPS, -(-_MOST_OFTEN * len(pairs) // _BATCH))
+    optimiser = torch.optim.AdamW([axes, log_scale], lr=_RATE)
+    steps = min(_STEPS, -(-_MOST_OFTEN * len(pairs) // _BATCH))
     for step in progress(range(steps), total=steps, what="alignment"):
-        drawn, others = pairs[generator.integers(len(pairs), size=_BATCH)], generator.integers(len(vectors), size=_BATCH)
-        places = np.concatenate([drawn[:, 0], drawn[:, 1], others])
-        x, (left_item, right_item, _) = tensor(vectors[places] - start.mean), tensor(places).split(_BATCH)
+        drawn = pairs[generator.integers(len(pairs), size=_BATCH)]
+        places = np.concatenate([drawn[:, 0], drawn[:, 1], generator.integers(len(vectors), size=_BATCH)])
+        x = tensor(np.asarray(vectors[places], np.float32) - start.mean)
+        left_item, right_item, _ = tensor(places).split(_BATCH)
         unit, by_content = (torch.nn.functional.normalize(x @ projection, dim=1) for projection in (axes, content))
         left, right, _ = (unit * (log_scale / 2).exp()).split(_BATCH)
         loss = (info_nce(left, right, left_item, right_item, log_expected[1][right_item])

@@ -3,7 +3,8 @@
 Stands between `quantisers.py` and `tokenizer.py`. Source: TIGER (arXiv 2305.05065, section 3.1). Its published settings
 are the recipe "tiger"; on vectors of small norm they leave most words unused. "steady" differs where that goes wrong:
 inputs are standardised, words follow running means (GR2, arXiv 2602.07774), words that hardly anyone takes are placed
-anew, the step size falls to zero. Legend: n items, d width, L levels, C codes, S width of the latent space.
+anew, a linear shortcut stands beside encoder and decoder, the step size falls to zero. Legend: n items, d width,
+L levels, C codes, S width of the latent space.
 """
 
 from collections.abc import Callable, Sequence

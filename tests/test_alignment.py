@@ -53,7 +53,7 @@ def test_pairs_come_together_against_the_content_and_unpaired_items_of_like_cont
     np.testing.assert_allclose(np.linalg.norm(aligned, axis=1), 1, rtol=1e-5)
     for rows in (slice(0, 600), slice(600, 900)):
         assert of_one_group(aligned, whispered, rows) > of_one_group(vectors, whispered, rows) + 0.1
-        assert of_one_group(aligned, shouted, rows) < of_one_group(vectors, shouted, rows) - 0.1
+        assert of_one_group(aligned, shouted, rows) < of_one_group(vectors, shouted, rows) - 0.3
 
 
 def test_items_that_pairs_say_nothing_about_stay_where_their_content_puts_them():
@@ -66,6 +66,13 @@ def test_items_that_pairs_say_nothing_about_stay_where_their_content_puts_them()
     content /= np.linalg.norm(content, axis=1, keepdims=True)
     off_diagonal = ~np.eye(300, dtype=bool)
     assert np.corrcoef((moved @ moved.T)[off_diagonal], (content @ content.T)[off_diagonal])[0, 1] > 0.95
+
+
+def test_pairs_that_mean_nothing_leave_the_vectors_nearly_as_they_are():
+    """The temperature is learned: at a fixed low one, pairs drawn blindly would bend the content."""
+    vectors, shouted, _, pairs = planted()
+    blind = np.random.default_rng(2).permutation(pairs.ravel()).reshape(-1, 2)
+    assert of_one_group(aligned_vectors(vectors, blind), shouted, slice(None)) > 0.97
 
 
 def test_wide_vectors_become_64_wide_and_equal_seeds_give_equal_vectors():
@@ -84,7 +91,8 @@ def test_the_loss_against_keys_drawn_by_popularity_is_that_against_all_items():
     items, batch = 40, 2000
     popularity = 1 / np.arange(1, items + 1)
     popularity /= popularity.sum()
-    key, query = (torch.nn.functional.normalize(torch.tensor(draw.normal(size=(many, 8))), dim=1) for many in (items, 1))
+    unit = lambda many: torch.nn.functional.normalize(torch.tensor(draw.normal(size=(many, 8))), dim=1)
+    key, query = unit(items), unit(1)
     drawn = torch.tensor(draw.choice(items, batch, p=popularity))
     found = info_nce(query.expand(batch, 8) * 10, key[drawn], torch.full((batch,), items), drawn,
                      torch.log(torch.tensor(popularity) * batch)[drawn])
@@ -165,7 +173,8 @@ def test_the_file_has_a_row_per_item_that_a_tokenizer_can_be_built_from(dataset,
     vectors, held = open_vectors(dataset.path, creative, [(str(out), 1.0)], whiten=True)
     row = 1 + np.argsort(creative[1:], kind="stable")[held]
     np.testing.assert_array_equal(vectors[0:len(vectors)], written[row])
-    codes = load_tokenizer(build_tokenizer(dataset.path, tmp_path / "tokenizer", TokenizerConfig(), vectors=str(out))).codes
+    tokenizer = build_tokenizer(dataset.path, tmp_path / "tokenizer", TokenizerConfig(), vectors=str(out))
+    codes = load_tokenizer(tokenizer).codes
     assert len(np.unique(codes[1:], axis=0)) == len(present) - 1
 
 
@@ -175,8 +184,8 @@ def test_clicks_and_rows_of_the_file_belong_to_the_same_items_whatever_the_order
     folder = tmp_path / "dataset"
     folder.mkdir()
     columns = {"creative_id": np.append(0, creative), "emb_81": np.concatenate([0 * vectors[:1], vectors]),
-               "emb_81_present": np.append(False, present), "item_row": 1 + pairs.ravel(), "action": np.ones(pairs.size),
-               "user_start": np.arange(0, pairs.size + 1, 2)}
+               "emb_81_present": np.append(False, present), "item_row": 1 + pairs.ravel(),
+               "action": np.ones(pairs.size), "user_start": np.arange(0, pairs.size + 1, 2)}
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
     write_json(folder / "schema.json", {})

@@ -139,11 +139,12 @@ def test_words_are_running_means_of_what_chooses_them():
     assert words.flatten().tolist() == pytest.approx([low, high])
 
 
-def test_a_word_that_nothing_chooses_is_placed_among_the_latents():
+def test_a_word_that_nothing_chooses_is_placed_among_the_latents(monkeypatch):
+    monkeypatch.setattr(learned_quantisers, "_BATCH", 64)
     latents = torch.linspace(-1, 1, 64)[:, None]
     words = torch.tensor([[[0.0], [100.0]]])
     means = learned_quantisers._RunningMeans(words, np.random.default_rng(0))
-    means.count[0, 1] = 50
+    means.count[0, 1] = 3
     means.follow(learned_quantisers._choose(latents, words))
     assert words[0, 1] in latents
     for _ in range(400):
