@@ -67,12 +67,17 @@ def resolve_collisions(vectors: Vectors, codes: np.ndarray, quantiser: Quantiser
     With every rule but `none` no two items share an id, which needs n <= C ** L. InputError for an unknown rule, and
     where a counter would need more numbers than there are codes.
     """
-    if config.resolve not in RULES:
-        raise InputError("tokenizer.resolve", found=repr(config.resolve), expected=f"one of {', '.join(RULES)}",
-                         do="choose one of these")
+    check_rule(config)
     size, codes = len(quantiser.codebooks[0].words), codes.astype(np.int32)
     assert config.resolve in ("none", "counter") or len(codes) <= size ** codes.shape[1], f"{len(codes)} items"
     return RULES[config.resolve](_Ask(vectors, codes, quantiser, size, config))
+
+
+def check_rule(config: TokenizerConfig) -> None:
+    """InputError for an unknown rule."""
+    if config.resolve not in RULES:
+        raise InputError("tokenizer.resolve", found=repr(config.resolve), expected=f"one of {', '.join(RULES)}",
+                         do="choose one of these")
 
 
 def place_new(vectors: Vectors, rows: np.ndarray, codes: np.ndarray, quantiser: Quantiser, taken: np.ndarray,

@@ -13,7 +13,7 @@ import numpy as np
 
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_folder, load_column, peak_memory_mib, read_marker, write_json
-from onepiece_comp.collisions import Resolved, place_new, resolve_collisions
+from onepiece_comp.collisions import Resolved, check_rule, place_new, resolve_collisions
 from onepiece_comp.config import TokenizerConfig, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
@@ -111,6 +111,7 @@ def restored_quantiser(tokenizer: Tokenizer) -> Quantiser:
 
 def _new(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, config: TokenizerConfig,
          ) -> tuple[Tokenizer, dict]:
+    check_rule(config)  # before hours of fitting, not after
     size = choose_codes(len(present), config)
     quantiser = fit_quantiser(vectors, size, config)
     before = in_blocks(vectors, quantiser.encode, "codes")

@@ -149,6 +149,12 @@ def test_impossible_settings_are_refused(settings):
         choose_codes(10, TokenizerConfig(**settings))
 
 
+def test_an_unknown_rule_is_refused_before_anything_is_fitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantisers, "fit_codebook", None)
+    with pytest.raises(InputError, match="tokenizer.resolve: found 'best'"):
+        build(tmp_path, checkerboard(), resolve="best")
+
+
 def test_a_run_s_vectors_are_matched_by_creative_id_and_refused_for_another_dataset(tmp_path):
     vectors, creative = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float16), 500 + np.arange(30)
     expected, _ = build(tmp_path, vectors, creative=creative, codes=8)
