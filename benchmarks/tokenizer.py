@@ -64,7 +64,7 @@ def plain(points: np.ndarray, size: int, iterations: int) -> Codebook:
                           max_points_per_centroid=len(points))
     with faiss_settings():
         kmeans.train(points)
-    return Codebook(np.array(kmeans.centroids), np.zeros(size, np.float32))
+    return Codebook.plain(np.array(kmeans.centroids))
 
 
 def error(points: np.ndarray, codebook: Codebook) -> float:

@@ -66,7 +66,7 @@ def refitted(vectors: np.ndarray, codes: np.ndarray) -> Additive:
         for other in column.T:
             np.add.at(together, (one, other), 1)
     words = np.linalg.lstsq(together, sums, rcond=1e-10)[0].astype(np.float32)  # not of full rank: words may shift
-    return Additive([Codebook(part, np.zeros(size, np.float32)) for part in np.split(words, levels)])
+    return Additive([Codebook.plain(part) for part in np.split(words, levels)])
 
 
 def row(name: str, how: str, vectors: np.ndarray, quantiser: Quantiser, resolved: Resolved, *, seconds: str = "",

@@ -4,7 +4,8 @@ Stands between `quantisers.py` and `tokenizer.py`. Sources: a counter as one mor
 re-assignment of the last code, OnePiece (arXiv 2512.07424), here by distance to the item and with nothing left over; a
 random unused last code, GR2 (arXiv 2602.07774). Our own: full prefixes give up the items that lose least by it, then
 the last codes of each prefix are given out at the least total error (`assignment.py`). Rows stand in creative-id order,
-so that ties do not depend on item rows. Legend: n items, d width, L levels, C codes, S width of the words, K codes listed per item.
+so that ties do not depend on item rows. Legend: n items, d width, L levels, C codes, S width of the words, K listed
+codes.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,6 +58,10 @@ class _Ask(NamedTuple):
                 for part in np.split(rows, range(_ROWS, len(rows), _ROWS))]
         return np.concatenate(made)
 
+    def closest_first(self, rows: np.ndarray) -> np.ndarray:
+        """The rows by rising error."""
+        return rows[np.argsort(self.errors(rows), kind="stable")]
+
     def prefixes(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         return id_numbers(self.codes[rows, :-1], self.size)
 
@@ -88,8 +93,7 @@ def place_new(vectors: Vectors, rows: np.ndarray, codes: np.ndarray, quantiser: 
     """
     size, codes = len(quantiser.codebooks[0].words), codes.astype(np.int32)
     ask, tree = _Ask(vectors, codes, quantiser, size, TokenizerConfig()), IdTree(taken, size)
-    closest_first = rows[np.argsort(ask.errors(rows), kind="stable")]
-    _spill(ask, tree, _settle_in_prefix(ask, tree, closest_first))
+    _spill(ask, tree, _settle_in_prefix(ask, tree, ask.closest_first(rows)))
     return codes[rows]
 
 
@@ -99,14 +103,15 @@ def _none(ask: _Ask) -> Resolved:
 
 def _counter(ask: _Ask) -> Resolved:
     """One more code: the place among those that share an id, closest first."""
-    order = np.argsort(ask.errors(np.arange(len(ask.codes))), kind="stable")
+    order = ask.closest_first(np.arange(len(ask.codes)))
     number = id_numbers(ask.codes[order], ask.size)
     by_id = np.argsort(number, kind="stable")
     first = np.flatnonzero(np.diff(number[by_id], prepend=-1))
     place = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
     if place.max(initial=0) >= ask.size:
         raise InputError("tokenizer.resolve", expected="a number for each",
-                         found=f"{place.max() + 1:,} items of one id for a counter of {ask.size:,}", do="choose assignment, or more codes or levels")
+                         found=f"{place.max() + 1:,} items of one id for a counter of {ask.size:,}",
+                         do="choose assignment, or more codes or levels")
     counter = np.empty(len(order), np.int32)
     counter[order[by_id]] = place
     return Resolved(np.column_stack([ask.codes, counter]), int(np.count_nonzero(place)), 0)
@@ -114,12 +119,12 @@ def _counter(ask: _Ask) -> Resolved:
 
 def _greedy(ask: _Ask) -> Resolved:
     """The closest item of an id keeps it; the others, closest first, take the nearest free last code."""
-    order = np.argsort(ask.errors(np.arange(len(ask.codes))), kind="stable")
+    order = ask.closest_first(np.arange(len(ask.codes)))
     _, winners = np.unique(id_numbers(ask.codes[order], ask.size), return_index=True)
     losers = np.delete(order, winners)
     tree = IdTree(ask.codes[order[winners]], ask.size)
     without_room = _settle_in_prefix(ask, tree, losers)
-    _spill(ask, tree, losers[np.isin(losers, without_room)])
+    _spill(ask, tree, without_room)
     return Resolved(ask.codes, len(losers), len(without_room))
 
 
@@ -150,8 +155,7 @@ def _random(ask: _Ask) -> Resolved:
     """Last codes drawn at random from those unused under a prefix, whatever the nearest is."""
     before, generator = ask.codes.copy(), np.random.default_rng([ask.config.seed, 2])
     prefixes, leftover = ask.prefixes(), []
-    order = np.argsort(prefixes, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(prefixes[order])) + 1):
+    for rows in _by_prefix(np.arange(len(prefixes)), prefixes):
         drawn = generator.permutation(ask.size)[:len(rows)]
         ask.codes[rows[:len(drawn)], -1] = drawn
         leftover += rows[len(drawn):].tolist()
@@ -195,9 +199,7 @@ def _within_capacity(ask: _Ask) -> np.ndarray:
         full = np.flatnonzero(load > size)
         if not len(full):
             break
-        order = np.flatnonzero(np.isin(prefix, full))
-        order = order[np.argsort(prefix[order], kind="stable")]
-        for rows in np.split(order, np.flatnonzero(np.diff(prefix[order])) + 1):
+        for rows in _by_prefix(np.flatnonzero(np.isin(prefix, full)), prefix):
             here, excess = prefix[rows[0]], len(rows) - size
             number, cost = options.of(rows)
             paid = cost + price[number]
@@ -279,6 +281,12 @@ def _last_word(ask: _Ask, rows: np.ndarray) -> np.ndarray:
     if isinstance(ask.quantiser, Nested):
         return ask.quantiser.second_word(ask.codes[rows])
     return ask.quantiser.codebooks[-1].words[ask.codes[rows, -1]]
+
+
+def _by_prefix(rows: np.ndarray, prefixes: np.ndarray) -> list[np.ndarray]:
+    """The rows of each prefix in turn."""
+    order = rows[np.argsort(prefixes[rows], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(prefixes[order])) + 1)
 
 
 def _blocks(rows: np.ndarray, what: str) -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onepiece_comp.kmeans import Codebook
+from onepiece_comp.quantisers import Quantiser
 
 
 def id_numbers(codes: np.ndarray, size: int) -> np.ndarray:
@@ -63,7 +64,7 @@ class IdTree:
         self.take(prefix, code)
         return code
 
-    def take_anywhere(self, point: np.ndarray, path: Sequence[int], quantiser) -> list[int]:
+    def take_anywhere(self, point: np.ndarray, path: Sequence[int], quantiser: Quantiser) -> list[int]:
         """Take an id near `point` [S]: the longest part of `path` that has room, from there on the nearest codes."""
         prefixes = [0]
         for code in path[:-1]:

@@ -5,12 +5,11 @@ and neighbours are of items with a vector. Neighbours: of the ten items nearest 
 that is among its ten nearest by what their ids decode to. Legend: n items with a vector, L levels, C codes.
 """
 
-import faiss
 import numpy as np
 
 from onepiece_comp.collisions import Resolved
 from onepiece_comp.free_ids import id_numbers
-from onepiece_comp.kmeans import faiss_settings
+from onepiece_comp.kmeans import Codebook
 from onepiece_comp.quantisers import Quantiser, Vectors, sample_of
 
 NEIGHBOURS = 10
@@ -23,15 +22,26 @@ _WORDING = {  # figure of an id or a prefix to its row in the table
     "relative_error": ("squared error / variance", ".4f"), "neighbours_kept": ("neighbours kept", ".2%")}
 
 
-def measure(vectors: Vectors, quantiser: Quantiser, before: np.ndarray, resolved: Resolved, codes: np.ndarray) -> dict:
-    """Figures per depth of ids `before` int32 [n, L] and of the ids `codes` [items, L] that came of them."""
-    variance, depths = _variance(vectors), len(quantiser.codebooks)
-    levels = {"before": (before, before), "after": (codes, resolved.codes)}
-    described = {when: [_describe(counted[:, :depth], _error(vectors, coded, quantiser, depth), variance)
-                        for depth in range(1, counted.shape[1] + 1)] for when, (counted, coded) in levels.items()}
-    for when, (_, coded) in levels.items():
-        described[when][depths - 1]["neighbours_kept"] = neighbours_kept(vectors, coded[:, :depths], quantiser)
-    return {**described, "moved": resolved.moved, "overflowed": resolved.overflowed, "variance": variance}
+def measure(vectors: Vectors, quantiser: Quantiser, before: np.ndarray, resolved: Resolved, codes: np.ndarray,
+            *, earlier: dict | None = None) -> dict:
+    """Figures per depth of ids `before` int32 [n, L] and of the ids `codes` [items, L] that came of them.
+
+    `earlier` are the figures of another rule on the same ids before, whose part in these is not measured again.
+    """
+    variance = earlier["variance"] if earlier else _variance(vectors)
+    return {"before": earlier["before"] if earlier else _levels(vectors, quantiser, before, before, variance),
+            "after": _levels(vectors, quantiser, codes, resolved.codes, variance),
+            "moved": resolved.moved, "overflowed": resolved.overflowed, "variance": variance}
+
+
+def _levels(vectors: Vectors, quantiser: Quantiser, counted: np.ndarray, coded: np.ndarray, variance: float,
+            ) -> list[dict]:
+    """Figures per depth: counts over `counted` [items, L], errors and neighbours over `coded` [n, L]."""
+    depths = len(quantiser.codebooks)
+    described = [_describe(counted[:, :depth], _error(vectors, coded, quantiser, depth), variance)
+                 for depth in range(1, counted.shape[1] + 1)]
+    described[depths - 1]["neighbours_kept"] = neighbours_kept(vectors, coded[:, :depths], quantiser)
+    return described
 
 
 def figure_rows(figures: dict) -> list[tuple[str, str, str]]:
@@ -43,8 +53,6 @@ def figure_rows(figures: dict) -> list[tuple[str, str, str]]:
         rows += [(f"{part}: {words}", format(before[key], form) if key in before else "", format(after[key], form))
                  for key, (words, form) in _WORDING.items() if key in after]
     return rows
-
-
 
 
 def neighbours_kept(vectors: Vectors, codes: np.ndarray, quantiser: Quantiser) -> float:
@@ -61,10 +69,7 @@ def neighbours_kept(vectors: Vectors, codes: np.ndarray, quantiser: Quantiser) -
 
 def _nearest(points: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """The ten nearest other points of each point `asked`."""
-    index = faiss.IndexFlatL2(points.shape[1])
-    with faiss_settings():
-        index.add(np.ascontiguousarray(points))
-        found = index.search(np.ascontiguousarray(points[asked]), NEIGHBOURS + 1)[1]
+    found = Codebook.plain(points).nearest(points[asked], NEIGHBOURS + 1)
     others = found != asked[:, None]
     others[others.all(axis=1), -1] = False  # equal points may hide the item itself
     return found[others].reshape(len(asked), NEIGHBOURS)

@@ -173,14 +173,20 @@ def _open_matrix(file: Path) -> np.ndarray:
 def _align(file: Path, ids_file: Path, creative: np.ndarray, *, every_item: bool) -> Source:
     """Match vectors to items by creative id; id 0 is padding. With `every_item` the two sets must be the same."""
     matrix, ids = _open_matrix(file), np.asarray(load_column(ids_file.parent, ids_file.stem))
-    by_id = np.argsort(ids, kind="stable") if ids.shape == matrix.shape[:1] and ids.dtype.kind in "iu" else None
-    if by_id is None or (ids[by_id][1:] == ids[by_id][:-1]).any():
+    if ids.shape != matrix.shape[:1] or ids.dtype.kind not in "iu" or len(np.unique(ids)) < len(ids):
         raise InputError(ids_file, found=f"{ids.dtype} {list(ids.shape)}, not one id of its own per vector",
                          expected=f"{len(matrix):,} different creative ids, integers", do="write one id per vector")
-    place = np.minimum(np.searchsorted(ids, creative[1:], sorter=by_id), len(ids) - 1)
-    matched = ids[by_id[place]] == creative[1:]
+    place = places_of(ids, creative[1:])
+    matched = place >= 0
     strangers = np.count_nonzero(ids) - matched.sum()
     if not matched.any() or every_item and (strangers or not matched.all()):
         raise InputError(ids_file, expected="the items of this dataset", do="use vectors made from this dataset",
                          found=f"{matched.sum():,} of the dataset's {matched.size:,} items, and {strangers:,} others")
-    return Source(str(file), matrix, np.where(matched, by_id[place], -1))
+    return Source(str(file), matrix, place)
+
+
+def places_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The place in `ids` (at least one, all different) of each `wanted` id; -1 where it is not among them."""
+    by_id = np.argsort(ids, kind="stable")
+    place = by_id[np.minimum(np.searchsorted(ids, wanted, sorter=by_id), len(ids) - 1)]
+    return np.where(ids[place] == wanted, place, -1)

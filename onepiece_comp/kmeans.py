@@ -33,6 +33,11 @@ class Codebook(NamedTuple):
     words: np.ndarray  # float32 [C, d]
     price: np.ndarray  # float32 [C]
 
+    @classmethod
+    def plain(cls, words: np.ndarray) -> "Codebook":
+        """Words without prices."""
+        return cls(words, np.zeros(len(words), np.float32))
+
     def nearest(self, points: np.ndarray, count: int = 1) -> np.ndarray:
         """The `count` nearest words of each point, int64 [n, count], nearest first."""
         return self.search(points, count)[1]
@@ -95,13 +100,13 @@ def fit_codebook(points: np.ndarray, size: int, *, iterations: int, seed: int, s
         distinct = np.unique(points, axis=0)
         if len(distinct) <= size:
             words = np.concatenate([distinct, np.zeros((size - len(distinct), points.shape[1]), np.float32)])
-            return Codebook(words.astype(np.float32), np.zeros(size, np.float32))
+            return Codebook.plain(words.astype(np.float32))
     generator = np.random.default_rng(seed)
     if search == "lists" or search == "auto" and size >= _FEWEST_FOR_LISTS and _lie_in_clusters(points, generator):
         words = _lloyd_over_lists(points, size, iterations, generator)
     else:
         words = _lloyd(points, _seeds(points, size, seeding, generator), iterations)
-    codebook = Codebook(words, np.zeros(size, np.float32))
+    codebook = Codebook.plain(words)
     return _balanced(points, codebook, balance) if balance > 0 else codebook
 
 
@@ -141,7 +146,7 @@ def _lloyd(points: np.ndarray, words: np.ndarray, iterations: int) -> np.ndarray
 
 def _assign(points: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(squared distance, nearest word) of each point."""
-    search, distance, word = Search(Codebook(words, np.zeros(len(words), np.float32))), [], []
+    search, distance, word = Search(Codebook.plain(words)), [], []
     for start in range(0, len(points), _ROWS):
         found = search(points[start:start + _ROWS])
         distance.append(found[0][:, 0])
@@ -184,7 +189,7 @@ def _lloyd_over_lists(points: np.ndarray, size: int, iterations: int, generator:
     distance, word = _assign_by_cell(points, cell, words, coarse)
     for _ in range(iterations):
         words = _means(points, word, words, distance)
-        near = Codebook(words, np.zeros(size, np.float32)).nearest(words, _LIST)
+        near = Codebook.plain(words).nearest(words, _LIST)
         distance, word = _assign_over_lists(points, word, words, near)
     return _means(points, word, words, distance)
 
@@ -214,7 +219,7 @@ def _cell_words(points: np.ndarray, cell: np.ndarray, size: int, generator: np.r
 def _assign_by_cell(points: np.ndarray, cell: np.ndarray, words: np.ndarray, coarse: np.ndarray,
                     ) -> tuple[np.ndarray, np.ndarray]:
     """A first assignment: the nearest of the words near to the point's cell."""
-    near = Codebook(words, np.zeros(len(words), np.float32)).nearest(coarse, 4 * round(len(words) ** 0.5))
+    near = Codebook.plain(words).nearest(coarse, 4 * round(len(words) ** 0.5))
     return _assign_over_lists(points, cell, words, near)
 
 

@@ -139,8 +139,7 @@ def fit_rqvae(vectors: Vectors, size: int, config: TokenizerConfig) -> Autoencod
     words = _first_words(sample, encoder, size, config)
     encoder, words, decoder = _trained(sample, (encoder, words, decoder), deviation, recipe=recipe,
                                        steps=config.rqvae_steps, generator=generator)
-    no_price = np.zeros(size, np.float32)
-    return Autoencoded(Additive([Codebook(level, no_price) for level in words]), mean, deviation, encoder, decoder)
+    return Autoencoded(Additive([Codebook.plain(level) for level in words]), mean, deviation, encoder, decoder)
 
 
 def _first_stacks(sample: np.ndarray, deviation: np.ndarray, recipe: Recipe, generator: np.random.Generator,

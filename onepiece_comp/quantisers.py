@@ -17,7 +17,7 @@ import numpy as np
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import progress
 from onepiece_comp.errors import InputError
-from onepiece_comp.kmeans import Codebook, Search, faiss_settings, fit_codebook
+from onepiece_comp.kmeans import Codebook, faiss_settings, fit_codebook
 
 _ROWS = 1 << 16  # vectors in hand at a time
 _MOST_GRID = 4  # scalars that a level of FSQ packs into its code
@@ -174,7 +174,7 @@ def fit_residual_kmeans(vectors: Vectors, size: int, config: TokenizerConfig) ->
     for level in progress(range(config.levels), total=config.levels, what="codebooks"):
         sample = sample_of(vectors, config.points_per_code * size, [config.seed, level])
         for codebook in codebooks:
-            sample = sample - codebook.words[Search(codebook)(sample)[1][:, 0]]
+            sample = sample - codebook.words[codebook.nearest(sample)[:, 0]]
         codebooks.append(_fit_words(sample, size, config, level))
     return Additive(codebooks)
 
@@ -191,7 +191,7 @@ def fit_nested_kmeans(vectors: Vectors, size: int, config: TokenizerConfig) -> N
     for prefix in progress(range(size), total=size, what="second codes"):
         held = np.asarray(vectors[np.sort(order[start[prefix]:start[prefix + 1]])], np.float32) - first.words[prefix]
         words.append(held if len(held) <= size else _fit_words(held, size, config, 1).words)
-    nothing = Codebook(np.zeros((size, first.words.shape[1]), np.float32), np.zeros(size, np.float32))
+    nothing = Codebook.plain(np.zeros((size, first.words.shape[1]), np.float32))
     return Nested([first, nothing], np.concatenate(words), np.concatenate([[0], np.cumsum([len(part) for part in words])]))
 
 
@@ -263,6 +263,6 @@ def restored(name: str, arrays: dict[str, np.ndarray], levels: int) -> Quantiser
     stored = [Codebook(arrays[f"codebook_{level}"], arrays[f"price_{level}"]) for level in range(levels)
               if f"codebook_{level}" in arrays]
     if name == "nested_kmeans":
-        nothing = Codebook(np.zeros_like(stored[0].words), np.zeros_like(stored[0].price))
+        nothing = Codebook.plain(np.zeros_like(stored[0].words))
         return Nested([*stored, nothing], arrays["words"], arrays["start"])
     return Additive(stored, arrays.get("mean"), arrays.get("axes"), arrays.get("back"))

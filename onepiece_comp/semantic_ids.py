@@ -13,6 +13,7 @@ import numpy as np
 
 from onepiece_comp.artefacts import fingerprint, load_column, read_marker
 from onepiece_comp.errors import InputError
+from onepiece_comp.item_vectors import places_of
 
 _QUANTISER = "quantiser_"
 
@@ -31,10 +32,7 @@ class Tokenizer(NamedTuple):
 
     def codes_of(self, creative_id: np.ndarray) -> np.ndarray:
         """Codes [n, L] of original ids, -1 for items that have none."""
-        order = np.argsort(self.creative_id, kind="stable")
-        place = np.minimum(np.searchsorted(self.creative_id, creative_id, sorter=order), len(order) - 1)
-        row = np.where(self.creative_id[order[place]] == creative_id, order[place], 0)
-        return np.asarray(self.codes)[row]
+        return np.asarray(self.codes)[np.maximum(places_of(self.creative_id, creative_id), 0)]
 
 
 def load_tokenizer(path: Path, item_space: str | None = None) -> Tokenizer:

@@ -19,7 +19,7 @@ from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.free_ids import emptiest_ids
 from onepiece_comp.id_figures import figure_rows, measure
-from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors
+from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors, places_of
 from onepiece_comp.quantisers import FITS, Quantiser, in_blocks, restored
 from onepiece_comp.semantic_ids import Tokenizer, load_tokenizer, write_columns
 
@@ -140,9 +140,8 @@ def _extended(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, o
     everyone = np.concatenate([old.creative_id[1:], old.retired_id])
     ids_of_all = np.concatenate([old.codes[1:], old.retired_codes])
     codes = np.full((len(creative), old.levels), -1, np.int32)
-    by_id = np.argsort(everyone, kind="stable")
-    at = by_id[np.minimum(np.searchsorted(everyone, creative[1:], sorter=by_id), len(everyone) - 1)]
-    known = everyone[at] == creative[1:]
+    at = places_of(everyone, creative[1:])
+    known = at >= 0
     codes[1:][known] = ids_of_all[at[known]]
     retired = ~np.isin(everyone, creative[1:])
     if len(everyone) + (~known).sum() > size ** old.levels:

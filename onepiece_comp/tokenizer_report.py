@@ -134,7 +134,8 @@ def _measured(source: _Source, config: TokenizerConfig, rules: Sequence[str], si
         case.use[f"level {level}"] = _sorted_counts(codes, size)
     for rule in rules:
         try:
-            figures, codes = _resolved(source, fitted, replace(config, resolve=rule), size)
+            earlier = next((row for row in case.rows if "before" in row), None)
+            figures, codes = _resolved(source, fitted, replace(config, resolve=rule), size, earlier)
         except InputError as error:  # a counter that overflows
             say(f"{case.name}, {rule}: not possible: {error.found}")
             case.rows.append({**names, "rule": rule, "impossible": error.found})
@@ -160,8 +161,9 @@ def _fitted(vectors: ItemVectors, size: int, config: TokenizerConfig) -> _Fitted
         "peak_memory_mib": round(peak_memory_mib())})
 
 
-def _resolved(source: _Source, fitted: _Fitted, config: TokenizerConfig, size: int) -> tuple[dict, np.ndarray]:
-    """(figures, ids of all items in no order) by the rule of `config`."""
+def _resolved(source: _Source, fitted: _Fitted, config: TokenizerConfig, size: int, earlier: dict | None,
+              ) -> tuple[dict, np.ndarray]:
+    """(figures, ids of all items in no order) by the rule of `config`; `earlier` is the row of another rule."""
     _forget_peak_memory()
     started = time.monotonic()
     resolved = resolve_collisions(source.vectors, fitted.before, fitted.quantiser, config)
@@ -169,9 +171,9 @@ def _resolved(source: _Source, fitted: _Fitted, config: TokenizerConfig, size: i
     peak = max(fitted.cost["peak_memory_mib"], round(peak_memory_mib()))
     if source.missing:
         codes = np.concatenate([codes, ids_without_vector(codes, config.levels, size, source.missing)])
-    return {**measure(source.vectors, fitted.quantiser, fitted.before, resolved, codes), "items": len(codes),
-            "items_without_vector": source.missing, **fitted.cost, "resolve_seconds": round(seconds, 2),
-            "peak_memory_mib": peak}, codes
+    figures = measure(source.vectors, fitted.quantiser, fitted.before, resolved, codes, earlier=earlier)
+    return {**figures, "items": len(codes), "items_without_vector": source.missing, **fitted.cost,
+            "resolve_seconds": round(seconds, 2), "peak_memory_mib": peak}, codes
 
 
 def _forget_peak_memory() -> None:

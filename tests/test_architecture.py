@@ -22,7 +22,7 @@ ORDER = """
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
-    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"kmeans", "quantisers", "id_figures"},
+    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"kmeans", "quantisers"},
     "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
     "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "cli"} | {"learned_quantisers", "alignment"},
 }
