@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 
 from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.errors import InputError
-from onepiece_comp.event_columns import COLUMNS, join_columns
+from onepiece_comp.event_columns import COLUMNS, bound_odd, join_columns
+from onepiece_comp.features import OUTSIDE_VOCABULARY, Feature, ItemFeatures, Profiles
+from onepiece_comp.log_source import JsonLinesLog
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.sequences import line_spans
 
@@ -82,3 +85,18 @@ def test_an_engine_that_is_none_and_an_address_where_no_one_answers(train_files,
         with pytest.raises(InputError, match="preprocess.engine"):
             preprocess(train_files, tmp_path / "out", config)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+@pytest.mark.parametrize("what, corners, users, items", [
+    ("users not in time order", {"users not in time order": 3}, 0, 0),
+    ("events that repeat the one before", {"events that repeat the one before": 30}, 0, 0),
+    ("user features: value outside the vocabulary", {}, 5, 0), ("item features: value outside the vocabulary", {}, 0, 8)])
+def test_what_is_odd_but_harmless_is_bounded_by_its_share(tmp_path, what, corners, users, items):
+    counts = Counter({"users": 10, "events": 100, **corners})
+    matrix, profiles = ItemFeatures([Feature("100", 5, 0)], 21), Profiles([], 4)
+    matrix.values[1:] = 1  # 20 values that are known
+    profiles.odd[OUTSIDE_VOCABULARY], matrix.odd[OUTSIDE_VOCABULARY] = users, items
+    log = JsonLinesLog(tmp_path)
+    with pytest.raises(InputError, match=what):
+        bound_odd(log, counts, matrix, profiles, 0.2)
+    bound_odd(log, counts, matrix, profiles, 0.34)
