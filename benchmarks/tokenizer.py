@@ -21,8 +21,9 @@ from onepiece_comp.collisions import resolve_collisions
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import say, table
 from onepiece_comp.id_figures import measure
-from onepiece_comp.kmeans import Codebook, faiss_settings, fit_codebook
+from onepiece_comp.kmeans import fit_codebook
 from onepiece_comp.quantisers import Additive, in_blocks, sample_of
+from onepiece_comp.word_search import Codebook, faiss_settings
 
 WIDTH, HELD_OUT = 64, 50_000
 

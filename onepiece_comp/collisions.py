@@ -18,7 +18,7 @@ from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import progress
 from onepiece_comp.errors import InputError
 from onepiece_comp.free_ids import IdTree, id_numbers
-from onepiece_comp.kmeans import Search
+from onepiece_comp.word_search import Search
 from onepiece_comp.quantisers import Nested, Quantiser, Vectors, summed_words
 
 _ROWS = 1 << 15  # items in hand at a time

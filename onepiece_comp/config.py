@@ -76,6 +76,7 @@ class TokenizerConfig:
     whiten: bool = True  # several sources: each made white before they are joined, so that none drowns the others
     rqvae: str = "steady"  # recipe: steady | tiger; see learned_quantisers.py
     rqvae_steps: int = 2000  # training steps of 1,024 vectors
+    device: str = "auto"  # where nearest words are searched: auto | cpu | cuda
     seed: int = 0  # seeding, samples, random codes
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onepiece_comp.kmeans import Codebook
+from onepiece_comp.word_search import Codebook
 from onepiece_comp.quantisers import Quantiser
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onepiece_comp.collisions import Resolved
 from onepiece_comp.free_ids import id_numbers
-from onepiece_comp.kmeans import Codebook
+from onepiece_comp.word_search import Codebook
 from onepiece_comp.quantisers import Quantiser, Vectors, sample_of
 
 NEIGHBOURS = 10

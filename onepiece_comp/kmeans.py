@@ -1,20 +1,15 @@
 """k-means for codebooks of up to 16,384 words and more: seeding, exact Lloyd, Lloyd over lists of near words.
 
-Stands before `quantisers.py`. Distances are matrix products by faiss. Where the points lie in clusters, a point's next
-word is nearly always among those next to its present one, so an iteration may look at a list of these alone: on such
-points 16,384 words take a tenth of the time at equal error (`benchmarks/tokenizer.py`). Sums are taken in the points'
-order, so that equal input gives equal words. Legend: n points, C words, d width.
+Stands between `word_search.py` and `quantisers.py`. Where the points lie in clusters, a point's next word is nearly
+always among those next to its present one, so an iteration may look at a list of these alone: on such points 16,384
+words take a tenth of the time at equal error (`benchmarks/tokenizer.py`). Sums are taken in the points' order, so that
+equal input gives equal words. Legend: n points, C words, d width.
 """
 
-import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import faiss
 import numpy as np
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.paths import available_cores
+from onepiece_comp.word_search import Codebook, Search, on_gpu
 
 SEEDINGS = ("auto", "random", "kmeans++", "cells")
 SEARCHES = ("auto", "exact", "lists")
@@ -25,63 +20,6 @@ _SETTLED = 3e-4  # Lloyd ends when an iteration lowers the error by less than th
 _SEED_POINTS = 32  # points per word that k-means++ draws from
 _ROWS = 1 << 16  # points searched at once
 _PRICE_STEPS = 30  # of balancing
-
-
-class Codebook(NamedTuple):
-    """Words, and what each adds to the squared distance: zero but for balanced codebooks."""
-
-    words: np.ndarray  # float32 [C, d]
-    price: np.ndarray  # float32 [C]
-
-    @classmethod
-    def plain(cls, words: np.ndarray) -> "Codebook":
-        """Words without prices."""
-        return cls(words, np.zeros(len(words), np.float32))
-
-    def nearest(self, points: np.ndarray, count: int = 1) -> np.ndarray:
-        """The `count` nearest words of each point, int64 [n, count], nearest first."""
-        return self.search(points, count)[1]
-
-    def search(self, points: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """(squared distances plus prices, words), both [n, count], nearest first."""
-        return Search(self)(points, count)
-
-
-class Search:
-    """Exact nearest words of a codebook; prices are one more dimension."""
-
-    def __init__(self, codebook: Codebook):
-        words, self._priced = codebook.words, bool(codebook.price.any())
-        self._most, self._lowest = len(words), float(codebook.price.min())
-        if self._priced:
-            words = np.column_stack([words, np.sqrt(codebook.price - self._lowest)])
-        self._index = faiss.IndexFlatL2(words.shape[1])
-        with faiss_settings():
-            self._index.add(np.ascontiguousarray(words, np.float32))
-
-    def __call__(self, points: np.ndarray, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        points = np.ascontiguousarray(points, np.float32)
-        if self._priced:
-            points = np.column_stack([points, np.zeros(len(points), np.float32)])
-        with faiss_settings():
-            distance, word = self._index.search(points, min(count, self._most))
-        return distance + np.float32(self._lowest), word
-
-
-@contextlib.contextmanager
-def faiss_settings() -> Iterator[None]:
-    """No more threads than this process may use, and matrix products for small batches too; both put back."""
-    threads = faiss.omp_get_max_threads()
-    threshold = getattr(faiss.cvar, "distance_compute_blas_threshold", None)
-    faiss.omp_set_num_threads(min(threads, available_cores()))
-    if threshold is not None:
-        faiss.cvar.distance_compute_blas_threshold = 20  # faiss 1.15's own is up to eight times slower on CPU
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
-        if threshold is not None:
-            faiss.cvar.distance_compute_blas_threshold = threshold
 
 
 def fit_codebook(points: np.ndarray, size: int, *, iterations: int, seed: int, seeding: str = "auto",
@@ -102,7 +40,8 @@ def fit_codebook(points: np.ndarray, size: int, *, iterations: int, seed: int, s
             words = np.concatenate([distinct, np.zeros((size - len(distinct), points.shape[1]), np.float32)])
             return Codebook.plain(words.astype(np.float32))
     generator = np.random.default_rng(seed)
-    if search == "lists" or search == "auto" and size >= _FEWEST_FOR_LISTS and _lie_in_clusters(points, generator):
+    many = size >= _FEWEST_FOR_LISTS and not on_gpu()  # a GPU looks at all words sooner than at lists
+    if search == "lists" or search == "auto" and many and _lie_in_clusters(points, generator):
         words = _lloyd_over_lists(points, size, iterations, generator)
     else:
         words = _lloyd(points, _seeds(points, size, seeding, generator), iterations)

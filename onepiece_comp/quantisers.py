@@ -17,7 +17,8 @@ import numpy as np
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import progress
 from onepiece_comp.errors import InputError
-from onepiece_comp.kmeans import Codebook, faiss_settings, fit_codebook
+from onepiece_comp.kmeans import fit_codebook
+from onepiece_comp.word_search import Codebook, faiss_settings
 
 _ROWS = 1 << 16  # vectors in hand at a time
 _MOST_GRID = 4  # scalars that a level of FSQ packs into its code

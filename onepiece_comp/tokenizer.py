@@ -22,6 +22,7 @@ from onepiece_comp.id_figures import figure_rows, measure
 from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors, places_of
 from onepiece_comp.quantisers import FITS, Quantiser, in_blocks, restored
 from onepiece_comp.semantic_ids import Tokenizer, load_tokenizer, write_columns
+from onepiece_comp.word_search import searching_on
 
 _FEWEST_CODES, _MOST_CODES = 16, 16384
 _IDS_PER_ITEM = 4  # room that the chosen codebook size leaves, so that few items must move
@@ -49,10 +50,10 @@ def build_tokenizer(dataset: Path, out: Path, config: TokenizerConfig, *, vector
     named = [(str(checkpoint), 1.0)] if checkpoint else named_sources(vectors)
     held, present = open_vectors(dataset, creative, named, whiten=config.whiten)
     name = "+".join(f"{source}:{weight:g}" if weight != 1 else source for source, weight in named)
-    if extend is None:
-        tokenizer, measured = _new(held, present, creative, config)
-    else:
-        tokenizer, measured = _extended(held, present, creative, load_tokenizer(extend), extend)
+    with searching_on(config.device):
+        tokenizer, measured = (
+            _new(held, present, creative, config) if extend is None else
+            _extended(held, present, creative, load_tokenizer(extend), extend))
     with atomic_folder(out, MARKERS["tokenizer"]) as folder:
         checksum = write_columns(folder, tokenizer)
         figures = {**measured, "items": len(present), "items_without_vector": int((~present).sum()),

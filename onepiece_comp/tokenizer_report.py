@@ -25,6 +25,7 @@ from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors
 from onepiece_comp.quantisers import Quantiser, in_blocks
 from onepiece_comp.report_html import BARS, Plot, Section, Table, Text, can_plot, write_report
 from onepiece_comp.tokenizer import QUANTISERS, choose_codes, fit_quantiser, ids_without_vector
+from onepiece_comp.word_search import searching_on
 
 _DRAWN_RANKS = 200  # of the codes in order of use
 _COLLISIONS = ("vectors", "quantiser", "rule", "shared before", "shared", "items - unique", "unique", "codes in use",
@@ -78,8 +79,9 @@ def tokenizer_report(dataset: Path, out: Path, config: TokenizerConfig, *, sourc
     opened = [_opened(dataset, creative, name, config) for name in dict.fromkeys(sources)]
     say(f"{len(creative) - 1:,} items, {config.levels} x {size:,} codes: {len(opened)} sources x {len(quantisers)} "
         f"quantisers x {len(rules)} rules = {len(opened) * len(quantisers) * len(rules)} rows")
-    cases = [_measured(source, replace(config, quantiser=name), rules, size)
-             for source in opened for name in quantisers]
+    with searching_on(config.device):
+        cases = [_measured(source, replace(config, quantiser=name), rules, size)
+                 for source in opened for name in quantisers]
     rows = [row for case in cases for row in case.rows]
     if all("impossible" in row for row in rows):
         raise InputError(dataset, found=f"nothing to compare: {rows[0]['impossible']}", do="change the settings",

@@ -13,7 +13,7 @@ ORDER = """
     log_kuairand log_recbole log_movielens log_amazon log_sequences log_table convert targets split
     metrics trend event_columns engine embedding_tables preprocess evaluation baselines scoring
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
-    kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
+    word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
     histories batches losses hstu similarity moe item_tower sid_decoder
     model optim checkpoint retrieval validation run_log training
     beam cascade submission
@@ -22,9 +22,9 @@ ORDER = """
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
-    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"kmeans", "quantisers"},
+    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"word_search", "quantisers"},
     "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
-    "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "cli"} | {"learned_quantisers", "alignment"},
+    "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "cli"} | {"learned_quantisers", "alignment", "word_search"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 335, 60
 

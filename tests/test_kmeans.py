@@ -5,7 +5,8 @@ import pytest
 
 from onepiece_comp import kmeans
 from onepiece_comp.errors import InputError
-from onepiece_comp.kmeans import Codebook, fit_codebook
+from onepiece_comp.kmeans import fit_codebook
+from onepiece_comp.word_search import Codebook
 
 
 def clusters(count, each, *, width=8, spread=0.05, seed=0):
