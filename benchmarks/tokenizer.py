@@ -28,14 +28,18 @@ from onepiece_comp.word_search import Codebook, faiss_settings
 WIDTH, HELD_OUT = 64, 50_000
 
 
-def clustered(items: int) -> np.ndarray:
-    """Vectors of a tree: 32 roots, 32 branches each, 32 leaves each, noise; float32 [items, WIDTH], unit length."""
+def clustered(items: int, noise_seed: int | None = None) -> np.ndarray:
+    """Vectors of a tree: 32 roots, 32 branches each, 32 leaves each, noise; float32 [items, WIDTH], unit length.
+
+    Under every `noise_seed` the tree is the same.
+    """
     draw = np.random.default_rng(0)
     nodes = draw.normal(size=(32, WIDTH)).astype(np.float32)
     for spread in (0.6, 0.4):
         nodes = np.repeat(nodes, 32, axis=0)
         nodes += spread * draw.normal(size=nodes.shape).astype(np.float32)
     popular = draw.dirichlet(np.full(len(nodes), 0.7))
+    draw = draw if noise_seed is None else np.random.default_rng([1, noise_seed])
     made = np.empty((items, WIDTH), np.float32)
     for start in range(0, items, 1 << 18):
         part = made[start:start + (1 << 18)]
