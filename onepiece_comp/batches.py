@@ -15,9 +15,9 @@ import torch
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Feature
 from onepiece_comp.histories import (
-    NO_ACTION, History, PackedHistory, cells, event_columns, packed_history, padding_share, spans, unpack)
+    History, PackedHistory, cells, event_columns, packed_history, padding_share, spans, unpack)
+from onepiece_comp.popularity import TrendRows, catalogue_trend, code_rows, distinct_pairs, no_trend_rows, trend_rows
 from onepiece_comp.preprocess import Dataset, ItemTable
-from onepiece_comp.trend import FEATURES, Lookup
 
 
 class ItemBatch(NamedTuple):
@@ -28,17 +28,6 @@ class ItemBatch(NamedTuple):
     feature_NF: torch.Tensor  # int64 tokens of the joint item vocabulary
     embeddings: dict[str, torch.Tensor]  # feature id to float32 [N, width]
     present: dict[str, torch.Tensor]  # feature id to float32 [N, 1]
-
-
-class TrendRows(NamedTuple):
-    """Popularity of K keys at R rows, a row being a moment and a next action; see `trend.Lookup`."""
-
-    row_P: torch.Tensor  # int64
-    key_P: torch.Tensor  # int64
-    feature_PW: torch.Tensor  # float32
-    seen_RK: torch.Tensor  # bool, shown before the moment
-    absent_RK: torch.Tensor  # bool, not yet a candidate at the moment
-    condition_R: torch.Tensor  # int64, next action
 
 
 class TrainBatch(NamedTuple):
@@ -54,16 +43,19 @@ class TrainBatch(NamedTuple):
     log_repeats_K: torch.Tensor  # float32, log of how often the key was drawn in this batch
     log_expected_K: torch.Tensor  # float32, log of how often it was to be expected (LogQ)
     trend_row_N: torch.Tensor  # int64 [N rows], row of `trend` with the row's moment and next action
-    trend: "TrendRows"
+    trend: TrendRows
+    code_trend: list[TrendRows]  # of each level's codes, see `popularity.code_rows`; empty for a model without
 
     def to(self, device: torch.device) -> "TrainBatch":
         return move(self, device)
 
 
 def move(value: object, device: torch.device) -> object:
-    """Tensors in nested tuples and dicts, moved to a device."""
+    """Tensors in nested tuples, lists and dicts, moved to a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, list):
+        return [move(item, device) for item in value]
     if isinstance(value, dict):
         return {key: move(item, device) for key, item in value.items()}
     return type(value)(*(move(item, device) for item in value))
@@ -80,41 +72,27 @@ def item_batch(table: ItemTable, rows: np.ndarray, features: list[Feature]) -> I
         {fid: tensor(bits[rows], np.float32)[:, None] for fid, bits in table.present.items()})
 
 
-def distinct_pairs(bucket: np.ndarray, condition: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct (bucket, condition) pairs, and which of them each entry has."""
-    pair, place = np.unique(bucket * (NO_ACTION + 1) + condition, return_inverse=True)
-    return *np.divmod(pair, NO_ACTION + 1), place.reshape(-1)
-
-
-def trend_rows(found: Lookup, absent_RK: np.ndarray, condition_R: np.ndarray) -> TrendRows:
-    """A lookup as tensors."""
-    return TrendRows(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (*found, absent_RK, condition_R)))
-
-
-def no_trend_rows(keys: int) -> TrendRows:
-    """For a model without popularity: one row, of which nothing is known."""
-    none, nothing = np.zeros(0, np.int64), np.zeros((1, keys), bool)
-    return trend_rows(Lookup(none, none, np.zeros((0, FEATURES), np.float32), nothing), nothing, np.array([NO_ACTION]))
-
-
 class TrainingBatches:
     """Batches of one dataset, the same for the same seed, epoch and step, so that a resumed run sees what it missed.
 
     `stop` [users] ends each user's events for training (validation users end before their held-out target). Of
     `ranks`, rank r takes the batches r, r + ranks, ... of the one order, all ranks equally many. Where the batches do
     not divide, those of the last rounds are shared out anew: they may be smaller, but no rank goes without.
-    `popularity` is for models that read it.
+    `popularity` is for models that read it, `codes` [items + 1, L] for those that read that of semantic ids too.
     """
 
     def __init__(self, dataset: Dataset, *, stop: np.ndarray, batch_users: int, max_events: int, sampled_negatives: int,
                  action_weights: tuple[float, ...], moment_lag_seconds: float, click_lag_seconds: float,
-                 horizon_seconds: float, seed: int, popularity: bool = True, rank: int = 0, ranks: int = 1):
+                 horizon_seconds: float, seed: int, popularity: bool = True, codes: np.ndarray | None = None, rank: int = 0,
+                 ranks: int = 1):
         self.dataset, self.stop, self.batch_users, self.max_events = dataset, stop, batch_users, max_events
         self.sampled = min(sampled_negatives, dataset.schema.items)
         self.action_weights = np.array(action_weights, np.float32)
         self.moment_lag, self.seed, self.popularity = moment_lag_seconds, seed, popularity
         self.click_lag = click_lag_seconds / dataset.schema.trend_bucket_seconds
         self.horizon = horizon_seconds / dataset.schema.trend_bucket_seconds
+        self.code_trend = catalogue_trend(codes, dataset.trend) if popularity and codes is not None else None
+        self.codes = 0 if codes is None else 1 + int(codes.max())
         self.columns = event_columns(dataset)
         self.user_start, self.item_count = np.asarray(dataset.user_start), np.asarray(dataset.item_count)
         self.events = np.asarray(stop - self.user_start[:-1])
@@ -199,23 +177,27 @@ class TrainingBatches:
             *self._trend(packed, columns.time_seconds[event], key, target_key, rng))
 
     def _trend(self, packed: PackedHistory, time: np.ndarray, key: np.ndarray, target_key: np.ndarray,
-               rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows]:
-        """Popularity of the keys at each row's moment: a while before the target's `time`, not before the last event.
+               rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows, list[TrendRows]]:
+        """Popularity of the keys and of codes at each row's moment: a while before the target's `time`, not before the last event.
 
         So is a moment at inference: the user's last event or the log's end, some time before the unknown target. Clicks
         are known later still, by a delay drawn for the batch. Counts end where the moment's bucket begins.
         """
         trend = self.dataset.trend
         if not self.popularity:
-            return torch.zeros(len(time), dtype=torch.int64), no_trend_rows(len(key))
+            return torch.zeros(len(time), dtype=torch.int64), no_trend_rows(len(key)), []
         earliest = time - rng.uniform(0, self.moment_lag, len(time)).astype(np.int64)
         bucket = trend.bucket_of(np.minimum(np.maximum(packed.time_N.numpy(), earliest), time))
         bucket, condition, row_of = distinct_pairs(bucket, packed.next_action_N.numpy())
-        found = trend.lookup(key, bucket=bucket, click_bucket=bucket - int(rng.random() ** 2 * (self.click_lag + 1)))
+        click_bucket = bucket - int(rng.random() ** 2 * (self.click_lag + 1))
+        found = trend.lookup(key, bucket=bucket, click_bucket=click_bucket)
         latest = np.floor(np.minimum(bucket + self.horizon, trend.buckets)).astype(np.int32)
         absent = trend.first_bucket(key).astype(np.int32) > latest[:, None]
         absent[row_of, target_key] = False
-        return torch.from_numpy(row_of), trend_rows(found, absent, condition)
+        of_codes = [] if self.code_trend is None else code_rows(
+            self.code_trend, self.codes, key[target_key], row_of=row_of, bucket=bucket, click_bucket=click_bucket,
+            condition=condition)
+        return torch.from_numpy(row_of), trend_rows(found, absent, condition), of_codes
 
 
 def ahead(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:

@@ -11,18 +11,9 @@ from typing import NamedTuple
 import torch
 
 from onepiece_comp.model import Encoded, OnePiece
+from onepiece_comp.prefix_table import PrefixTable
 
 _LOGITS_PER_BLOCK = 1 << 24  # bound on rows x codes at a time
-
-
-class PrefixTable(NamedTuple):
-    """The code prefixes in use, as levels of a tree. Leaves (the last level) are the candidates that have an id."""
-
-    code: list[torch.Tensor]  # per level: int64 [P_l], last code of each prefix, grouped by parent
-    first_child: list[torch.Tensor]  # per level but the last: int64 [P_l + 1], children are a range of the next level
-    leaf_item: torch.Tensor  # int64 [leaves], candidate number of each leaf
-    leaf_path: torch.Tensor  # int64 [leaves, L], prefix of each leaf at each level
-    item_leaf: torch.Tensor  # int64 [M], leaf of each candidate, -1 without an id
 
 
 class Generated(NamedTuple):
@@ -32,43 +23,23 @@ class Generated(NamedTuple):
     index_BK: torch.Tensor  # int64, candidate number
 
 
-def build_prefix_table(code_ML: torch.Tensor) -> PrefixTable:
-    """The tree of the ids of the candidates; a row of `code_ML` with -1 has no id. Two candidates may share one."""
-    levels, device = code_ML.shape[1], code_ML.device
-    with_id = torch.where((code_ML >= 0).all(1))[0]
-    path = code_ML[with_id].long()
-    order = torch.arange(len(with_id), device=device)
-    for level in reversed(range(levels)):  # stable sorts from the last level on give lexicographic order
-        order = order[path[order, level].argsort(stable=True)]
-    leaf_item, path = with_id[order], path[order]
-    changed = torch.ones(len(path), dtype=torch.bool, device=device)
-    codes, first_child, prefix_of_leaf = [], [], []
-    for level in range(levels):
-        differs = path[1:, :level + 1] != path[:-1, :level + 1]
-        changed[1:] = differs.any(1) if level < levels - 1 else True
-        codes.append(path[changed, level])
-        prefix_of_leaf.append(changed.cumsum(0) - 1)
-    for level in range(levels - 1):
-        parent_of_child = prefix_of_leaf[level][_first_leaf(prefix_of_leaf[level + 1])]
-        counts = torch.bincount(parent_of_child, minlength=len(codes[level]))
-        first_child.append(torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
-    item_leaf = torch.full((len(code_ML),), -1, dtype=torch.long, device=device)
-    item_leaf[leaf_item] = torch.arange(len(leaf_item), device=device)
-    return PrefixTable(codes, first_child, leaf_item, torch.stack(prefix_of_leaf, 1), item_leaf)
+class Prior(NamedTuple):
+    """Additive logits of prefixes: their popularity at a user's moment."""
 
+    bias_RP: list[torch.Tensor]  # per level, [R moments, P_l]
+    row_B: torch.Tensor  # int64, the moment of each user
 
-def _first_leaf(prefix_of_leaf: torch.Tensor) -> torch.Tensor:
-    """The first leaf of each prefix, in order."""
-    new = torch.ones_like(prefix_of_leaf, dtype=torch.bool)
-    new[1:] = prefix_of_leaf[1:] != prefix_of_leaf[:-1]
-    return torch.where(new)[0]
+    def children(self, level: int, child_BWX: torch.Tensor) -> torch.Tensor:
+        """Logits of prefixes of `level`."""
+        return self.bias_RP[level][self.row_B[:, None, None], child_BWX]
 
 
 class _Decoding:
     """Log-probabilities of the children of prefixes, for users whose histories are encoded once."""
 
-    def __init__(self, model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor):
-        self.decoder, self.table = model.decoder, table
+    def __init__(self, model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor,
+                 prior: Prior | None):
+        self.decoder, self.table, self.prior = model.decoder, table, prior
         users = torch.arange(len(length_B), device=length_B.device)
         self.hidden_BD = encoded.hidden_BTD[users, length_B - 1]
         self.memories = self.decoder.memories(encoded.states)
@@ -87,7 +58,10 @@ class _Decoding:
     def first_level(self) -> torch.Tensor:
         """Log-probabilities [B, P_0] of the first codes in use."""
         empty = self.hidden_BD.new_zeros(len(self.hidden_BD), 1, 0, dtype=torch.long)
-        return torch.log_softmax(self.logits(0, empty)[:, 0, self.table.code[0]], dim=1)
+        logit = self.logits(0, empty)[:, 0, self.table.code[0]]
+        if self.prior is not None:
+            logit = logit + self.prior.bias_RP[0][self.prior.row_B]
+        return torch.log_softmax(logit, dim=1)
 
     def children(self, level: int, prefix_BW: torch.Tensor, code_BWL: torch.Tensor,
                  ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,14 +72,16 @@ class _Decoding:
         inside = offset < count[..., None]
         child = torch.where(inside, start[..., None] + offset, 0)
         logit = self.logits(level, code_BWL).gather(2, self.table.code[level][child])
+        if self.prior is not None:
+            logit = logit + self.prior.children(level, child)
         logit = logit.masked_fill(~inside, -torch.inf)
         return torch.where(inside, child, -1), torch.log_softmax(logit, dim=2)
 
 
 def beam_search(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor, *, beam: int,
-                survivors: int) -> Generated:
+                survivors: int, prior: Prior | None = None) -> Generated:
     """The `survivors` most probable candidates of each user among those that `beam` prefixes a level reach."""
-    decoding = _Decoding(model, table, encoded, length_B)
+    decoding = _Decoding(model, table, encoded, length_B, prior)
     levels = len(table.code)
     log_prob = decoding.first_level()
     keep = survivors if levels == 1 else beam
@@ -126,9 +102,9 @@ def beam_search(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B:
 
 
 def item_log_prob(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor,
-                  index_BK: torch.Tensor) -> torch.Tensor:
+                  index_BK: torch.Tensor, prior: Prior | None = None) -> torch.Tensor:
     """Log-probability [B, K] of given candidates, as the beam would score them; -inf for one without an id."""
-    decoding = _Decoding(model, table, encoded, length_B)
+    decoding = _Decoding(model, table, encoded, length_B, prior)
     leaf = table.item_leaf[index_BK]
     path_BKL = table.leaf_path[leaf.clamp_min(0)]
     total = decoding.first_level().gather(1, path_BKL[..., 0])

@@ -4,7 +4,7 @@
 log-probability. `cascade` unites both sets and ranks by (1 - w) logit + w log-probability: each is a log-probability
 of the next item up to a constant of the user, so the sum is a product of experts; unlike the paper's re-ranking
 (arXiv 2512.07424, w = 0, no union) the beam's own score is not thrown away.
-Legend: B users, M candidates, D width, K items of the union, R rows of popularity logits.
+Legend: B users, M candidates, D width, K items of the union.
 """
 
 from collections import Counter
@@ -13,32 +13,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from onepiece_comp.batches import distinct_pairs, item_batch, move, trend_rows
-from onepiece_comp.beam import PrefixTable, beam_search, build_prefix_table, item_log_prob
+from onepiece_comp.batches import item_batch, move
+from onepiece_comp.beam import Prior, beam_search, item_log_prob
+from onepiece_comp.candidates import prepare
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.evaluation import Evaluation
-from onepiece_comp.formats import CLICK, CONVERSION
 from onepiece_comp.histories import NO_ACTION, Columns, History, build_history, last_position
 from onepiece_comp.model import Encoded
-from onepiece_comp.retrieval import ItemVectors, encode_item_table, top_k
+from onepiece_comp.retrieval import top_k
 from onepiece_comp.similarity import Weighing
-from onepiece_comp.trend import extended
 
 LIST = 10
-_CANDIDATES_PER_BLOCK = 1 << 16
 _CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
-
-
-class Candidates(NamedTuple):
-    """What is made once for all users."""
-
-    vectors: ItemVectors
-    bias_RM: torch.Tensor | None  # popularity logit at each distinct moment and action of the users
-    bias_row: np.ndarray  # int64 [users], each user's row of it
-    warm_M: torch.Tensor  # bool, seen in training
-    prefixes: PrefixTable | None
-    number: np.ndarray  # int64 [local items], candidate number of a local item, -1 where it is none
 
 
 class _Request(NamedTuple):
@@ -48,6 +35,7 @@ class _Request(NamedTuple):
     encoded: Encoded
     query_BD: torch.Tensor
     bias_BM: torch.Tensor | None
+    prior: Prior | None  # the same for the beam's prefixes
     metric_BSM: torch.Tensor | None  # metric vectors of the history's items
     weighing: Weighing | None  # of the events at the last position
     seen: tuple[torch.Tensor, torch.Tensor] | None  # (user, candidate) pairs to drop, None = keep them
@@ -59,54 +47,6 @@ class Ranked(NamedTuple):
     index: np.ndarray  # int64 [B, 10], candidate numbers
     stages: dict[str, list[np.ndarray]]  # step name to each user's candidate numbers, for the funnel
     filled: Counter  # how many places were filled by what the filters had dropped
-
-
-def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, action: np.ndarray,
-            device: torch.device) -> Candidates:
-    """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for."""
-    model, items, rows = checkpoint.model, evaluation.items, evaluation.candidate
-    id_row = torch.from_numpy(items.id_row[rows]).to(device)
-    prefixes = None
-    if model.decoder is not None and config.mode != "retrieval":
-        prefixes = build_prefix_table(torch.where((id_row > 0)[:, None], model.codes[id_row].long(), -1))
-    number = np.full(len(items.creative_id), -1, np.int64)
-    number[rows] = np.arange(len(rows))
-    bias, bias_row = None, np.zeros(len(evaluation.users), np.int64)
-    if model.trend is not None:
-        bias, bias_row = _popularity(checkpoint, evaluation, number, config, action, device)
-    return Candidates(encode_item_table(model, items, rows, device), bias, bias_row, id_row > 0, prefixes, number)
-
-
-@torch.no_grad()
-def _popularity(checkpoint: Checkpoint, evaluation: Evaluation, number: np.ndarray, config: InferConfig,
-                action: np.ndarray, device: torch.device) -> tuple[torch.Tensor, np.ndarray]:
-    """Popularity logits [R, M] and each user's row.
-
-    A user's moment is their last event, or the training log's end if that is later. With `live` the histories of all
-    users tell what was shown between the log's end and that moment; never what came after it.
-    """
-    tail, candidates = checkpoint.trend, len(evaluation.candidate)
-    counted = number[evaluation.item] >= 0
-    if not config.live:
-        counted[:] = False
-    trend = extended(
-        tail,
-        evaluation.items.id_row[evaluation.candidate],
-        item=number[evaluation.item[counted]],
-        clicked=np.isin(evaluation.action[counted], (CLICK, CONVERSION)),
-        time_seconds=evaluation.time_seconds[counted],
-    )
-    last = np.zeros(len(evaluation.users), np.int64)
-    with_history = np.diff(evaluation.user_start) > 0
-    last[with_history] = evaluation.time_seconds[evaluation.user_start[1:][with_history] - 1]
-    bucket, condition, row = distinct_pairs(np.maximum(trend.bucket_of(last), tail.buckets), action)
-    bias = torch.empty(len(bucket), candidates, device=device)
-    for start in range(0, candidates, _CANDIDATES_PER_BLOCK):
-        block = np.arange(start, min(start + _CANDIDATES_PER_BLOCK, candidates))
-        found = trend.lookup(block, bucket=bucket, click_bucket=np.full_like(bucket, tail.buckets))
-        rows = trend_rows(found, np.zeros_like(found.seen_RK), condition)
-        bias[:, start:start + len(block)] = checkpoint.model.trend_bias(move(rows, device))
-    return bias, row
 
 
 class Ranker:
@@ -153,13 +93,16 @@ class Ranker:
         history, item_ND = move(history, self.device), model.encode_items(move(batch, self.device))
         encoded = model.encode(history, item_ND)
         query_BD = model.retrieval_query(last_position(history, encoded.hidden_BTD)).float()
-        bias_BM = metric_BSM = weighing = None
+        bias_BM = prior = metric_BSM = weighing = None
+        row_B = torch.from_numpy(self.candidates.bias_row[users]).to(self.device)
         if self.candidates.bias_RM is not None:
-            bias_BM = self.candidates.bias_RM[torch.from_numpy(self.candidates.bias_row[users]).to(self.device)]
+            bias_BM = self.candidates.bias_RM[row_B]
+        if self.candidates.code_bias is not None:
+            prior = Prior(self.candidates.code_bias, row_B)
         if model.similarity is not None:
             metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
             weighing = model.weigh(history, encoded).last(history)
-        return _Request(history, encoded, query_BD, bias_BM, metric_BSM, weighing, seen)
+        return _Request(history, encoded, query_BD, bias_BM, prior, metric_BSM, weighing, seen)
 
     def _seen(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(user within the batch, candidate number) of every candidate in a user's whole history."""
@@ -226,8 +169,8 @@ class Ranker:
         config, prefixes = self.config, self.candidates.prefixes
         length_B = request.history.length_B
         found = beam_search(
-            self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors
-        )
+            self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors,
+            prior=request.prior)
         index, log_prob = found.index_BK, found.log_prob_BK
         legal = log_prob > -torch.inf
         stages["beam"] = torch.where(legal, index, -1)
@@ -235,7 +178,7 @@ class Ranker:
             score, near = self._retrieve(request, config.union)
             user = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
             new = (score > -torch.inf) & ~self._among(near, user[legal], index[legal])
-            near_log_prob = item_log_prob(self.model, prefixes, request.encoded, length_B, near)
+            near_log_prob = item_log_prob(self.model, prefixes, request.encoded, length_B, near, request.prior)
             index, log_prob = torch.cat([index, near], 1), torch.cat([log_prob, near_log_prob], 1)
             legal = torch.cat([legal, new], 1)
             stages["union"] = torch.where(legal, index, -1)

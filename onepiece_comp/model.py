@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from onepiece_comp.batches import ItemBatch, TrainBatch, TrendRows
+from onepiece_comp.batches import ItemBatch, TrainBatch
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.features import Schema
 from onepiece_comp.histories import NO_ACTION, History
@@ -20,14 +20,12 @@ from onepiece_comp.hstu import HSTUBlock, gaps, residual_scale
 from onepiece_comp.item_tower import ItemTower, UserTower
 from onepiece_comp.losses import RowBias, Rows, info_nce, softmax_loss
 from onepiece_comp.moe import Routing, SparseMoE
+from onepiece_comp.popularity import CONDITIONS, TrendRows, trend_logits
 from onepiece_comp.sid_decoder import SemanticIdDecoder
 from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
-_CONDITIONS = NO_ACTION + 1
 _HOUR, _WEEK = 3600, 7 * 24
-_TREND_STEP = 8.0  # the trend weights move this much faster than the optimiser's step
-_ABSENT = -1e4  # logit of a key that is no candidate yet
 _CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared at once
 
 
@@ -79,11 +77,11 @@ class OnePiece(nn.Module):
         self.max_length = config.max_events + 1
         self.item_tower = ItemTower(config, schema, codes)
         self.user_tower = UserTower(config, schema)
-        self.action = nn.Embedding(_CONDITIONS, config.width)
-        self.next_action = nn.Embedding(_CONDITIONS, config.width) if config.next_action else None
+        self.action = nn.Embedding(CONDITIONS, config.width)
+        self.next_action = nn.Embedding(CONDITIONS, config.width) if config.next_action else None
         self.hour_of_week = nn.Embedding(_WEEK + 1, config.width) if config.time_features else None
         self.layers = nn.ModuleList(EncoderLayer(config, self.max_length) for _ in range(config.layers))
-        self.trend = nn.Parameter(torch.zeros(_CONDITIONS, TREND_FEATURES + 1)) if config.trend else None
+        self.trend = nn.Parameter(torch.zeros(CONDITIONS, TREND_FEATURES + 1)) if config.trend else None
         self.similarity = None
         if config.similarity_width:
             self.similarity = HistorySimilarity(width=config.width, metric_width=config.similarity_width)
@@ -125,11 +123,17 @@ class OnePiece(nn.Module):
 
     def trend_bias(self, trend: TrendRows) -> torch.Tensor:
         """Additive logits [R, K] of popularity windows: linear in the features, by next action."""
-        weight_RW = (self.trend * _TREND_STEP)[trend.condition_R if self.next_action is not None else
-                                               torch.full_like(trend.condition_R, NO_ACTION)]
-        recent_P = (trend.feature_PW * weight_RW[trend.row_P, :-1]).sum(1)
-        bias_RK = trend.seen_RK * weight_RW[:, -1:] + _ABSENT * trend.absent_RK
-        return bias_RK.index_put((trend.row_P, trend.key_P), recent_P, accumulate=True)
+        return trend_logits(self.trend, self._conditioned(trend))
+
+    def code_bias(self, level: int, trend: TrendRows) -> torch.Tensor:
+        """The same for the codes or prefixes of a level."""
+        return trend_logits(self.decoder.trend[level], self._conditioned(trend))
+
+    def _conditioned(self, trend: TrendRows) -> TrendRows:
+        """Without conditioning all rows have the same."""
+        if self.next_action is not None:
+            return trend
+        return trend._replace(condition_R=torch.full_like(trend.condition_R, NO_ACTION))
 
     def losses(self, batch: TrainBatch, *, semantic_weight: float, positive_logq: bool = False) -> Losses:
         """The training loss and its parts on one batch."""
@@ -197,8 +201,12 @@ class OnePiece(nn.Module):
         total = encoded.hidden_BTD.new_zeros(())
         for level in range(self.decoder.levels):
             query_BTD = self.decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
-            rows = Rows(code_NL[:, level].clamp_min(0), weight_N)
-            total = total + softmax_loss(query_BTD.flatten(0, 1)[batch.position_N], self.decoder.code_LCD[level], rows)
+            rows, biases = Rows(code_NL[:, level].clamp_min(0), weight_N), []
+            if self.decoder.trend is not None:
+                row_N = torch.arange(len(target_row), device=target_row.device) if level else batch.trend_row_N
+                biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), row_N))
+            total = total + softmax_loss(query_BTD.flatten(0, 1)[batch.position_N], self.decoder.code_LCD[level], rows,
+                                         *biases)
         return total / weight_N.sum().clamp_min(1e-6)
 
 

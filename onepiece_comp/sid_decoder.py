@@ -2,7 +2,8 @@
 
 Source: OnePiece (arXiv 2512.07424), its layer-wise decoder: the query of a level is made of the codes so far and the
 encoder's output, and a stack of cross-attention blocks reads the encoder's layers in turn. Deviation: the query uses
-the last position's output, as the paper's text has it (its released code uses the first layer's).
+the last position's output, as the paper's text has it (its released code uses the first layer's). With `code_trend` the
+popularity of each code, after the codes before it, is an additive logit as in the retrieval head.
 Legend: B users, T positions, S states, D width, L levels, C codes per level, N queries of a user.
 """
 
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.hstu import CrossBlock
+from onepiece_comp.popularity import CONDITIONS
+from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
 
 class SemanticIdDecoder(nn.Module):
@@ -26,6 +29,8 @@ class SemanticIdDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             CrossBlock(width=config.width, heads=config.heads, max_length=max_length, dropout=config.dropout)
             for _ in range(config.decoder_layers))
+        popularity = config.trend and config.code_trend
+        self.trend = nn.Parameter(torch.zeros(levels, CONDITIONS, TREND_FEATURES + 1)) if popularity else None
         self.code_LCD = nn.Parameter(torch.empty(levels, codes, config.width))
 
     def memories(self, states: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -60,6 +60,20 @@ def set_threads(threads: int) -> int:
     return threads
 
 
+@contextlib.contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """On CPU: sums into shared rows in one order, however many threads there are. The settings are put back."""
+    before, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # ours is never read before it is written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
 def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = None, warm: Path | None = None,
           resume: bool = False, events: Path | None = None, log: Path | None = None) -> Path:
     """Train on a dataset folder and fill the run folder; returns it.
@@ -91,7 +105,7 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
     )
     loop = _Loop(model, data, run, config, device, warm=settings["warm_start"])
     _announce(loop, data)
-    with RunLog(run, events, log, loop.progress.step if resume else 0) as records:
+    with RunLog(run, events, log, loop.progress.step if resume else 0) as records, _repeatable(device):
         loop.run_steps(records)
     return _finish(loop, settings, started=loop.started)
 
@@ -141,7 +155,8 @@ class _Loop:
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
             sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
             moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
-            horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend)
+            horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
+            codes=model.codes.numpy() if model.decoder is not None and model.decoder.trend is not None else None)
         self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,

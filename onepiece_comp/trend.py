@@ -56,21 +56,46 @@ class Trend(NamedTuple):
         """
         flat = np.asarray(self.counts).reshape(-1)
         start_K = np.asarray(item, np.int64) * (2 * self.counts.shape[1])
-        length = np.array([max(1, round(days * DAY / self.bucket_seconds)) for days in WINDOW_DAYS])
         total = flat.take(start_K + 2 * self.buckets)
         first = self._reach(start_K, np.ones_like(total))
-        oldest = np.maximum(np.minimum(bucket, click_bucket) - length[-1], 0)
+        oldest = self._oldest(bucket, click_bucket)
         place, row = _overlapping(first, self._reach(start_K, total), bucket, oldest)
         pair = start_K[place]
         lately = flat.take(pair + 2 * bucket[row]) > flat.take(pair + 2 * oldest[row])
         place, row, pair = place[lately], row[lately], pair[lately]
-        ends = [[2 * np.maximum(end - back, 0) + kind for back in (0, *length)]
-                for kind, end in enumerate((bucket, np.maximum(click_bucket, 0)))]
-        feature, log = np.empty((len(row), FEATURES), np.float32), _logs(int(total.max(initial=0)).bit_length())
-        for begin in range(0, len(row), _PAIRS_PER_BLOCK):
-            block = slice(begin, begin + _PAIRS_PER_BLOCK)
-            _window_features(flat, pair[block], row[block], ends=ends, log=log, out=feature[block])
+        feature = self._features(pair, row, bucket, click_bucket, most=int(total.max(initial=0)))
         return Lookup(row, place, feature, first.astype(np.int32) <= bucket.astype(np.int32)[:, None])
+
+    def pairs(self, item: np.ndarray, *, bucket: np.ndarray, click_bucket: np.ndarray,
+              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same for pairs: item i at its own moment. (which were shown lately, their features, which ever were)."""
+        flat = np.asarray(self.counts).reshape(-1)
+        start_P = np.asarray(item, np.int64) * (2 * self.counts.shape[1])
+        shown = flat.take(start_P + 2 * bucket)
+        lately = np.flatnonzero(shown > flat.take(start_P + 2 * self._oldest(bucket, click_bucket)))
+        feature = self._features(start_P[lately], lately, bucket, click_bucket, most=int(shown.max(initial=0)))
+        return lately, feature, shown > 0
+
+    @property
+    def _length(self) -> np.ndarray:
+        """Buckets of each window."""
+        return np.array([max(1, round(days * DAY / self.bucket_seconds)) for days in WINDOW_DAYS])
+
+    def _oldest(self, bucket: np.ndarray, click_bucket: np.ndarray) -> np.ndarray:
+        """Where the longest window starts."""
+        return np.maximum(np.minimum(bucket, click_bucket) - self._length[-1], 0)
+
+    def _features(self, start_P: np.ndarray, row_P: np.ndarray, bucket: np.ndarray, click_bucket: np.ndarray, *,
+                  most: int) -> np.ndarray:
+        """Features [P, W] of items whose counts start at `start_P` at the moments of their rows."""
+        flat = np.asarray(self.counts).reshape(-1)
+        ends = [[2 * np.maximum(end - back, 0) + kind for back in (0, *self._length)]
+                for kind, end in enumerate((bucket, np.maximum(click_bucket, 0)))]
+        feature, log = np.empty((len(row_P), FEATURES), np.float32), _logs(most.bit_length())
+        for begin in range(0, len(row_P), _PAIRS_PER_BLOCK):
+            block = slice(begin, begin + _PAIRS_PER_BLOCK)
+            _window_features(flat, start_P[block], row_P[block], ends=ends, log=log, out=feature[block])
+        return feature
 
     def _reach(self, start_K: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The first column in which each item's events are `wanted` or more, one past the last if none: bisection."""

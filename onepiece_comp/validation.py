@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from onepiece_comp import metrics
-from onepiece_comp.batches import distinct_pairs, item_batch, move, trend_rows
+from onepiece_comp.batches import item_batch, move
 from onepiece_comp.formats import CLICK, CONVERSION
 from onepiece_comp.histories import build_history, event_columns, last_position
 from onepiece_comp.model import OnePiece
+from onepiece_comp.popularity import distinct_pairs, trend_rows
 from onepiece_comp.preprocess import Dataset
 from onepiece_comp.retrieval import ItemVectors, encode_item_table, target_rank
 

@@ -205,7 +205,7 @@ def test_training_lowers_both_losses(dataset):
     torch.manual_seed(0)
     model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
     optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=2, total_steps=40)
-    batches = _batches(dataset)
+    batches = _batches(dataset, codes=model.codes.numpy())
     trace = []
     for step in range(40):
         batch = batches.batch(batches.users[:32], np.random.default_rng(step))
@@ -220,7 +220,7 @@ def test_every_parameter_has_one_optimiser_group_and_a_gradient(dataset):
     model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
     groups = parameter_groups(model)
     assert sum(len(group) for group in groups.values()) == len(list(model.parameters()))
-    batches = _batches(dataset)
+    batches = _batches(dataset, codes=model.codes.numpy())
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     model.losses(batches.batch(batches.users, np.random.default_rng(0)), semantic_weight=1.0).total.backward()
@@ -239,7 +239,7 @@ def test_bfloat16_autocast_gives_nearly_the_same_losses_and_gradients(dataset):
     """What training does on a GPU, with the CPU's autocast: types must fit everywhere."""
     torch.manual_seed(0)
     model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
-    batches = _batches(dataset)
+    batches = _batches(dataset, codes=model.codes.numpy())
     batch = batches.batch(batches.users, np.random.default_rng(0))
     exact = model.losses(batch, semantic_weight=1.0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -256,7 +256,7 @@ def test_trained_weights_move_at_their_own_rate_and_the_semantic_id_head_at_the_
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=1,
                                 total_steps=4, trained_rate=rate)
-        batches = _batches(dataset)
+        batches = _batches(dataset, codes=model.codes.numpy())
         model.losses(batches.batch(batches.users[:16], np.random.default_rng(0)), semantic_weight=1.0).total.backward()
         assert optimisers.step(0) == pytest.approx(0.01)
         return {name: float((parameter - before[name]).detach().abs().max()) for name, parameter in model.named_parameters()}

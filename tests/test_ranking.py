@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from onepiece_comp.batches import item_batch
-from onepiece_comp.beam import beam_search, build_prefix_table, item_log_prob
+from onepiece_comp.beam import Prior, beam_search, item_log_prob
 from onepiece_comp.cascade import Ranker
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig, ModelConfig
 from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.histories import build_history, event_columns
 from onepiece_comp.model import OnePiece
+from onepiece_comp.prefix_table import build_prefix_table
 from onepiece_comp.retrieval import TILE, target_rank, top_k
 from onepiece_comp.submission import recommend
 
@@ -50,8 +51,11 @@ def encoded(model, dataset):
         return history, model.encode(history, model.encode_items(item_batch(dataset.items, rows, dataset.schema.item_features)))
 
 
-def _by_hand(model, history, encoded, codes, legal):
-    """log p of each legal id for user 0, level by level over the children that exist, one prefix at a time."""
+def _by_hand(model, history, encoded, codes, legal, bias=None):
+    """log p of each legal id for user 0, level by level over the children that exist, one prefix at a time.
+
+    `bias` tells the additive logit of a prefix.
+    """
     decoder, last = model.decoder, int(history.length_B[0]) - 1
     memories = decoder.memories([state[:1, :last + 1] for state in encoded.states])
     hidden = encoded.hidden_BTD[:1, last:last + 1]
@@ -62,7 +66,10 @@ def _by_hand(model, history, encoded, codes, legal):
             children = sorted({other[level] for other in legal if other[:level] == path[:level]})
             prefix = torch.tensor(path[:level]).view(1, 1, -1)
             query = decoder.query(level, hidden, prefix, memories, torch.ones(1, 1, last + 1, dtype=torch.bool))[0, 0]
-            log_prob = torch.log_softmax(decoder.code_LCD[level][children] @ query, 0)
+            logit = decoder.code_LCD[level][children] @ query
+            if bias is not None:
+                logit = logit + torch.tensor([bias[path[:level] + (child,)] for child in children])
+            log_prob = torch.log_softmax(logit, 0)
             total += float(log_prob[children.index(path[level])])
         answers[path] = total
     return answers
@@ -83,6 +90,31 @@ def test_a_wide_beam_is_exhaustive_search(model, encoded):
     assert all(abs(ours[path] - by_hand[path]) < 1e-4 for path in by_hand)
     torch.testing.assert_close(found.log_prob_BK.exp().sum(1), torch.ones(5), rtol=1e-4, atol=1e-4)
     assert (found.log_prob_BK.diff(dim=1) <= 1e-6)[found.log_prob_BK[:, 1:] > -torch.inf].all()
+
+
+@torch.no_grad()
+def test_the_popularity_of_prefixes_joins_their_logits(model, encoded):
+    history, states = encoded
+    codes = model.codes[1:].long()
+    codes = codes[~(codes == 0).all(1)]  # the fixture's only shared id
+    table, draw = build_prefix_table(codes), np.random.default_rng(4)
+    legal = [tuple(row) for row in codes.tolist() if row[0] >= 0]
+    bias = {path[:depth]: float(draw.normal()) for path in legal for depth in (1, 2, 3)}
+    rows = []
+    for level in range(3):
+        by_leaf = {int(node): tuple(codes[table.leaf_item[leaf]].tolist())[:level + 1]
+                   for leaf, node in enumerate(table.leaf_path[:, level])}
+        rows.append([bias[by_leaf[node]] for node in range(len(table.code[level]))])
+    # user 0 has row 1, the others a row of zeros
+    prior = Prior([torch.tensor([[0.0] * len(row), row]) for row in rows], torch.tensor([1, 0, 0, 0, 0]))
+    found = beam_search(model, table, states, history.length_B, beam=1000, survivors=1000, prior=prior)
+    by_hand = _by_hand(model, history, states, codes, legal, bias)
+    for index, log_prob in zip(found.index_BK[0].tolist(), found.log_prob_BK[0].tolist()):
+        assert log_prob == -np.inf or abs(by_hand[tuple(codes[index].tolist())] - log_prob) < 1e-4
+    again = item_log_prob(model, table, states, history.length_B, found.index_BK[:, :30], prior)
+    torch.testing.assert_close(again, found.log_prob_BK[:, :30], rtol=1e-4, atol=1e-4)
+    plain = beam_search(model, table, states, history.length_B, beam=1000, survivors=1000)
+    torch.testing.assert_close(found.log_prob_BK[1:], plain.log_prob_BK[1:])
 
 
 @torch.no_grad()

@@ -56,6 +56,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, r
     assert not _equal(_weights(retrieval), _weights(train(dataset.path, tmp_path / "other", _config("train.seed=1"))))
 
 
+def test_two_threads_give_the_same_weights_twice(dataset, tmp_path):
+    """Sums into rows that many positions share must not depend on which thread comes first."""
+    runs = [train(dataset.path, tmp_path / name, _config("train.threads=2", "train.batch_users=64", "train.epochs=8",
+                                                    "model.similarity_width=256", "model.width=256"))
+            for name in ("first", "second")]
+    assert _equal(*map(_weights, runs))
+    assert not torch.are_deterministic_algorithms_enabled()  # the caller's setting stands again
+
+
 def test_a_run_explains_itself(retrieval):
     run = json.loads((retrieval / "run.json").read_text())
     assert (retrieval / run["checkpoint"]).is_dir() and run["checkpoint"].startswith("global_step")

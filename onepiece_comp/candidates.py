@@ -1,0 +1,106 @@
+"""What is made of the candidates once for all users: vectors, prefix table, popularity at the users' moments.
+
+Stands between `evaluation.py` and `cascade.py`. A user's moment is their last event, or the training log's end if that
+is later; users whose moments fall into one bucket share a row of popularity logits.
+Legend: R rows (a moment and an action), M candidates, P prefixes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onepiece_comp.batches import move
+from onepiece_comp.checkpoint import Checkpoint
+from onepiece_comp.config import InferConfig
+from onepiece_comp.evaluation import Evaluation
+from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.popularity import TrendRows, code_trend, distinct_pairs, trend_rows
+from onepiece_comp.prefix_table import PrefixTable, build_prefix_table
+from onepiece_comp.retrieval import ItemVectors, encode_item_table
+from onepiece_comp.trend import Trend, extended
+
+_KEYS_PER_BLOCK = 1 << 16
+
+
+class Candidates(NamedTuple):
+    """What is made once for all users."""
+
+    vectors: ItemVectors
+    bias_RM: torch.Tensor | None  # popularity logit at each distinct moment and action of the users
+    bias_row: np.ndarray  # int64 [users], each user's row of it
+    code_bias: list[torch.Tensor] | None  # per level [R, P], the same for the prefixes
+    warm_M: torch.Tensor  # bool, seen in training
+    prefixes: PrefixTable | None
+    number: np.ndarray  # int64 [local items], candidate number of a local item, -1 where it is none
+
+
+def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, action: np.ndarray,
+            device: torch.device) -> Candidates:
+    """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for."""
+    model, items, rows = checkpoint.model, evaluation.items, evaluation.candidate
+    id_row = torch.from_numpy(items.id_row[rows])
+    prefixes = None
+    if model.decoder is not None and config.mode != "retrieval":
+        prefixes = build_prefix_table(torch.where((id_row > 0)[:, None], model.codes.cpu()[id_row].long(), -1))
+    number = np.full(len(items.creative_id), -1, np.int64)
+    number[rows] = np.arange(len(rows))
+    bias, code_bias, bias_row = None, None, np.zeros(len(evaluation.users), np.int64)
+    if model.trend is not None:
+        trend = _going_on(checkpoint.trend, evaluation, number, config)
+        asked = _moments(trend, evaluation, checkpoint.trend.buckets, action)
+        bias, bias_row = _logits(model.trend_bias, trend, asked, checkpoint.trend.buckets, device), asked.row
+        if prefixes is not None and model.decoder.trend is not None:
+            code_bias = [
+                _logits(lambda rows, level=level: model.code_bias(level, rows), counts, asked,
+                        checkpoint.trend.buckets, device)
+                for level, counts in enumerate(code_trend(prefixes, trend, np.arange(len(rows))).trends)]
+    return Candidates(encode_item_table(model, items, rows, device), bias, bias_row, code_bias,
+                      (id_row > 0).to(device), None if prefixes is None else move(prefixes, device), number)
+
+
+class _Moments(NamedTuple):
+    """The distinct moments and actions of users."""
+
+    bucket: np.ndarray  # int64 [R]
+    condition: np.ndarray  # int64 [R]
+    row: np.ndarray  # int64 [users]
+
+
+def _going_on(tail: Trend, evaluation: Evaluation, number: np.ndarray, config: InferConfig) -> Trend:
+    """The candidates' counts to the training log's end and, with `live`, on to the users' last events.
+
+    The histories of all users tell what was shown after the log's end; a user's moment never sees what came after it.
+    """
+    counted = number[evaluation.item] >= 0
+    if not config.live:
+        counted[:] = False
+    return extended(
+        tail,
+        evaluation.items.id_row[evaluation.candidate],
+        item=number[evaluation.item[counted]],
+        clicked=np.isin(evaluation.action[counted], (CLICK, CONVERSION)),
+        time_seconds=evaluation.time_seconds[counted],
+    )
+
+
+def _moments(trend: Trend, evaluation: Evaluation, log_end: int, action: np.ndarray) -> _Moments:
+    last = np.zeros(len(evaluation.users), np.int64)
+    with_history = np.diff(evaluation.user_start) > 0
+    last[with_history] = evaluation.time_seconds[evaluation.user_start[1:][with_history] - 1]
+    return _Moments(*distinct_pairs(np.maximum(trend.bucket_of(last), log_end), action))
+
+
+@torch.no_grad()
+def _logits(weigh: Callable[[TrendRows], torch.Tensor], trend: Trend, asked: _Moments, log_end: int,
+            device: torch.device) -> torch.Tensor:
+    """Popularity logits [R, K] of all K keys that `trend` counts; clicks are known to the training log's end only."""
+    keys = len(trend.counts)
+    bias = torch.empty(len(asked.bucket), keys, device=device)
+    for start in range(0, keys, _KEYS_PER_BLOCK):
+        block = np.arange(start, min(start + _KEYS_PER_BLOCK, keys))
+        found = trend.lookup(block, bucket=asked.bucket, click_bucket=np.full_like(asked.bucket, log_end))
+        rows = trend_rows(found, np.zeros_like(found.seen_RK), asked.condition)
+        bias[:, start:start + len(block)] = weigh(move(rows, device))
+    return bias

@@ -1,0 +1,82 @@
+"""Popularity of code prefixes: that of their items together, at each row's moment, for shared ids and items without."""
+
+import numpy as np
+import pytest
+import torch
+
+from onepiece_comp.popularity import CONDITIONS, catalogue_trend, code_rows, trend_logits
+from onepiece_comp.trend import FEATURES, Trend
+
+CODES, ITEMS, ROWS = 5, 60, 40
+
+
+def a_trend(rng, items, buckets=200):
+    """Counts of items that are shown for a while; item 0 never is."""
+    counts = np.zeros((items + 1, buckets + 1, 2), np.int32)
+    for item in range(1, items + 1):
+        life = slice(birth := int(rng.integers(1, buckets)), birth + int(rng.integers(1, 40)))
+        counts[item, life] = np.sort(rng.integers(0, 3, counts[item, life].shape))[:, ::-1]
+    return Trend(counts.cumsum(1, dtype=np.int32), 0, 6 * 3600)
+
+
+@pytest.fixture(params=[2, 3])
+def case(request):
+    """(trend, codes [items + 1, L], target, moments): some ids shared, the last items without one."""
+    rng = np.random.default_rng(request.param)
+    codes = rng.integers(0, CODES, (ITEMS + 1, request.param)).astype(np.int32)
+    codes[0] = codes[-5:] = -1
+    moments = {"bucket": rng.integers(0, 201, 9), "condition": rng.integers(0, CONDITIONS, 9)}
+    moments["click_bucket"] = moments["bucket"] - 3
+    return a_trend(rng, ITEMS), codes, rng.integers(1, ITEMS + 1, ROWS), rng.integers(0, 9, ROWS), moments
+
+
+def test_a_prefix_is_as_popular_as_its_items_together(case):
+    trend, codes, target, row_of, moments = case
+    made = code_rows(catalogue_trend(codes, trend), CODES, target, row_of=row_of, **moments)
+    for level, rows in enumerate(made):
+        moment = np.arange(9) if level == 0 else row_of
+        dense = np.zeros((len(moment), CODES, FEATURES), np.float32)
+        dense[rows.row_P.numpy(), rows.key_P.numpy()] = rows.feature_PW.numpy()
+        assert len(rows.row_P) and not rows.absent_RK.any()
+        np.testing.assert_array_equal(rows.condition_R, moments["condition"][moment])
+        for row, at in enumerate(moment):
+            before = codes[target[row], :level] if level else []
+            for code in range(CODES):
+                under = (codes[:, :level + 1] == [*before, code]).all(1) & (codes >= 0).all(1)
+                together = trend._replace(counts=trend.counts[under].sum(0, keepdims=True, dtype=np.int32))
+                found = together.lookup(np.zeros(1, int), bucket=moments["bucket"][[at]],
+                                        click_bucket=moments["click_bucket"][[at]])
+                expected = found.feature_PW[0] if len(found.row_P) else np.zeros(FEATURES)
+                if level and codes[target[row], 0] < 0:  # an item without an id has no codes to follow
+                    expected = np.zeros(FEATURES)
+                    assert not rows.seen_RK[row, code]
+                else:
+                    assert bool(rows.seen_RK[row, code]) == bool(found.seen_RK[0, 0])
+                np.testing.assert_array_equal(dense[row, code], expected)
+
+
+def test_pairs_know_what_a_lookup_of_all_knows():
+    rng = np.random.default_rng(3)
+    trend = a_trend(rng, ITEMS)
+    bucket = rng.integers(0, 201, 30)
+    click_bucket = bucket - rng.integers(0, 60, 30)
+    whole = trend.lookup(np.arange(ITEMS + 1), bucket=bucket, click_bucket=click_bucket)
+    item, row = rng.integers(0, ITEMS + 1, 500), rng.integers(0, 30, 500)
+    lately, feature, shown = trend.pairs(item, bucket=bucket[row], click_bucket=click_bucket[row])
+    known = {pair: values for *pair, values in zip(whole.row_P, whole.item_P, whole.feature_PW) for pair in [tuple(pair)]}
+    assert set(lately) == {n for n in range(500) if (row[n], item[n]) in known} and len(lately)
+    np.testing.assert_array_equal(feature, [known[row[n], item[n]] for n in lately])
+    np.testing.assert_array_equal(shown, whole.seen_RK[row, item])
+
+
+def test_logits_are_linear_in_the_features_by_condition(case):
+    trend, codes, target, row_of, moments = case
+    weight = torch.randn(CONDITIONS, FEATURES + 1, generator=torch.Generator().manual_seed(0))
+    for rows in code_rows(catalogue_trend(codes, trend), CODES, target, row_of=row_of, **moments):
+        logit = trend_logits(weight, rows)
+        expected = torch.zeros_like(logit)
+        for row, key, feature in zip(rows.row_P, rows.key_P, rows.feature_PW):
+            expected[row, key] += 8 * (weight[rows.condition_R[row], :-1] * feature).sum()
+        for row in range(len(logit)):
+            expected[row] += 8 * weight[rows.condition_R[row], -1] * rows.seen_RK[row]
+        torch.testing.assert_close(logit, expected, rtol=1e-4, atol=1e-4)
