@@ -90,11 +90,12 @@ def catalogue_trend(codes: np.ndarray, trend: Trend) -> CodeTrend:
         number = number * size + code
     number[(codes < 0).any(axis=1)] = -1
     _, first, place = np.unique(number, return_index=True, return_inverse=True)
+    row = first
     if len(first) < len(codes):
         counts = np.zeros((len(first), *trend.counts.shape[1:]), np.int32)
         np.add.at(counts, place, trend.counts)
-        trend = trend._replace(counts=counts)
-    known = code_trend(build_prefix_table(torch.from_numpy(codes[first])), trend, np.arange(len(first)))
+        trend, row = trend._replace(counts=counts), np.arange(len(first))
+    known = code_trend(build_prefix_table(torch.from_numpy(codes[first])), trend, row)
     return known._replace(table=known.table._replace(item_leaf=known.table.item_leaf[torch.from_numpy(place)]))
 
 

@@ -19,12 +19,14 @@ def a_trend(rng, items, buckets=200):
     return Trend(counts.cumsum(1, dtype=np.int32), 0, 6 * 3600)
 
 
-@pytest.fixture(params=[2, 3])
+@pytest.fixture(params=[(2, 5), (3, 5), (3, 0)])
 def case(request):
-    """(trend, codes [items + 1, L], target, moments): some ids shared, the last items without one."""
-    rng = np.random.default_rng(request.param)
-    codes = rng.integers(0, CODES, (ITEMS + 1, request.param)).astype(np.int32)
-    codes[0] = codes[-5:] = -1
+    """(trend, codes [items + 1, L], target, moments): of two levels some ids are shared; the last items have none."""
+    levels, without = request.param
+    rng = np.random.default_rng(levels)
+    number = rng.permutation(CODES ** 3)[:ITEMS + 1] if levels == 3 else rng.integers(0, CODES ** 2, ITEMS + 1)
+    codes = np.stack([number // CODES ** level % CODES for level in range(levels)], 1).astype(np.int32)
+    codes[[0, *range(ITEMS + 1 - without, ITEMS + 1)]] = -1
     moments = {"bucket": rng.integers(0, 201, 9), "condition": rng.integers(0, CONDITIONS, 9)}
     moments["click_bucket"] = moments["bucket"] - 3
     return a_trend(rng, ITEMS), codes, rng.integers(1, ITEMS + 1, ROWS), rng.integers(0, 9, ROWS), moments
