@@ -130,7 +130,9 @@ class TrainConfig:
     warmup: float = 0.1  # share of steps
     clip: float = 1.0  # gradient norm
     validation_users: int = 500  # held out of the loss to score checkpoints; 0 = none
-    checkpoints: int = 4  # how often the state to resume from is written
+    checkpoints: int = 4  # how often it is validated, and the checkpoint kept unless an earlier one is clearly better
+    patience: int = 0  # validations in a row without a better score after which training ends; 0 = at its last step
+    save_minutes: float = 10.0  # between writings of the state to resume from, beside those at validations
     log_every: int = 20  # steps between log lines
     threads: int = 0  # CPU threads; 0 = the cores this process may use
     precision: str = "auto"  # auto | float32 | bfloat16; auto = bfloat16 on GPU only

@@ -125,6 +125,12 @@ def load_balance(gate_NE: torch.Tensor, chosen_NA: torch.Tensor) -> torch.Tensor
     return experts * (share_E * gate_NE.float().mean(0)).sum()
 
 
+def entropy(load_E: torch.Tensor) -> float:  # noqa: N803
+    """Entropy of non-negative loads over its largest value, log E: 1 = equal, 0 = one has all."""
+    share = load_E.double() / load_E.sum().clamp_min(1e-12)
+    return float(torch.special.entr(share).sum() / math.log(max(2, len(load_E))))
+
+
 def gini(load_E: torch.Tensor) -> float:  # noqa: N803
     """Gini coefficient of non-negative loads: 0 = equal, 1 - 1/E = one has all."""
     load = load_E.double().sort().values

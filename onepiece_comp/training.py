@@ -1,45 +1,31 @@
-"""Training: a dataset in, a run folder out; the only place where model, losses, data and optimiser meet.
+"""Training as a stage: a dataset in, a run folder out.
 
-Batches, negatives and dropout follow from the seed, so a run that is killed and resumed ends with the weights of the
-unbroken one (on CPU, bit for bit). The run folder holds config, environment, log (JSONL and, where installed,
+`training_loop.py` has the steps. The run folder holds config, environment, log (JSONL and, where installed,
 TensorBoard), checkpoints, the best one's item vectors for the tokenizer, and `resume.pt`.
 """
 
 import contextlib
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json, write_json
-from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
-from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, load_tensors, save_checkpoint, warm_start
+from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, warm_start
 from onepiece_comp.config import Config, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
-from onepiece_comp.losses import gini
 from onepiece_comp.model import OnePiece, size
-from onepiece_comp.optim import Optimisers
 from onepiece_comp.paths import available_cores
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
 from onepiece_comp.run_log import RunLog
 from onepiece_comp.semantic_ids import load_tokenizer
-from onepiece_comp.validation import HeldOut, as_good, hold_out, validate
-
-
-class Progress(NamedTuple):
-    """Where a run stands."""
-
-    step: int  # steps done
-    best_score: float
-    best_checkpoint: str
+from onepiece_comp.training_loop import Loop
 
 
 def choose_device(name: str) -> torch.device:
@@ -103,7 +89,7 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         },
     )
-    loop = _Loop(model, data, run, config, device, warm=settings["warm_start"])
+    loop = Loop(model, data, run, config, device, warm=settings["warm_start"])
     _announce(loop, data)
     with RunLog(run, events, log, loop.progress.step if resume else 0) as records, _repeatable(device):
         loop.run_steps(records)
@@ -143,147 +129,7 @@ def _build(data: Dataset, config: Config, tokenizer: Path | None) -> OnePiece:
     return OnePiece(config.model, data.schema, codes)
 
 
-class _Loop:
-    """The state of a run: model, optimisers, data order, progress; saved and restored as one."""
-
-    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, warm: bool):
-        self.model, self.data, self.run, self.device, self.started = model, data, run, device, time.monotonic()
-        self.config, settings = config, config.train
-        epochs, trained_rate = (settings.warm_start_epochs, settings.warm_start_rate) if warm else (settings.epochs, 1.0)
-        self.held_out: HeldOut = hold_out(data, users=settings.validation_users, seed=settings.seed)
-        self.batches = TrainingBatches(
-            data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
-            sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
-            moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
-            horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
-            codes=model.codes.numpy() if model.decoder is not None and model.decoder.trend is not None else None)
-        self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
-        self.optimisers = Optimisers(
-            model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
-            weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
-            total_steps=self.total_steps, trained_rate=trained_rate)
-        self.save_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
-        self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
-        self.progress = self._restore() if (run / "resume.pt").is_file() else Progress(0, -1.0, "")
-        use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
-        self.precision = torch.autocast("cuda", torch.bfloat16) if use_bfloat16 else contextlib.nullcontext()
-
-    def run_steps(self, log: RunLog) -> None:
-        """From where the run stands to its end."""
-        settings, window, load = self.config.train, [], None
-        clock, users = time.monotonic(), 0
-        for batch in self._remaining():
-            losses, norm, rate = self._step(batch.to(self.device))
-            window.append([float(losses.retrieval), float(losses.semantic), float(losses.balance), norm])
-            load = losses.expert_load if load is None else load + losses.expert_load
-            users += len(batch.history.length_B)
-            step = self.progress.step
-            if step % settings.log_every == 0 or step == self.total_steps:
-                seconds = time.monotonic() - clock
-                self._log_line(log, np.mean(window, 0), rate=rate, users_per_second=users / seconds, load=load)
-                window, load, clock, users = [], None, time.monotonic(), 0
-            if step in self.save_at or step == self.total_steps:
-                self._checkpoint(log)
-                clock = time.monotonic()
-
-    def _remaining(self) -> Iterator[TrainBatch]:
-        per_epoch = self.batches.steps_per_epoch
-        while self.progress.step < self.total_steps:
-            epoch, first = divmod(self.progress.step, per_epoch)
-            batches = self.batches.epoch(epoch, first)
-            for batch in ahead(batches) if self.device.type == "cuda" else batches:  # a CPU has no core to spare
-                yield batch
-                if self.progress.step >= self.total_steps:
-                    return
-
-    def _step(self, batch: TrainBatch) -> tuple:
-        self.model.train()
-        with self.precision:
-            losses = self.model.losses(batch, semantic_weight=self.config.train.semantic_weight,
-                                       positive_logq=self.config.train.positive_logq)
-        if not torch.isfinite(losses.total):
-            raise InputError(f"step {self.progress.step + 1}", found="a loss that is not finite", expected="a number",
-                             do="lower train.learning_rate or train.muon_learning_rate; earlier checkpoints are kept")
-        losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
-        rate = self.optimisers.step(self.progress.step)
-        self.progress = self.progress._replace(step=self.progress.step + 1)
-        return losses, float(norm), rate
-
-    def _log_line(
-        self, log: RunLog, means: np.ndarray, *, rate: float, users_per_second: float, load: torch.Tensor | None
-    ) -> None:
-        step = self.progress.step
-        left = (self.total_steps - step) * self.config.train.batch_users / max(users_per_second, 1e-9)
-        record = {
-            "global_step": step,
-            "epoch": round(step / self.batches.steps_per_epoch, 3),
-            "Loss/retrieval": means[0],
-            "Loss/semantic": means[1],
-            "Loss/balance": means[2],
-            "gradient_norm": means[3],
-            "learning_rate": rate,
-            "users_per_second": users_per_second,
-            "time": time.time(),
-        }
-        if load is not None:
-            record["expert_gini"] = gini(load)
-        log.write(record)
-        say(f"step {step:6d}/{self.total_steps}  epoch {record['epoch']:6.2f}  retrieval {means[0]:7.4f}  "
-            f"semantic {means[1]:7.4f}  norm {means[3]:6.2f}  gini {record.get('expert_gini', 0):.2f}  "
-            f"{users_per_second:7.0f} users/s  left {left:5.0f} s")
-
-    def _checkpoint(self, log: RunLog) -> None:
-        """Validate, keep this checkpoint unless the one kept is clearly better, write the state to resume from."""
-        score, user_score = 0.0, np.zeros(0)
-        if len(self.held_out.user):
-            found = validate(self.model, self.data, self.held_out, self.device)
-            score, user_score = found.score, found.user_score
-            log.write({"global_step": self.progress.step, "valid/HR@10": float(found.hit.mean()),
-                       "valid/NDCG@10": float(found.gain.mean()), "valid/score": score})
-            say(f"step {self.progress.step:6d}  valid HR@10 {found.hit.mean():.4f}  NDCG@10 {found.gain.mean():.4f}  "
-                f"score {score:.4f}")
-        if not self.progress.best_checkpoint or as_good(user_score, self.kept_score):
-            self.kept_score = user_score
-            folder = save_checkpoint(
-                self.run,
-                self.model,
-                self.data.trend,
-                step=self.progress.step,
-                score=score,
-                infer=self.config.infer,
-                dataset=self.data.fingerprint,
-                evaluation=_evaluation_of(self.data),
-                columns=self.data.path,
-            )
-            for older in self.run.glob("global_step*"):
-                if older != folder:
-                    shutil.rmtree(older)
-            self.progress = self.progress._replace(best_score=score, best_checkpoint=folder.name)
-        with atomic_file(self.run / "resume.pt") as temporary:
-            torch.save({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
-                        "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
-                        "random": torch.get_rng_state(),
-                        "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}, temporary)
-
-    def _restore(self) -> Progress:
-        state = load_tensors(self.run / "resume.pt")
-        self.kept_score = state["kept_score"].numpy()
-        self.model.load_state_dict(state["model"])
-        self.optimisers.load_state_dict(state["optimisers"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["random_cuda"])
-        return Progress(*state["progress"])
-
-
-def _evaluation_of(data: Dataset) -> str | None:
-    """The evaluation folder that a split wrote beside the training files of this dataset."""
-    beside = Path(read_json(data.path / MARKERS["dataset"])["source"]["path"]).parent / "eval"
-    return str(beside) if (beside / "predict_seq.jsonl").is_file() else None
-
-
-def _announce(loop: _Loop, data: Dataset) -> None:
+def _announce(loop: Loop, data: Dataset) -> None:
     count, config = size(loop.model), loop.config
     events = int(loop.batches.events.sum())
     say(f"{len(loop.batches.users):,} users, {events:,} events, {data.schema.items:,} items; "
@@ -294,7 +140,7 @@ def _announce(loop: _Loop, data: Dataset) -> None:
         say(f"resuming after step {loop.progress.step}")
 
 
-def _finish(loop: _Loop, settings: dict, *, started: float) -> Path:
+def _finish(loop: Loop, settings: dict, *, started: float) -> Path:
     """Item vectors of the best checkpoint, the run's marker, and a table."""
     run = loop.run
     best = load_checkpoint(find_checkpoint(run / loop.progress.best_checkpoint), loop.device).model

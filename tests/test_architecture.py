@@ -15,7 +15,7 @@ ORDER = """
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
     histories prefix_table popularity batches losses hstu similarity moe item_tower sid_decoder
-    model optim checkpoint retrieval validation run_log training
+    model optim checkpoint retrieval validation run_log training_loop training
     beam candidates cascade submission
     flow platform_jobs cli __main__
 """.split()

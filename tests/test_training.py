@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint
+from onepiece_comp import training_loop
+from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors
 from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig, load_config
 from onepiece_comp.errors import InputError
+from onepiece_comp.model import OnePiece
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.submission import choose_mode, infer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
+from onepiece_comp.training_loop import EndAsked, Loop
+from onepiece_comp.validation import Validation
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
@@ -85,13 +89,14 @@ KILLER = """
 import os, signal, sys
 from pathlib import Path
 import onepiece_comp.training as training
+import onepiece_comp.training_loop as loop
 from onepiece_comp.config import load_config
-at, step = int(sys.argv[1]), training._Loop._step
+at, step = int(sys.argv[1]), loop.Loop._step
 def dying(self, batch):
     if self.progress.step == at:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch)
-training._Loop._step = dying
+loop.Loop._step = dying
 training.train(Path(sys.argv[2]), Path(sys.argv[3]), load_config("tiny", None, sys.argv[5:]),
                tokenizer=Path(sys.argv[4]) if sys.argv[4] else None)
 """
@@ -111,6 +116,77 @@ def test_a_killed_run_resumed_ends_with_the_weights_of_the_unbroken_one(dataset,
     assert _equal(unbroken, _weights(run))
     logged = [json.loads(line)["global_step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert logged == sorted(logged) and set(logged) == set(range(1, steps + 1))
+
+
+def test_a_run_that_is_asked_to_end_saves_its_last_step_and_goes_on_from_there(dataset, retrieval, tmp_path):
+    run, at = tmp_path / "ended", 5  # between two validations
+    done = subprocess.run([sys.executable, "-c", KILLER.replace("SIGKILL", "SIGTERM"), str(at), str(dataset.path), str(run), "", *SETS],
+                          capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert load_tensors(run / "resume.pt")["progress"][0] == at + 1  # the step in which it was asked is whole
+    train(dataset.path, run, _config(), resume=True)
+    assert _equal(_weights(retrieval), _weights(run))
+
+
+def test_a_second_request_to_end_is_not_held_back():
+    with pytest.raises(KeyboardInterrupt), EndAsked() as end:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert end.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        raise AssertionError("the second one was swallowed")
+    with pytest.raises(KeyboardInterrupt), EndAsked():
+        os.kill(os.getpid(), signal.SIGINT)  # the first one is passed on at the end of the block
+
+
+def test_the_state_is_written_by_the_clock(dataset, tmp_path, monkeypatch):
+    steps, save = [], Loop._save_state
+    monkeypatch.setattr(Loop, "_save_state", lambda self: (steps.append(self.progress.step), save(self)))
+    train(dataset.path, tmp_path / "run", _config("train.epochs=1", "train.checkpoints=1", "train.save_minutes=0"))
+    assert steps == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.parametrize("part, value", [("retrieval", float("nan")), ("balance", float("inf")), ("norm", float("nan"))])
+def test_a_loss_that_is_not_finite_is_named_and_moves_no_weight(dataset, tmp_path, monkeypatch, part, value):
+    losses, run, seen = OnePiece.losses, tmp_path / "run", {}
+
+    def broken(self, batch, **settings):
+        found = losses(self, batch, **settings)
+        if len(seen) < 4:
+            seen[len(seen)] = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+            return found
+        seen["model"] = self
+        if part == "norm":
+            return found._replace(total=found.total * float("nan"))
+        return found._replace(**{part: torch.tensor(value)})
+
+    monkeypatch.setattr(OnePiece, "losses", broken)
+    with pytest.raises(InputError, match=f"step 5.*{part}.*{value}.*the state after step 4"):
+        train(dataset.path, run, _config("train.save_minutes=0"))
+    saved = load_tensors(run / "resume.pt")
+    assert saved["progress"][0] == 4
+    assert all(torch.equal(saved["model"][name], tensor) for name, tensor in seen["model"].state_dict().items())
+
+
+def test_a_loss_that_grows_ends_the_run(dataset, tmp_path, monkeypatch):
+    losses, count = OnePiece.losses, iter(range(1000))
+
+    def growing(self, batch, **settings):
+        return losses(self, batch, **settings)._replace(retrieval=torch.tensor(4.0 + next(count)))
+
+    monkeypatch.setattr(OnePiece, "losses", growing)
+    with pytest.raises(InputError, match="step 10: found a loss of 13 after one of 4 at the start"):
+        train(dataset.path, tmp_path / "run", _config())
+
+
+def test_training_ends_after_validations_without_a_better_score(dataset, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
+    monkeypatch.setattr(training_loop, "validate", lambda *arguments: Validation(np.zeros(5), np.full(5, next(scores) / 0.69)))
+    run = train(dataset.path, tmp_path / "run", _config("train.patience=3", "train.checkpoints=6"))
+    figures = json.loads((run / "run.json").read_text())["figures"]
+    valid = [json.loads(line)["valid/score"] for line in (run / "log.jsonl").read_text().splitlines() if "valid/score" in line]
+    assert valid == pytest.approx([0.1, 0.3, 0.2, 0.3, 0.25]) and figures["valid_score"] == pytest.approx(0.3)
+    assert _equal(_weights(run), _weights(train(dataset.path, run, _config("train.patience=3", "train.checkpoints=6"), resume=True)))
 
 
 def test_a_run_is_never_overwritten_and_resumed_only_with_its_own_settings(dataset, retrieval, tmp_path):

@@ -1,0 +1,256 @@
+"""The loop of a run: steps, log lines, validation, checkpoints, and the state from which it goes on after any end.
+
+Stands between the parts (batches, model, optimisers) and the stage, `training.py`. Batches, negatives and dropout
+follow from the seed and the step, so a run that ends at any step and is resumed has the unbroken run's weights (on
+CPU, bit for bit). The state is written by the clock, at every validation and when the process is asked to end.
+"""
+
+import contextlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json
+from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
+from onepiece_comp.checkpoint import load_tensors, save_checkpoint
+from onepiece_comp.config import Config
+from onepiece_comp.console import say
+from onepiece_comp.errors import InputError
+from onepiece_comp.losses import entropy, gini
+from onepiece_comp.model import Losses, OnePiece
+from onepiece_comp.optim import Optimisers
+from onepiece_comp.preprocess import Dataset
+from onepiece_comp.run_log import RunLog
+from onepiece_comp.validation import HeldOut, as_good, hold_out, validate
+
+_DIVERGED, _LINES = 2.0, 5  # times the first log line's loss, and how many lines in a row
+
+
+class Progress(NamedTuple):
+    """Where a run stands."""
+
+    step: int = 0  # steps done
+    best_score: float = -1.0
+    best_checkpoint: str = ""
+    first_loss: float = 0.0  # of the first log line; 0 = before it
+    worse: int = 0  # validations since the best score
+
+
+class EndAsked:
+    """Within the block SIGINT and SIGTERM are only noted, so that a step is never cut in two; a second one passes."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "EndAsked":
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __exit__(self, *exc: object) -> None:
+        self._put_back()
+        if self.signal is not None and exc[0] is None:
+            signal.raise_signal(self.signal)
+
+
+class _Window:
+    """What has happened since the last log line."""
+
+    def __init__(self) -> None:
+        self.started, self.users, self.rows, self.parts, self.load = time.monotonic(), 0, 0, [], None
+
+    def add(self, batch: TrainBatch, losses: Losses, norm: float) -> None:
+        self.users += len(batch.history.length_B)
+        self.rows += len(batch.target_N)
+        self.parts.append([float(losses.retrieval), float(losses.semantic), float(losses.balance), norm])
+        if losses.expert_load is not None:
+            self.load = losses.expert_load if self.load is None else self.load + losses.expert_load
+
+    def record(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        names = ("Loss/retrieval", "Loss/semantic", "Loss/balance", "gradient_norm")
+        found = {**dict(zip(names, np.mean(self.parts, 0).tolist())), "users_per_second": self.users / seconds,
+                 "events_per_second": self.rows / seconds, "peak_memory_mib": peak_memory_mib()}
+        if self.load is not None:
+            found |= {"expert_gini": gini(self.load), "expert_entropy": entropy(self.load),
+                      "experts_unused": int((self.load == 0).sum())}
+        return found
+
+
+class Loop:
+    """The state of a run: model, optimisers, data order, progress; saved and restored as one."""
+
+    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, warm: bool):
+        self.model, self.data, self.run, self.device, self.started = model, data, run, device, time.monotonic()
+        self.config, settings = config, config.train
+        epochs, trained_rate = (settings.warm_start_epochs, settings.warm_start_rate) if warm else (settings.epochs, 1.0)
+        self.held_out: HeldOut = hold_out(data, users=settings.validation_users, seed=settings.seed)
+        reads_codes = model.decoder is not None and model.decoder.trend is not None
+        self.batches = TrainingBatches(
+            data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
+            sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
+            moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
+            horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
+            codes=model.codes.cpu().numpy() if reads_codes else None)
+        self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
+        self.optimisers = Optimisers(
+            model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
+            weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
+            total_steps=self.total_steps, trained_rate=trained_rate)
+        self.validate_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
+        self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
+        self.progress = self._restore() if (run / "resume.pt").is_file() else Progress()
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+        self._high_lines = 0  # log lines in a row with a loss far above the first one's
+        use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
+        self.precision = torch.autocast("cuda", torch.bfloat16) if use_bfloat16 else contextlib.nullcontext()
+
+    def run_steps(self, log: RunLog) -> None:
+        """From where the run stands to its end, or to the end of the step in which the process is asked to stop."""
+        settings, window = self.config.train, _Window()
+        with EndAsked() as end:
+            for batch in self._remaining() if not self._lost_patience() else ():
+                losses, norm, rate = self._step(batch.to(self.device))
+                window.add(batch, losses, norm)
+                step = self.progress.step
+                if step % settings.log_every == 0 or step == self.total_steps:
+                    self._log_line(log, window.record(), rate)
+                    window = _Window()
+                if step in self.validate_at or step == self.total_steps:
+                    self._checkpoint(log)
+                    window = _Window()
+                elif end.signal is not None or time.monotonic() - self._saved_at > 60 * settings.save_minutes:
+                    self._save_state()
+                if end.signal is not None:
+                    say(f"asked to end: the state after step {step} is saved; go on with --resume")
+                    return
+                if self._lost_patience():
+                    say(f"step {step}: {self.progress.worse} validations without a better score, so training ends")
+                    return
+
+    def _lost_patience(self) -> bool:
+        return 0 < self.config.train.patience <= self.progress.worse
+
+    def _remaining(self) -> Iterator[TrainBatch]:
+        per_epoch = self.batches.steps_per_epoch
+        while self.progress.step < self.total_steps:
+            epoch, first = divmod(self.progress.step, per_epoch)
+            batches = self.batches.epoch(epoch, first)
+            for batch in ahead(batches) if self.device.type == "cuda" else batches:  # a CPU has no core to spare
+                yield batch
+                if self.progress.step >= self.total_steps:
+                    return
+
+    def _step(self, batch: TrainBatch) -> tuple[Losses, float, float]:
+        """(losses, gradient norm, learning rate); the weights do not move where one of these is not finite."""
+        self.model.train()
+        with self.precision:
+            losses = self.model.losses(batch, semantic_weight=self.config.train.semantic_weight,
+                                       positive_logq=self.config.train.positive_logq)
+        losses.total.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip))
+        parts = {f"the {name} loss": float(getattr(losses, name)) for name in ("retrieval", "semantic", "balance")}
+        for name, value in {**parts, "the gradient's norm": norm}.items():
+            if not np.isfinite(value):
+                self._refuse(f"{name} is {value}", self.progress.step + 1)
+        rate = self.optimisers.step(self.progress.step)
+        self.progress = self.progress._replace(step=self.progress.step + 1)
+        return losses, norm, rate
+
+    def _refuse(self, found: str, step: int) -> None:
+        saved = (f"the state after step {self._saved_step}" if (self.run / "resume.pt").is_file() else "nothing") + (
+            f" and checkpoint {self.progress.best_checkpoint}" if self.progress.best_checkpoint else "")
+        raise InputError(
+            f"{self.run}: step {step}", found=found, expected="a loss that falls", do="lower train.learning_rate and "
+            f"train.muon_learning_rate and start a new run; kept from this one: {saved}")
+
+    def _log_line(self, log: RunLog, found: dict[str, float], rate: float) -> None:
+        step, loss = self.progress.step, found["Loss/retrieval"] + found["Loss/semantic"]
+        epoch_seconds = len(self.batches.users) / found["users_per_second"]
+        left = (self.total_steps - step) / self.batches.steps_per_epoch * epoch_seconds
+        epoch = step / self.batches.steps_per_epoch
+        log.write({"global_step": step, "epoch": round(epoch, 3), **found, "learning_rate": rate,
+                   "muon_learning_rate": rate * self.config.train.muon_learning_rate / self.config.train.learning_rate,
+                   "seconds_per_epoch": epoch_seconds, "seconds_left": left, "time": time.time()})
+        say(f"step {step:6d}/{self.total_steps}  epoch {epoch:6.2f}  retrieval {found['Loss/retrieval']:7.4f}  "
+            f"semantic {found['Loss/semantic']:7.4f}  norm {found['gradient_norm']:6.2f}  "
+            f"gini {found.get('expert_gini', 0):.2f}  {found['users_per_second']:7.0f} users/s  "
+            f"epoch {epoch_seconds:5.0f} s  left {left:5.0f} s")
+        if not self.progress.first_loss:
+            self.progress = self.progress._replace(first_loss=loss)
+        self._high_lines = self._high_lines + 1 if loss > _DIVERGED * self.progress.first_loss else 0
+        if self._high_lines == _LINES:
+            self._refuse(f"a loss of {loss:.3g} after one of {self.progress.first_loss:.3g} at the start", step)
+
+    def _checkpoint(self, log: RunLog) -> None:
+        """Validate, keep this checkpoint unless the one kept is clearly better, write the state to resume from."""
+        score, user_score = 0.0, np.zeros(0)
+        if len(self.held_out.user):
+            found = validate(self.model, self.data, self.held_out, self.device)
+            score, user_score = found.score, found.user_score
+            log.write({"global_step": self.progress.step, "valid/HR@10": float(found.hit.mean()),
+                       "valid/NDCG@10": float(found.gain.mean()), "valid/score": score})
+            say(f"step {self.progress.step:6d}  valid HR@10 {found.hit.mean():.4f}  NDCG@10 {found.gain.mean():.4f}  "
+                f"score {score:.4f}")
+        better = score > self.progress.best_score
+        self.progress = self.progress._replace(worse=0 if better else self.progress.worse + 1,
+                                               best_score=max(score, self.progress.best_score))
+        if not self.progress.best_checkpoint or as_good(user_score, self.kept_score):
+            self.kept_score = user_score
+            folder = save_checkpoint(
+                self.run,
+                self.model,
+                self.data.trend,
+                step=self.progress.step,
+                score=score,
+                infer=self.config.infer,
+                dataset=self.data.fingerprint,
+                evaluation=_evaluation_of(self.data),
+                columns=self.data.path,
+            )
+            for older in self.run.glob("global_step*"):
+                if older != folder:
+                    shutil.rmtree(older)
+            self.progress = self.progress._replace(best_checkpoint=folder.name)
+        self._save_state()
+
+    def _save_state(self) -> None:
+        with atomic_file(self.run / "resume.pt") as temporary:
+            torch.save({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
+                        "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
+                        "random": torch.get_rng_state(),
+                        "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}, temporary)
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+
+    def _restore(self) -> Progress:
+        state = load_tensors(self.run / "resume.pt")
+        self.kept_score = state["kept_score"].numpy()
+        self.model.load_state_dict(state["model"])
+        self.optimisers.load_state_dict(state["optimisers"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        return Progress(*state["progress"])
+
+
+def _evaluation_of(data: Dataset) -> str | None:
+    """The evaluation folder that a split wrote beside the training files of this dataset."""
+    beside = Path(read_json(data.path / MARKERS["dataset"])["source"]["path"]).parent / "eval"
+    return str(beside) if (beside / "predict_seq.jsonl").is_file() else None
