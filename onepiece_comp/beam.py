@@ -24,13 +24,23 @@ class Generated(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """Additive logits of prefixes: their popularity at a user's moment."""
+    """Additive logits that do not come from the decoder's query."""
 
-    bias_RP: list[torch.Tensor]  # per level, [R moments, P_l]
+    bias_RP: list[torch.Tensor] | None  # popularity of prefixes per level, [R moments, P_l]
     row_B: torch.Tensor  # int64, the moment of each user
+    first_BC: torch.Tensor | None = None  # of first codes: how near they are to the history's
+
+    def first_level(self, table: PrefixTable) -> torch.Tensor:
+        """Logits [B or 1, P_0] of the first prefixes."""
+        total = torch.zeros((), device=self.row_B.device)
+        if self.bias_RP is not None:
+            total = total + self.bias_RP[0][self.row_B]
+        return total if self.first_BC is None else total + self.first_BC[:, table.code[0]]
 
     def children(self, level: int, child_BWX: torch.Tensor) -> torch.Tensor:
-        """Logits of prefixes of `level`."""
+        """Logits of prefixes of a further level."""
+        if self.bias_RP is None:
+            return torch.zeros((), device=self.row_B.device)
         return self.bias_RP[level][self.row_B[:, None, None], child_BWX]
 
 
@@ -60,7 +70,7 @@ class _Decoding:
         empty = self.hidden_BD.new_zeros(len(self.hidden_BD), 1, 0, dtype=torch.long)
         logit = self.logits(0, empty)[:, 0, self.table.code[0]]
         if self.prior is not None:
-            logit = logit + self.prior.bias_RP[0][self.prior.row_B]
+            logit = logit + self.prior.first_level(self.table)
         return torch.log_softmax(logit, dim=1)
 
     def children(self, level: int, prefix_BW: torch.Tensor, code_BWL: torch.Tensor,

@@ -97,8 +97,12 @@ class Ranker:
         row_B = torch.from_numpy(self.candidates.bias_row[users]).to(self.device)
         if self.candidates.bias_RM is not None:
             bias_BM = self.candidates.bias_RM[row_B]
-        if self.candidates.code_bias is not None:
-            prior = Prior(self.candidates.code_bias, row_B)
+        if self.candidates.prefixes is not None:
+            first_BC = None
+            if model.decoder.similarity is not None:
+                id_row_BS = batch.id_row_N.to(self.device)[history.item_BT]
+                first_BC = model.first_code_logits(history, encoded, id_row_BS, last=True)[:, 0]
+            prior = Prior(self.candidates.code_bias, row_B, first_BC)
         if model.similarity is not None:
             metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
             weighing = model.weigh(history, encoded).last(history)

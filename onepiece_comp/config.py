@@ -105,6 +105,7 @@ class ModelConfig:
     similarity_width: int = 64  # of the space in which candidates are compared with history items; 0 = not compared
     trend: bool = True  # windowed popularity before the event as an additive logit
     code_trend: bool = True  # the same for the codes of semantic ids, where there is `trend`
+    code_similarity: bool = True  # compare first codes with those of history items, where there is `similarity_width`
     next_action: bool = True  # condition each position on the action of the event to predict
     time_features: bool = True  # hour, weekday and gap embeddings of history events
 

@@ -182,6 +182,15 @@ class OnePiece(nn.Module):
             return part(*parts[0])
         return sum(checkpoint(part, *arguments, use_reentrant=False) for arguments in parts)
 
+    def first_code_logits(self, history: History, encoded: Encoded, id_row_BS: torch.Tensor, *,
+                          last: bool = False) -> torch.Tensor:
+        """How near each first code is to those of the history's items (`id_row_BS`), [B, T, C]; `last`: [B, 1, C]."""
+        similarity, metric_CM = self.decoder.similarity, self.decoder.code_metrics()
+        code_BS = self.codes[id_row_BS][..., 0].long()
+        code_BS = torch.where(code_BS < 0, len(metric_CM) - 1, code_BS)
+        weighing = similarity.weigh(history, encoded.gap_BTS, next_action=self.next_action is not None)
+        return similarity(F.embedding(code_BS, metric_CM), metric_CM[:-1], weighing.last(history) if last else weighing)
+
     def weigh(self, history: History, encoded: Encoded) -> Weighing:
         """How much each event of a history counts for its similarity to a candidate."""
         return self.similarity.weigh(history, encoded.gap_BTS, next_action=self.next_action is not None)
@@ -205,6 +214,9 @@ class OnePiece(nn.Module):
             if self.decoder.trend is not None:
                 row_N = torch.arange(len(target_row), device=target_row.device) if level else batch.trend_row_N
                 biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), row_N))
+            if level == 0 and self.decoder.similarity is not None:
+                like_BTC = self.first_code_logits(batch.history, encoded, batch.items.id_row_N[batch.history.item_BT])
+                biases.append(RowBias(like_BTC.flatten(0, 1), batch.position_N))
             total = total + softmax_loss(query_BTD.flatten(0, 1)[batch.position_N], self.decoder.code_LCD[level], rows,
                                          *biases)
         return total / weight_N.sum().clamp_min(1e-6)

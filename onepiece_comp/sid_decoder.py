@@ -3,7 +3,8 @@
 Source: OnePiece (arXiv 2512.07424), its layer-wise decoder: the query of a level is made of the codes so far and the
 encoder's output, and a stack of cross-attention blocks reads the encoder's layers in turn. Deviation: the query uses
 the last position's output, as the paper's text has it (its released code uses the first layer's). With `code_trend` the
-popularity of each code, after the codes before it, is an additive logit as in the retrieval head.
+popularity of each code, after the codes before it, is an additive logit as in the retrieval head; with
+`code_similarity` so is, at the first level, how near the code is to those of the history's items.
 Legend: B users, T positions, S states, D width, L levels, C codes per level, N queries of a user.
 """
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.hstu import CrossBlock
 from onepiece_comp.popularity import CONDITIONS
+from onepiece_comp.similarity import HistorySimilarity
 from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
 
@@ -31,7 +33,16 @@ class SemanticIdDecoder(nn.Module):
             for _ in range(config.decoder_layers))
         popularity = config.trend and config.code_trend
         self.trend = nn.Parameter(torch.zeros(levels, CONDITIONS, TREND_FEATURES + 1)) if popularity else None
+        self.similarity, self.first_code_table = None, None
+        if config.similarity_width and config.code_similarity:
+            self.similarity = HistorySimilarity(width=config.width, metric_width=config.similarity_width)
+            self.first_code_table = nn.Embedding(codes + 1, config.width)  # the last row is for items without an id
         self.code_LCD = nn.Parameter(torch.empty(levels, codes, config.width))
+
+    def code_metrics(self) -> torch.Tensor:
+        """Unit metric vectors [C + 1, M] of the first codes; the last row, for items without an id, is zero."""
+        metric_CM = self.similarity.metric(self.first_code_table.weight)
+        return torch.cat([metric_CM[:-1], torch.zeros_like(metric_CM[-1:])])
 
     def memories(self, states: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the encoder states [B, S, D] that the blocks read, one per block: made once a user."""

@@ -118,6 +118,36 @@ def test_the_popularity_of_prefixes_joins_their_logits(model, encoded):
 
 
 @torch.no_grad()
+def test_first_codes_are_compared_with_those_of_the_history(model, encoded, dataset):
+    """By hand: the mixture of each event's kernel, an item without an id adding next to nothing."""
+    history, states = encoded
+    own = np.unique(np.append(dataset.item_row[:int(dataset.user_start[5])], 0))
+    id_row = torch.from_numpy(own)[history.item_BT]
+    logits = model.first_code_logits(history, states, id_row)
+    similarity, table = model.decoder.similarity, model.decoder.first_code_table.weight[:-1]
+    unit = torch.nn.functional.normalize(similarity.project(table), dim=-1)
+    weight, scale = similarity.weigh(history, states.gap_BTS, next_action=True)
+    sharpness, floor = 8 * (8 * similarity.sharpness).exp(), 0.02 * (8 * similarity.floor).exp()
+    for user, at in ((0, 3), (2, 5)):
+        for code in range(5):
+            mixed = floor.clone()
+            for event in range(at + 1):
+                first = int(model.codes[id_row[user, event], 0])
+                cosine = unit[first] @ unit[code] if first >= 0 else torch.tensor(0.0)
+                mixed += weight[user, at, event] * (sharpness * (cosine - 1)).exp()
+            torch.testing.assert_close(logits[user, at, code], scale[user, at] * mixed.log(), rtol=1e-4, atol=1e-4)
+    last = model.first_code_logits(history, states, id_row, last=True)[:, 0]
+    torch.testing.assert_close(last, logits[torch.arange(5), history.length_B - 1])
+    prior = Prior(None, torch.zeros(5, dtype=torch.long), last)
+    table = build_prefix_table(model.codes[1:].long())
+    query = model.decoder.query(0, states.hidden_BTD[torch.arange(5), history.length_B - 1][:, None], None, None, None)
+    first = torch.log_softmax((query @ model.decoder.code_LCD[0].T)[:, 0, table.code[0]] + last[:, table.code[0]], 1)
+    found = beam_search(model, table, states, history.length_B, beam=1000, survivors=1000, prior=prior)
+    mass = torch.zeros(5, 5).scatter_add_(1, model.codes[1:][found.index_BK][..., 0].long().clamp_min(0), found.log_prob_BK.exp())
+    torch.testing.assert_close(mass[:, table.code[0]], first.exp(), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
 def test_given_items_are_scored_as_the_beam_scores_them(model, encoded):
     history, states = encoded
     table = build_prefix_table(model.codes[1:].long())
