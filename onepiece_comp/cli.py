@@ -227,6 +227,21 @@ def run(raw: Path, work: Path, preset: Preset = "tiny", config: ConfigFile = Non
     run_all(raw, work, load_config(preset, config, sets or ()))
 
 
+@app.command(epilog="Example: onepiece-comp ablate benchmarks/ladder.yaml work/raw work/ablation --hours 2")
+def ablate(
+    ladder: Path,
+    raw: Path,
+    work: Path,
+    hours: Annotated[float, typer.Option(help="No row is begun after these.")] = 2.0,
+    seeds: Annotated[int, typer.Option(help="For the first row and the best others.", min=1)] = 3,
+    best: Annotated[int, typer.Option(help="How many others, by validation score.", min=0)] = 3,
+) -> None:
+    """Run a ladder of settings over one split: table, intervals, plot; goes on where it stopped."""
+    from onepiece_comp.ablation import ablate as stage
+
+    stage(ladder, raw, work, hours=hours, seeds=seeds, best=best)
+
+
 class _Stopped(BaseException):
     """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
 

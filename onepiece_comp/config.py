@@ -85,7 +85,11 @@ class ModelConfig:
     """Architecture; see `model.py`. `width` and `layers` are the dials of size."""
 
     width: int = 64  # D, model width
-    layers: int = 2  # HSTU blocks
+    layers: int = 2  # blocks
+    block: str = "hstu"  # hstu | transformer
+    time_bias: bool = True  # learned attention bias by time gap, beside that by position
+    rotary: bool = False  # rotary position embedding of queries and keys
+    history_relu: bool = True  # ReLU of items in the history, none of candidates (asymmetric activation)
     heads: int = 2  # H, heads of width D / H
     max_events: int = 100  # history length in events; attention divides by this constant
     feature_width: int = 16  # width of each sparse feature's embedding
@@ -120,11 +124,13 @@ class TrainConfig:
     batch_users: int = 16  # users per step
     sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
+    logq: bool = True  # correct sampled and in-batch negatives for how often they are drawn
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
     moment_lag_hours: float = 24.0  # popularity is read up to this long before an event, not before the last one
     click_lag_hours: float = 48.0  # clicks are counted as of up to this long before the moment: later ones are targets
     horizon_days: float = 3.0  # items first shown later than this after the moment are no negatives
     action_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # loss weight of exposure, click, conversion, unknown
+    muon: bool = True  # Muon on hidden matrices; False: AdamW on all
     learning_rate: float = 0.002  # peak, AdamW
     muon_learning_rate: float = 0.02  # peak, Muon on hidden matrices
     weight_decay: float = 0.0001  # AdamW and Muon
@@ -256,7 +262,7 @@ def merge(config: Config, values: dict, place: typing.Callable[..., str]) -> Con
     return dataclasses.replace(config, **replaced)
 
 
-def _yaml_tree(path: Path) -> tuple[object, dict[tuple[str, ...], int]]:
+def read_yaml(path: Path) -> tuple[object, dict[tuple[str, ...], int]]:
     """A YAML file's value and the line of each key (of sections and of the keys in them)."""
     import yaml
 
@@ -291,7 +297,7 @@ def load_config(preset: str = "tiny", file: Path | None = None, sets: typing.Seq
 def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> Config:
     """`config` changed by a YAML file, then by `section.key=value` overrides."""
     if file is not None:
-        value, lines = _yaml_tree(Path(file))
+        value, lines = read_yaml(Path(file))
         if value is not None and not isinstance(value, dict):
             raise InputError(
                 file, found=type(value).__name__, expected="sections of keys", do="see docs/configuration.md"

@@ -66,7 +66,7 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
                          lambda: preprocess(parts / "train", data, config.preprocess))
     trained = [to_dict(config.model), to_dict(config.train)]
     first = stages.run("train retrieval", work / "retrieval" / MARKERS["run"], trained, [columns],
-                       lambda: _train_or_resume(data, work / "retrieval", config))
+                       lambda: train_or_resume(data, work / "retrieval", config))
     codes = stages.run(
         "build tokenizer",
         work / "tokenizer",
@@ -75,7 +75,7 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
         lambda: build_tokenizer(data, work / "tokenizer", config.tokenizer, checkpoint=work / "retrieval"),
     )
     joint = stages.run("train jointly", work / "joint" / MARKERS["run"], trained, [codes],
-                       lambda: _train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer",
+                       lambda: train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer",
                                                 warm=work / "retrieval"))
     inferred = stages.run(
         "infer",
@@ -95,7 +95,7 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     return work / "score.json"
 
 
-def _train_or_resume(data: Path, run: Path, config: Config, **inputs: Path) -> None:
+def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path) -> None:
     """Go on where a killed run of the same settings stands; anything else in its folder is our own and old."""
     if (run / "resume.pt").is_file() and not (run / MARKERS["run"]).is_file():
         try:

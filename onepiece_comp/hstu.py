@@ -41,17 +41,18 @@ class _GatherBias(torch.autograd.Function):
 class RelativeBias(nn.Module):
     """Learned bias per head: by distance in positions and by log-bucketed time gap."""
 
-    def __init__(self, heads: int, max_length: int):
+    def __init__(self, heads: int, max_length: int, *, time: bool = True):
         super().__init__()
         self.position_HC = nn.Parameter(torch.zeros(heads, max_length))
-        self.time_HC = nn.Parameter(torch.zeros(heads, TIME_BUCKETS))
+        self.time_HC = nn.Parameter(torch.zeros(heads, TIME_BUCKETS)) if time else None
 
     def forward(self, gap_BTS: torch.Tensor) -> torch.Tensor:
         """Bias [B, H, T, S] for attended positions at or before the attending one; later ones get distance 0."""
         length = gap_BTS.shape[1]
         steps = torch.arange(length, device=gap_BTS.device)
         distance_1TS = (steps[:, None] - steps[None, :]).clamp_min(0)[None]
-        return _GatherBias.apply(self.position_HC, distance_1TS) + _GatherBias.apply(self.time_HC, gap_BTS)
+        by_position = _GatherBias.apply(self.position_HC, distance_1TS)
+        return by_position if self.time_HC is None else by_position + _GatherBias.apply(self.time_HC, gap_BTS)
 
 
 def silu_attention(query_BHTK: torch.Tensor, key_BHSK: torch.Tensor, value_BHSK: torch.Tensor, *,
@@ -75,24 +76,41 @@ def merge_heads(x_BHTK: torch.Tensor) -> torch.Tensor:
     return x_BHTK.transpose(1, 2).flatten(2)
 
 
+def rotate(x_BHTK: torch.Tensor) -> torch.Tensor:
+    """Pairs of entries turned by angles that grow with the position: dot products then know the distance.
+
+    Rotary embedding, Su et al. 2021 (arXiv 2104.09864), entry i paired with entry i + K / 2.
+    """
+    length, half = x_BHTK.shape[2], x_BHTK.shape[3] // 2
+    rate = 10_000.0 ** (-torch.arange(half, device=x_BHTK.device) / half)
+    angle_TK = torch.arange(length, device=x_BHTK.device)[:, None] * rate
+    cosine, sine = angle_TK.cos().to(x_BHTK.dtype), angle_TK.sin().to(x_BHTK.dtype)
+    first, second = x_BHTK[..., :half], x_BHTK[..., half:]
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
 class HSTUBlock(nn.Module):
     """x + W2(U * LN(attention)), U V Q K = SiLU(W1 LN(x)); LayerNorms without affine parameters."""
 
-    def __init__(self, *, width: int, heads: int, max_length: int, dropout: float):
+    def __init__(self, *, width: int, heads: int, max_length: int, dropout: float, time_bias: bool = True,
+                 rotary: bool = False):
         super().__init__()
-        self.heads, self.max_length = heads, max_length
+        self.heads, self.max_length, self.rotary = heads, max_length, rotary
         self.uvqk = nn.Linear(width, 4 * width, bias=False)
         self.out = nn.Linear(width, width)
-        self.bias = RelativeBias(heads, max_length)
+        self.bias = RelativeBias(heads, max_length, time=time_bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: torch.Tensor, gap_BTS: torch.Tensor) -> torch.Tensor:
         normed = F.layer_norm(x_BTD, x_BTD.shape[-1:])
-        gate, value, query, key = F.silu(self.uvqk(normed)).chunk(4, dim=-1)
+        gate, *parts = F.silu(self.uvqk(normed)).chunk(4, dim=-1)
+        value, query, key = (split_heads(part, self.heads) for part in parts)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
         length = x_BTD.shape[1]
         causal_1TS = torch.ones(1, length, length, dtype=torch.bool, device=x_BTD.device).tril()
-        mixed = silu_attention(*(split_heads(part, self.heads) for part in (query, key, value)),
-                               bias_BHTS=self.bias(gap_BTS), allowed_BTS=causal_1TS, max_length=self.max_length)
+        mixed = silu_attention(query, key, value, bias_BHTS=self.bias(gap_BTS), allowed_BTS=causal_1TS,
+                               max_length=self.max_length)
         merged = merge_heads(mixed)
         return x_BTD + self.dropout(self.out(gate * F.layer_norm(merged, merged.shape[-1:])))
 

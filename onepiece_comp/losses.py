@@ -90,7 +90,8 @@ def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows, *bias
 
 
 def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
-             *biases: RowBias, positive_logq: bool = False, rows: slice = slice(None)) -> torch.Tensor:
+             *biases: RowBias, logq: bool = True, positive_logq: bool = False,
+             rows: slice = slice(None)) -> torch.Tensor:
     """Weighted sum over rows of InfoNCE with LogQ; `query_ND` is already divided by the temperature.
 
     A key that was drawn m times where E draws were to be expected stands for m / E items: log m - log E joins its
@@ -98,9 +99,9 @@ def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  #
     al. 2019, with the expectation of the mixed proposal in the place of Q). Keys of the user's own log are no
     negatives of that user. The positive is no draw but known, so it stands for itself (Khrylchenko et al. 2025, arXiv
     2507.09331); with `positive_logq` it is corrected by its own -log E, as in OnePiece (arXiv 2512.07424, eq. 2).
-    `rows` tells which of the batch's rows `query_ND` and `biases` hold.
+    Without `logq` every draw counts as drawn, so that popular items are pushed away. `rows` tells which of the batch's rows `query_ND` and `biases` hold.
     """
-    correction_K = batch.log_repeats_K - batch.log_expected_K
+    correction_K = batch.log_repeats_K - batch.log_expected_K if logq else batch.log_repeats_K
     shift_K = -batch.log_repeats_K if positive_logq else -correction_K
     target_N = batch.target_N[rows]
     correction = RowBias(correction_K[None], torch.zeros_like(target_N))

@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from onepiece_comp.batches import ItemBatch, TrainBatch
 from onepiece_comp.config import ModelConfig
+from onepiece_comp.encoder_layer import EncoderLayer
 from onepiece_comp.features import Schema
 from onepiece_comp.histories import NO_ACTION, History
-from onepiece_comp.hstu import HSTUBlock, gaps, residual_scale
+from onepiece_comp.hstu import gaps, residual_scale
 from onepiece_comp.item_tower import ItemTower, UserTower
 from onepiece_comp.losses import RowBias, Rows, info_nce, softmax_loss
-from onepiece_comp.moe import Routing, SparseMoE
+from onepiece_comp.moe import Routing
 from onepiece_comp.popularity import CONDITIONS, TrendRows, trend_logits
 from onepiece_comp.sid_decoder import SemanticIdDecoder
 from onepiece_comp.similarity import HistorySimilarity, Weighing
@@ -46,26 +47,6 @@ class Losses(NamedTuple):
     semantic: torch.Tensor  # sum over levels; zero without semantic ids
     balance: torch.Tensor
     expert_load: torch.Tensor | None  # tokens per expert, summed over layers
-
-
-class EncoderLayer(nn.Module):
-    """An HSTU block, then a mixture of experts over the valid positions."""
-
-    def __init__(self, config: ModelConfig, max_length: int):
-        super().__init__()
-        self.hstu = HSTUBlock(width=config.width, heads=config.heads, max_length=max_length, dropout=config.dropout)
-        self.moe = SparseMoE(width=config.width, experts=config.experts, active=config.active_experts,
-                             hidden=config.expert_width) if config.experts else None
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x_BTD: torch.Tensor, gap_BTS: torch.Tensor, valid_BT: torch.Tensor,
-                ) -> tuple[torch.Tensor, Routing | None]:
-        x_BTD = self.hstu(x_BTD, gap_BTS)
-        if self.moe is None:
-            return x_BTD, None
-        x_ND = x_BTD[valid_BT]
-        mixed_ND, routing = self.moe(F.layer_norm(x_ND, x_ND.shape[-1:]))
-        return x_BTD.index_put((valid_BT,), x_ND + self.dropout(mixed_ND)), routing
 
 
 class OnePiece(nn.Module):
@@ -100,7 +81,8 @@ class OnePiece(nn.Module):
         """Encode histories whose items are rows of `item_ND`."""
         batch, length = history.item_BT.shape
         valid_BT = torch.arange(length, device=item_ND.device)[None] < history.length_B[:, None]
-        x_BTD = F.relu(item_ND[history.item_BT]) + self.action(history.action_BT)
+        item_BTD = item_ND[history.item_BT]
+        x_BTD = (F.relu(item_BTD) if self.config.history_relu else item_BTD) + self.action(history.action_BT)
         user_BD = self.user_tower(history.user_token, history.user_token_start_B)
         x_BTD[:, 0] = user_BD
         x_BTD = x_BTD + user_BD[:, None]
@@ -135,11 +117,11 @@ class OnePiece(nn.Module):
             return trend
         return trend._replace(condition_R=torch.full_like(trend.condition_R, NO_ACTION))
 
-    def losses(self, batch: TrainBatch, *, semantic_weight: float, positive_logq: bool = False) -> Losses:
-        """The training loss and its parts on one batch."""
+    def losses(self, batch: TrainBatch, *, semantic_weight: float, **logq: bool) -> Losses:
+        """The training loss and its parts on one batch; `logq` is what `losses.info_nce` takes of that name."""
         item_ND = self.encode_items(batch.items)
         encoded = self.encode(batch.history, item_ND)
-        retrieval = self.retrieval_loss(batch, encoded, item_ND, positive_logq=positive_logq)
+        retrieval = self.retrieval_loss(batch, encoded, item_ND, **logq)
         zero = retrieval.new_zeros(())
         semantic = self.semantic_loss(batch, encoded) if self.decoder is not None and semantic_weight else zero
         balance = sum((routing.balance for routing in encoded.routing), zero) / max(1, len(encoded.routing))
@@ -147,20 +129,20 @@ class OnePiece(nn.Module):
         total = retrieval + semantic_weight * semantic + self.config.balance_weight * balance
         return Losses(total, retrieval.detach(), semantic.detach(), balance.detach(), load)
 
-    def retrieval_loss(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, *,
-                       positive_logq: bool) -> torch.Tensor:
+    def retrieval_loss(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor,
+                       **logq: bool) -> torch.Tensor:
         """Mean InfoNCE over the rows; with history similarity some users at a time, so that memory is bounded."""
         query_ND = self.retrieval_query(encoded.hidden_BTD.flatten(0, 1)[batch.position_N])
         key_KD = F.normalize(item_ND[1:].float(), dim=-1).to(query_ND.dtype)
         trend = [RowBias(self.trend_bias(batch.trend), batch.trend_row_N)] if self.trend is not None else []
         if self.similarity is None:
-            total = info_nce(query_ND, key_KD, batch, *trend, positive_logq=positive_logq)
+            total = info_nce(query_ND, key_KD, batch, *trend, **logq)
         else:
-            total = self._loss_with_similarity(batch, encoded, item_ND, query_ND, key_KD, trend, positive_logq)
+            total = self._loss_with_similarity(batch, encoded, item_ND, query_ND, key_KD, trend, logq)
         return total / batch.weight_N.sum().clamp_min(1e-6)
 
     def _loss_with_similarity(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, query_ND: torch.Tensor,
-                              key_KD: torch.Tensor, trend: list[RowBias], positive_logq: bool) -> torch.Tensor:
+                              key_KD: torch.Tensor, trend: list[RowBias], logq: dict[str, bool]) -> torch.Tensor:
         """Sum of InfoNCE; a part of the users is computed again in the backward pass where not all fit at once."""
         users, length = batch.history.item_BT.shape
         metric_NM = self.similarity.metric(item_ND)
@@ -171,7 +153,7 @@ class OnePiece(nn.Module):
                                        weighing.of(slice(first, last)))
             biases = [RowBias(like_BTK.flatten(0, 1), batch.position_N[rows] - first * length),
                       *(RowBias(bias_RK, row_N[rows]) for bias_RK, row_N in trend)]
-            return info_nce(query_ND[rows], key_KD, batch, *biases, positive_logq=positive_logq, rows=rows)
+            return info_nce(query_ND[rows], key_KD, batch, *biases, **logq, rows=rows)
 
         step = max(1, _CELLS.get(key_KD.device.type, _CELLS["cpu"]) // (length * len(key_KD)))
         firsts = list(range(0, users, step))
@@ -236,7 +218,7 @@ def initialise(model: OnePiece) -> None:
         elif parameter.dim() >= 2 and not name.endswith(("_HC", "trend")):
             fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD", "_DF", "_FD")) else parameter.shape[-1]
             branch_end = (
-                name.endswith(("hstu.out.weight", "down_EFD", "down_FD")) or ".blocks." in name and "out.weight" in name
+                name.endswith(("block.out.weight", "down_EFD", "down_FD")) or ".blocks." in name and "out.weight" in name
             )
             parameter.normal_(0, (scale if branch_end else 1.0) * fan_in ** -0.5)
         else:

@@ -77,16 +77,21 @@ class Optimisers:
     """Both optimisers as one, with their schedule."""
 
     def __init__(self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float,
-                 warmup_steps: int, total_steps: int, trained_rate: float = 1.0):
-        """`trained_rate` scales the steps of all weights but those that know semantic ids: the others are trained."""
+                 warmup_steps: int, total_steps: int, trained_rate: float = 1.0, muon: bool = True):
+        """`trained_rate` scales the steps of all weights but those that know semantic ids: the others are trained.
+
+        Without `muon` AdamW steps the hidden matrices too.
+        """
         groups = parameter_groups(model)
+        if not muon:
+            groups = {"muon": [], "decayed": groups["muon"] + groups["decayed"], "plain": groups["plain"]}
         parts = {name: _by_rate(model, held, trained_rate) for name, held in groups.items()}
-        self.muon = Muon(parts["muon"], lr=muon_learning_rate, weight_decay=weight_decay)
+        self.muon = Muon(parts["muon"], lr=muon_learning_rate, weight_decay=weight_decay) if muon else None
         self.adam = torch.optim.AdamW(
             [{**part, "weight_decay": weight_decay} for part in parts["decayed"]]
             + [{**part, "weight_decay": 0.0} for part in parts["plain"]],
             lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
-        self._peaks = [(self.muon, muon_learning_rate), (self.adam, learning_rate)]
+        self._peaks = [(self.muon, muon_learning_rate)] * muon + [(self.adam, learning_rate)]
         self._warmup, self._total = max(1, warmup_steps), total_steps
 
     def factor(self, step: int) -> float:
@@ -105,8 +110,9 @@ class Optimisers:
         return self.adam.param_groups[-1]["lr"]
 
     def state_dict(self) -> dict:
-        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+        return {name: part.state_dict() for name, part in (("muon", self.muon), ("adam", self.adam)) if part}
 
     def load_state_dict(self, state: dict) -> None:
-        self.muon.load_state_dict(state["muon"])
+        if self.muon:
+            self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])

@@ -113,7 +113,7 @@ class Loop:
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
-            total_steps=self.total_steps, trained_rate=trained_rate)
+            total_steps=self.total_steps, trained_rate=trained_rate, muon=settings.muon)
         self.validate_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
         self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
         self.progress = self._restore() if (run / "resume.pt").is_file() else Progress()
@@ -163,7 +163,7 @@ class Loop:
         self.model.train()
         with self.precision:
             losses = self.model.losses(batch, semantic_weight=self.config.train.semantic_weight,
-                                       positive_logq=self.config.train.positive_logq)
+                                       logq=self.config.train.logq, positive_logq=self.config.train.positive_logq)
         losses.total.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip))
         parts = {f"the {name} loss": float(getattr(losses, name)) for name in ("retrieval", "semantic", "balance")}

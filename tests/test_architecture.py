@@ -14,10 +14,10 @@ ORDER = """
     metrics trend event_columns engine embedding_tables preprocess evaluation baselines scoring
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
-    histories prefix_table popularity batches losses hstu similarity moe item_tower sid_decoder
+    histories prefix_table popularity batches losses hstu transformer similarity moe encoder_layer item_tower sid_decoder
     model optim checkpoint retrieval validation run_log training_loop training
     beam candidates cascade submission
-    flow platform_jobs cli __main__
+    flow ablation platform_jobs cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])

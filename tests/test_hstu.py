@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from onepiece_comp.hstu import TIME_BUCKETS, CrossBlock, HSTUBlock, RelativeBias, gap_bucket, gaps, silu_attention
 from onepiece_comp.moe import SparseMoE, swiglu
+from onepiece_comp.transformer import TransformerBlock
 
 
 def _block(width=8, heads=2, max_length=12):
@@ -109,3 +110,56 @@ def test_experts_equal_a_loop_over_tokens(active):
             slow = slow + w * swiglu(x[n:n + 1], moe.gate_up_EDF[e], moe.down_EFD[e])[0]
         torch.testing.assert_close(mixed[n], slow, rtol=1e-4, atol=1e-5)
     assert int(routing.load_E.sum()) == 11 * active
+
+
+def _transformer(**settings):
+    torch.manual_seed(0)
+    block = TransformerBlock(**{"width": 8, "heads": 2, "max_length": 12, "dropout": 0.0, "hidden": 6, **settings}).eval()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return block
+
+
+@pytest.mark.parametrize("rotary, time_bias", [(False, True), (True, False)])
+def test_a_transformer_block_equals_a_loop(rotary, time_bias):
+    block = _transformer(rotary=rotary, time_bias=time_bias)
+    x, time = torch.randn(1, 5, 8), torch.tensor([[0, 50, 900, 90000, 90001]])
+    normed = x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+    value, query, key = (part.view(5, 2, 4) for part in (normed[0] @ block.uvqk.weight.T).chunk(3, -1))
+    mixed = torch.zeros(5, 2, 4)
+    for t in range(5):
+        for h in range(2):
+            scores = []
+            for s in range(t + 1):
+                turned = [_turned(part[at, h], at) if rotary else part[at, h] for part, at in ((query, t), (key, s))]
+                bias = block.bias.position_HC[h, t - s]
+                if time_bias:
+                    bias = bias + block.bias.time_HC[h, gap_bucket(time[0, t] - time[0, s])]
+                scores.append(turned[0] @ turned[1] / 2 + bias)  # sqrt(4) = 2
+            mixed[t, h] = (torch.stack(scores).softmax(0)[:, None] * value[:t + 1, h]).sum(0)
+    middle = x[0] + mixed.flatten(1) @ block.out.weight.T + block.out.bias
+    normed = middle / (middle.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+    expected = middle + swiglu(normed, block.gate_up_DF, block.down_FD)
+    torch.testing.assert_close(block(x, gaps(time))[0], expected, rtol=1e-4, atol=1e-5)
+    assert (block.bias.time_HC is None) == (not time_bias)
+
+
+def _turned(vector, position):
+    """One head's vector turned pair by pair, as complex numbers."""
+    half = len(vector) // 2
+    pairs = torch.complex(vector[:half], vector[half:])
+    angle = position * 10_000.0 ** (-torch.arange(half) / half)
+    turned = pairs * torch.complex(angle.cos(), angle.sin())
+    return torch.cat([turned.real, turned.imag])
+
+
+@pytest.mark.parametrize("make", [_transformer, lambda **settings: HSTUBlock(width=8, heads=2, max_length=12, dropout=0.0, **settings)])
+def test_rotary_blocks_see_distances_and_neither_padding_nor_the_future(make):
+    block, x, time = make(rotary=True).eval(), torch.randn(1, 6, 8), torch.arange(6)[None] * 1000
+    changed = x.clone()
+    changed[:, 3:] = torch.randn(1, 3, 8)
+    torch.testing.assert_close(block(x, gaps(time))[:, :3], block(changed[:, :], gaps(time))[:, :3])
+    torch.testing.assert_close(block(x[:, :4], gaps(time[:, :4])), block(x, gaps(time))[:, :4], rtol=1e-5, atol=1e-6)
+    one, other = torch.randn(4), torch.randn(4)
+    dots = [_turned(one, t) @ _turned(other, t - 3) for t in (3, 4, 9)]
+    torch.testing.assert_close(torch.stack(dots), dots[0].expand(3), rtol=1e-4, atol=1e-5)

@@ -95,6 +95,14 @@ def test_distinct_keys_with_repeats_equal_the_sum_over_draws():
         torch.testing.assert_close(ours, by_hand, rtol=1e-5, atol=1e-6)
 
 
+def test_without_logq_every_draw_counts_as_drawn():
+    query, key = torch.randn(1, 4), torch.randn(3, 4)
+    batch = _Batch([1], [2.5, 0.5, 1.0], [2, 3, 1])
+    score = (query @ key.T)[0].double()
+    by_hand = torch.logsumexp(score[[0, 0, 1, 2]], 0) - score[1]
+    torch.testing.assert_close(info_nce(query, key, batch, logq=False).double(), by_hand, rtol=1e-5, atol=1e-6)
+
+
 def test_logq_recovers_the_preference_that_popular_negatives_hide():
     """Targets are drawn 3:1; negatives by a skewed popularity. The corrected scores must differ by log 3."""
     rng = np.random.default_rng(0)

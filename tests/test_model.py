@@ -1,11 +1,14 @@
 """The joint model: nobody's score depends on batch-mates, padding or the future; codes and trend act as they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from onepiece_comp.batches import TrainingBatches, item_batch
 from onepiece_comp.config import ModelConfig
+from onepiece_comp.errors import InputError
 from onepiece_comp.histories import NO_ACTION, build_history, event_columns, last_position
 from onepiece_comp.model import OnePiece
 from onepiece_comp.optim import Optimisers, orthogonalise, parameter_groups
@@ -68,7 +71,7 @@ def test_each_part_of_the_input_reaches_the_output(model, dataset):
     reference = _hidden(model, dataset, users)[1]
     names = ("action.weight", "next_action.weight", "hour_of_week.weight", "user_tower.table.weight", "item_tower.id_table.weight",
              "item_tower.hash_tables.0.weight", "item_tower.feature_table.weight", "item_tower.project.81.weight",
-             "item_tower.absent.82", "layers.0.hstu.bias.time_HC", "layers.1.hstu.bias.position_HC")
+             "item_tower.absent.82", "layers.0.block.bias.time_HC", "layers.1.block.bias.position_HC")
     parameters = dict(model.named_parameters())
     for name in names:
         kept = parameters[name].detach().clone()
@@ -201,10 +204,15 @@ def test_items_that_come_much_later_are_no_negatives_but_targets_stay(dataset):
         assert not batch.trend.absent_RK[batch.trend_row_N, batch.target_N].any()
 
 
-def test_training_lowers_both_losses(dataset):
+VARIANTS = [{}, {"block": "transformer"}, {"block": "transformer", "experts": 0, "rotary": True, "time_bias": False},
+            {"rotary": True, "history_relu": False}, {"code_trend": False, "code_similarity": False}]
+
+
+@pytest.mark.parametrize("muon, variant", [(True, variant) for variant in VARIANTS] + [(False, {})])
+def test_training_lowers_both_losses(dataset, muon, variant):
     torch.manual_seed(0)
-    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
-    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=2, total_steps=40)
+    model = OnePiece(replace(CONFIG, **variant), dataset.schema, random_codes(dataset.schema.items))
+    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=2, total_steps=40, muon=muon)
     batches = _batches(dataset, codes=model.codes.numpy())
     trace = []
     for step in range(40):
@@ -216,13 +224,15 @@ def test_training_lowers_both_losses(dataset):
     assert trace[-1][0] < trace[0][0] - 0.5 and trace[-1][1] < trace[0][1] - 0.5
 
 
-def test_every_parameter_has_one_optimiser_group_and_a_gradient(dataset):
-    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_has_one_optimiser_group_and_a_gradient(dataset, variant):
+    torch.manual_seed(1)
+    model = OnePiece(replace(CONFIG, **variant), dataset.schema, random_codes(dataset.schema.items))
     groups = parameter_groups(model)
     assert sum(len(group) for group in groups.values()) == len(list(model.parameters()))
     batches = _batches(dataset, codes=model.codes.numpy())
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=0.1)
     model.losses(batches.batch(batches.users, np.random.default_rng(0)), semantic_weight=1.0).total.backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum()]
     assert without == ["item_tower.absent.81"]  # every item has that embedding
@@ -267,3 +277,23 @@ def test_trained_weights_move_at_their_own_rate_and_the_semantic_id_head_at_the_
         assert tenth[name] == pytest.approx(share * distance, rel=0.02, abs=1e-7), name
         assert none[name] == (distance if name.startswith("decoder.") else 0), name
     assert max(full[name] for name in full if name.startswith("decoder.")) > 0
+
+
+def test_an_unknown_block_is_refused(dataset):
+    with pytest.raises(InputError, match="model.block.*'lstm'.*hstu, transformer"):
+        OnePiece(replace(CONFIG, block="lstm"), dataset.schema)
+
+
+def test_without_relu_the_history_sees_what_is_below_zero(dataset):
+    torch.manual_seed(0)
+    batches = _batches(dataset)
+    batch = batches.batch(batches.users[:4], np.random.default_rng(0))
+    hidden = []
+    for relu in (True, False):
+        torch.manual_seed(0)
+        model = OnePiece(replace(CONFIG, history_relu=relu), dataset.schema).eval()
+        item_ND = model.encode_items(batch.items)
+        negative = torch.where(item_ND < 0, item_ND * 3, item_ND)  # differs below zero alone
+        hidden.append([model.encode(batch.history, vectors).hidden_BTD for vectors in (item_ND, negative)])
+    torch.testing.assert_close(*hidden[0])
+    assert not torch.allclose(*hidden[1])

@@ -1,0 +1,176 @@
+"""An ablation ladder: rows of settings over one split, each trained, ranked and judged alike; resumable.
+
+LADDER.yaml has `rows`, a name and sections of settings for each (the first is what the others are compared with; one
+with `joint: true` is trained with semantic ids too), and optionally `preset` and `config` for all. Every row runs
+under the first seed; then the first row and the best `best` others by validation score run under the further seeds.
+What does not fit the hours is printed as 'not run'; the same command goes on. Under WORK: split/ dataset/ rows/
+ablation.json ablation.html.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
+from onepiece_comp.config import Config, load_config, merge, read_yaml, to_dict
+from onepiece_comp.console import say, table
+from onepiece_comp.errors import InputError
+from onepiece_comp.flow import train_or_resume
+from onepiece_comp.preprocess import preprocess
+from onepiece_comp.report_html import BARS, Plot, Section, Table, Text, write_report
+from onepiece_comp.scoring import score
+from onepiece_comp.split import split
+from onepiece_comp.submission import infer
+from onepiece_comp.tokenizer import build_tokenizer
+
+_SHARED = ("synthesize", "split", "preprocess", "score")  # sections that all rows have in common
+COLUMNS = ("row", "seeds", "validation", "HR@10", "NDCG@10", "score", "to the first row", "95 % interval", "minutes")
+
+
+class Row(NamedTuple):
+    """A named change of the settings."""
+
+    name: str
+    config: Config
+    joint: bool
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+class Found(NamedTuple):
+    """What a row reached under one seed."""
+
+    valid: float
+    hr: float
+    ndcg: float
+    score: float
+    difference: tuple[float, float, float] | None  # to the first row, and its interval; None for that row itself
+    seconds: float
+
+
+def ablate(ladder: Path, raw: Path, work: Path, *, hours: float = 2.0, seeds: int = 3, best: int = 3) -> Path:
+    """Run what is missing of the ladder, print its table and write WORK/ablation.html and .json; returns the page.
+
+    No row is begun after `hours`. InputError for a ladder that is none.
+    """
+    rows, work, until = read_ladder(ladder), Path(work), time.monotonic() + 3600 * hours
+    _prepare(Path(raw), work, rows[0].config)
+    found: dict[tuple[str, int], Found] = {}
+    for row in rows:
+        _one(row, 0, rows[0], work, until, found)
+    ranked = sorted((row for row in rows[1:] if (row.name, 0) in found), key=lambda row: -found[row.name, 0].valid)
+    for seed in range(1, seeds):
+        for row in [rows[0], *ranked[:best]]:
+            _one(row, seed, rows[0], work, until, found)
+    return _report(Path(ladder), work, rows, found)
+
+
+def read_ladder(path: Path) -> list[Row]:
+    """The rows of a ladder file, in its order."""
+    path = Path(path)
+    value, _ = read_yaml(path)
+    if not isinstance(value, dict) or not isinstance(value.get("rows"), dict) or not value["rows"]:
+        raise InputError(path, found="no rows", expected="`rows:` with a name and settings for each",
+                         do="see benchmarks/ladder.yaml")
+    strange = sorted(set(value) - {"preset", "config", "rows"})
+    if strange:
+        raise InputError(path, found=f"the key {strange[0]!r}", expected="preset, config and rows", do="remove it")
+    common = merge(load_config(value.get("preset", "tiny")), value.get("config") or {},
+                   lambda *keys: f"{path}: config.{'.'.join(keys)}")
+    rows = [_row(path, str(name), dict(settings or {}), common) for name, settings in value["rows"].items()]
+    folders = [row.folder for row in rows]
+    if len(set(folders)) < len(folders):
+        raise InputError(path, found="two rows of nearly the same name", expected="names that differ in letters or "
+                         "figures", do="rename one of them")
+    return rows
+
+
+def _row(path: Path, name: str, settings: dict, common: Config) -> Row:
+    joint = settings.pop("joint", False)
+    place = f"{path}: rows.{name}"
+    if not isinstance(joint, bool) or any(not isinstance(part, dict) for part in settings.values()):
+        raise InputError(place, found=str(settings), expected="sections of settings, and joint: true or false",
+                         do="write for example model: {experts: 0}")
+    shared = next((section for section in settings if section in _SHARED), None)
+    if shared:
+        raise InputError(place, found=f"the section {shared}", expected="what rows may differ in: "
+                         "tokenizer, model, train, infer", do="put it under config: it is the same for all rows")
+    return Row(name, merge(common, settings, lambda *keys: f"{place}.{'.'.join(keys)}"), joint)
+
+
+def _prepare(raw: Path, work: Path, config: Config) -> None:
+    """Split and columns, once for all rows."""
+    if not (work / "split" / "truth.jsonl").is_file():
+        split(raw, work / "split", config.split)
+    if not (work / "dataset" / MARKERS["dataset"]).is_file():
+        preprocess(work / "split" / "train", work / "dataset", config.preprocess)
+
+
+def _one(row: Row, seed: int, first: Row, work: Path, until: float, found: dict[tuple[str, int], Found]) -> None:
+    """Read what a row reached under a seed, or run it if there is time."""
+    folder = work / "rows" / row.folder / f"seed-{seed}"
+    config = replace(row.config, train=replace(row.config.train, seed=seed),
+                     tokenizer=replace(row.config.tokenizer, seed=seed))
+    key = fingerprint(to_dict(config), row.joint, to_dict(first.config), read_json(work / "dataset" / MARKERS["dataset"]))
+    done = read_json(folder / "row.json") if (folder / "row.json").is_file() else {}
+    if done.get("key") != key:
+        if time.monotonic() > until:
+            return
+        say(f"== {row.name}, seed {seed}")
+        done = {"key": key, **_run(config, row, folder, work, None if row is first else first, seed)}
+        write_json(folder / "row.json", done)
+    found[row.name, seed] = Found(**{name: done[name] for name in Found._fields})
+
+
+def _run(config: Config, row: Row, folder: Path, work: Path, first: Row | None, seed: int) -> dict:
+    started, data, truth = time.monotonic(), work / "dataset", work / "split" / "truth.jsonl"
+    train_or_resume(data, folder / "retrieval", config)
+    run = folder / "retrieval"
+    if row.joint:
+        build_tokenizer(data, folder / "tokenizer", config.tokenizer, checkpoint=run)
+        train_or_resume(data, folder / "joint", config, tokenizer=folder / "tokenizer", warm=run)
+        run = folder / "joint"
+    infer(run, folder, config.infer, data=work / "split" / "eval", truth=truth)
+    against = {} if first is None else {"first": work / "rows" / first.folder / f"seed-{seed}" / "result.json"}
+    judged = score(folder / "result.json", truth, config.score, against=against)
+    difference = judged["against"]["first"]["difference"]["score"] if against else None
+    return {"valid": read_json(run / MARKERS["run"])["figures"]["valid_score"],
+            **{name: judged[name]["mean"] for name in ("hr", "ndcg", "score")},
+            "difference": difference and [difference[name] for name in ("mean", "low", "high")],
+            "seconds": time.monotonic() - started}
+
+
+def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str, int], Found]) -> Path:
+    lines = [_line(row, [value for (name, _), value in found.items() if name == row.name]) for row in rows]
+    table(f"ablation: {ladder.name}", COLUMNS, lines)
+    write_json(work / "ablation.json", {
+        "ladder": str(ladder), "rows": {f"{name}, seed {seed}": value._asdict() for (name, seed), value in found.items()}})
+    run = [(number, row.name, np.mean([v.score for (name, _), v in found.items() if name == row.name]))
+           for number, row in enumerate(rows, 1) if (row.name, 0) in found]
+    plot = Plot("score on the held-out targets, by row", np.array([number for number, _, _ in run]),
+                {"score": np.array([value for _, _, value in run])}, "row of the table", "score", BARS)
+    page = write_report(work / "ablation.html", f"Ablation: {ladder.stem}", [Section("Rows", [
+        Text("Every row differs from the first in what its name says. Validation: the score by which rows are chosen, "
+             "on users held out of training. The other figures are on the targets of the split; differences to the "
+             "first row are paired by user, of the first seed, with bootstrap intervals. A row with several seeds has "
+             "their mean and standard deviation."), Table(ladder.name, COLUMNS, lines), *([plot] if run else [])])])
+    say(f"wrote {page} and ablation.json")
+    return page
+
+
+def _line(row: Row, values: list[Found]) -> tuple[str, ...]:
+    if not values:
+        return (row.name, "0", *["not run"] * (len(COLUMNS) - 2))
+    several = lambda name: f"{np.mean([getattr(v, name) for v in values]):.4f}" + (
+        f" ± {np.std([getattr(v, name) for v in values], ddof=1):.4f}" if len(values) > 1 else "")
+    difference = ("", "") if values[0].difference is None else (
+        f"{values[0].difference[0]:+.4f}", f"{values[0].difference[1]:+.4f} .. {values[0].difference[2]:+.4f}")
+    return (row.name, str(len(values)), *map(several, ("valid", "hr", "ndcg", "score")), *difference,
+            f"{np.mean([v.seconds for v in values]) / 60:.1f}")

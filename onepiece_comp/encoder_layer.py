@@ -1,0 +1,46 @@
+"""A layer of the encoder: HSTU or Transformer block, then, where there are experts, a mixture of them.
+
+Stands between the blocks, which do not know each other, and the model. Legend: B users, T positions, S attended
+positions, N valid positions, D width.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from onepiece_comp.config import ModelConfig
+from onepiece_comp.errors import InputError
+from onepiece_comp.hstu import HSTUBlock
+from onepiece_comp.moe import Routing, SparseMoE
+from onepiece_comp.transformer import TransformerBlock
+
+BLOCKS = ("hstu", "transformer")
+_HIDDEN = 8 / 3  # SwiGLU's hidden width over the model's, so that it has the parameters of a 4-fold plain one
+
+
+class EncoderLayer(nn.Module):
+    """One block and, with experts, a mixture over the valid positions; InputError for an unknown block."""
+
+    def __init__(self, config: ModelConfig, max_length: int):
+        super().__init__()
+        if config.block not in BLOCKS:
+            raise InputError("model.block", found=repr(config.block), expected=f"one of {', '.join(BLOCKS)}",
+                             do="choose one of these")
+        common = {"width": config.width, "heads": config.heads, "max_length": max_length, "dropout": config.dropout,
+                  "time_bias": config.time_bias, "rotary": config.rotary}
+        if config.block == "hstu":
+            self.block = HSTUBlock(**common)
+        else:
+            self.block = TransformerBlock(**common, hidden=0 if config.experts else round(_HIDDEN * config.width))
+        self.moe = SparseMoE(width=config.width, experts=config.experts, active=config.active_experts,
+                             hidden=config.expert_width) if config.experts else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: torch.Tensor, gap_BTS: torch.Tensor, valid_BT: torch.Tensor,
+                ) -> tuple[torch.Tensor, Routing | None]:
+        x_BTD = self.block(x_BTD, gap_BTS)
+        if self.moe is None:
+            return x_BTD, None
+        x_ND = x_BTD[valid_BT]
+        mixed_ND, routing = self.moe(F.layer_norm(x_ND, x_ND.shape[-1:]))
+        return x_BTD.index_put((valid_BT,), x_ND + self.dropout(mixed_ND)), routing

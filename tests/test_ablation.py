@@ -1,0 +1,91 @@
+"""Ablation ladders: every row under one split, the best under more seeds, resumed where they stopped, errors that name the place."""
+
+import json
+
+import pytest
+
+from onepiece_comp.ablation import ablate, read_ladder
+from onepiece_comp.errors import InputError
+
+COMMON = """
+config:
+  model: {width: 16, feature_width: 4, id_width: 4, embedding_width: 4, expert_width: 8}
+  train: {epochs: 1, sampled_negatives: 30, validation_users: 10, checkpoints: 1, threads: 1}
+  infer: {threads: 1}
+  split: {auto_cut: 0.7}
+  score: {resamples: 50}
+rows:
+"""
+ROWS = "  whole: {}\n  no experts: {model: {experts: 0}}\n  ids: {joint: true}\n"
+
+
+def ladder(folder, rows=ROWS, head=COMMON):
+    path = folder / "ladder.yaml"
+    path.write_text(head + rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(raw_log, tmp_path_factory):
+    """A finished ladder: three rows, and two of them under a second seed."""
+    place = tmp_path_factory.mktemp("ablation")
+    ablate(ladder(place), raw_log, place / "work", seeds=2, best=1)
+    return place
+
+
+def figures(place):
+    return json.loads((place / "work" / "ablation.json").read_text())["rows"]
+
+
+def test_every_row_runs_and_the_best_by_validation_run_again(done):
+    found = figures(done)
+    other = max(("no experts", "ids"), key=lambda name: found[f"{name}, seed 0"]["valid"])
+    assert set(found) == {"whole, seed 0", "no experts, seed 0", "ids, seed 0", "whole, seed 1", f"{other}, seed 1"}
+    for name, value in found.items():
+        assert value["score"] == pytest.approx(0.31 * value["hr"] + 0.69 * value["ndcg"])
+        assert (value["difference"] is None) == name.startswith("whole")
+        if value["difference"]:
+            mean, low, high = value["difference"]
+            assert low <= mean <= high and mean == pytest.approx(value["score"] - found[f"whole, seed {name[-1]}"]["score"])
+    page = (done / "work" / "ablation.html").read_text()
+    assert "no experts" in page and "not run" not in page
+    assert (done / "work/rows/ids/seed-0/joint").is_dir() and not (done / "work/rows/whole/seed-0/joint").exists()
+
+
+def test_a_second_call_runs_what_is_missing_and_what_has_changed(done, raw_log, capsys):
+    capsys.readouterr()
+    ablate(ladder(done), raw_log, done / "work", seeds=2, best=1)
+    assert "==" not in capsys.readouterr().out
+    ablate(ladder(done, ROWS.replace("experts: 0", "experts: 2") + "  wide: {model: {width: 24}}\n"), raw_log,
+           done / "work", seeds=1)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
+    assert printed == ["== no experts, seed 0", "== wide, seed 0"]
+
+
+def test_what_does_not_fit_the_hours_is_not_run(raw_log, tmp_path, capsys):
+    page = ablate(ladder(tmp_path), raw_log, tmp_path / "work", hours=0.0)
+    assert figures(tmp_path) == {} and page.read_text().count("not run") >= 3
+    assert "not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("head, rows, match", [
+    (COMMON, "  a: {model: {widht: 3}}\n", "rows.a.model.widht.*'width'"),
+    (COMMON, "  a: {split: {auto_cut: 0.5}}\n", "rows.a: found the section split.*under config"),
+    (COMMON, "  a: {joint: 3}\n", "rows.a: .*joint: true or false"),
+    (COMMON, "  a b: {}\n  A-b: {}\n", "two rows of nearly the same name"),
+    ("rows: {}\n", "", "found no rows"),
+    ("config: {}\n", "", "found no rows"),
+    ("rwos: {}\nrows:\n", ROWS, "the key 'rwos'"),
+    ("preset: huge\nrows:\n", ROWS, "'huge'"),
+    ("config: {model: 3}\nrows:\n", ROWS, "config.model.*found '?3"),
+])
+def test_a_ladder_with_an_error_is_refused_with_its_place(tmp_path, head, rows, match):
+    with pytest.raises(InputError, match=match):
+        read_ladder(ladder(tmp_path, rows, head))
+
+
+def test_the_ladder_of_the_repository_is_read():
+    from test_cli import ROOT
+
+    rows = read_ladder(ROOT / "benchmarks" / "ladder.yaml")
+    assert rows[0].name == "the recipe" and all(row.config != rows[0].config or row.joint for row in rows[1:])
