@@ -64,7 +64,7 @@ class World(NamedTuple):
 
     work: Path
     codes: int
-    epochs: float
+    epochs: float  # of a joint training
 
     def config(self, row: Row, **tokenizer: object):  # noqa: ANN201
         sets = [f"tokenizer.{key}={value}" for key, value in tokenizer.items()]
@@ -146,13 +146,14 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--users", type=int, default=11_000)
     parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--epochs", type=float, default=2.0, help="of the retrieval run and of each joint training")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of the retrieval run")
+    parser.add_argument("--joint-epochs", type=float, default=1.0, help="of each joint training")
     parser.add_argument("--hours", type=float, default=2.0, help="no row is begun after these")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     until = time.monotonic() + 3600 * options.hours
     prepare(options.work, options.users, options.epochs)
-    world, found = World(options.work, options.codes, options.epochs), {}
+    world, found = World(options.work, options.codes, options.joint_epochs), {}
     for row in MAIN + SEEDED:
         if (options.work / "rows" / row.name / "row.json").is_file() or time.monotonic() < until:
             say(f"== {row.name}")
@@ -167,7 +168,7 @@ def write_table(options: argparse.Namespace, found: dict[Row, dict]) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "tokenizer_downstream.md").write_text("\n".join([
         f"`python benchmarks/tokenizer_downstream.py WORK --users {options.users} --codes {options.codes} "
-        f"--epochs {options.epochs:g} --hours {options.hours:g}`", "",
+        f"--epochs {options.epochs:g} --joint-epochs {options.joint_epochs:g} --hours {options.hours:g}`", "",
         f"2 x {options.codes} codes. Error: squared error / variance. In the beam: targets among the beam's survivors.",
         "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|",
         *("| " + " | ".join(row) + " |" for row in rows)]) + "\n")
