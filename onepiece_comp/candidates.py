@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from onepiece_comp.batches import move
 from onepiece_comp.checkpoint import Checkpoint
@@ -22,6 +23,8 @@ from onepiece_comp.retrieval import ItemVectors, encode_item_table
 from onepiece_comp.trend import Trend, extended
 
 _KEYS_PER_BLOCK = 1 << 16
+_ROWS_PER_BLOCK = 1 << 12
+_CELLS_AT_ONCE = 1 << 24  # pairs of vectors compared at once
 
 
 class Candidates(NamedTuple):
@@ -41,9 +44,12 @@ def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig,
     """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for."""
     model, items, rows = checkpoint.model, evaluation.items, evaluation.candidate
     id_row = torch.from_numpy(items.id_row[rows])
-    prefixes = None
+    vectors, prefixes = encode_item_table(model, items, rows, device), None
     if model.decoder is not None and config.mode != "retrieval":
-        prefixes = build_prefix_table(torch.where((id_row > 0)[:, None], model.codes.cpu()[id_row].long(), -1))
+        codes = torch.where((id_row > 0)[:, None], model.codes.cpu()[id_row].long(), -1)
+        if config.cold_ids:
+            codes = with_cold_ids(codes, torch.cat([part for part in vectors if part is not None], 1).cpu())
+        prefixes = build_prefix_table(codes)
     number = np.full(len(items.creative_id), -1, np.int64)
     number[rows] = np.arange(len(rows))
     bias, code_bias, bias_row = None, None, np.zeros(len(evaluation.users), np.int64)
@@ -56,8 +62,31 @@ def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig,
                 _logits(lambda rows, level=level: model.code_bias(level, rows), counts, asked,
                         checkpoint.trend.buckets, device)
                 for level, counts in enumerate(code_trend(prefixes, trend, np.arange(len(rows))).trends)]
-    return Candidates(encode_item_table(model, items, rows, device), bias, bias_row, code_bias,
+    return Candidates(vectors, bias, bias_row, code_bias,
                       (id_row > 0).to(device), None if prefixes is None else move(prefixes, device), number)
+
+
+def with_cold_ids(code_ML: torch.Tensor, vector_MD: torch.Tensor) -> torch.Tensor:
+    """Candidates without an id (-1) take that of a near one, so that the beam reaches them too.
+
+    The near one is the nearest by dot product among those under the first code whose members' mean is nearest: two
+    small searches instead of one over all. Candidates may share an id: each is a leaf with a popularity of its own.
+    """
+    bare = torch.where((code_ML < 0).any(1))[0]
+    with_id = torch.where((code_ML >= 0).all(1))[0]
+    if not len(bare) or not len(with_id):
+        return code_ML
+    code_ML = code_ML.clone()
+    first, member = code_ML[with_id, 0].unique(return_inverse=True)
+    mean_CD = torch.zeros(len(first), vector_MD.shape[1]).index_add_(0, member, vector_MD[with_id])
+    mean_CD = F.normalize(mean_CD, dim=1)
+    cell = torch.cat([(vector_MD[part] @ mean_CD.T).argmax(1) for part in bare.split(_ROWS_PER_BLOCK)])
+    by_cell = with_id[member.argsort(stable=True)].split(torch.bincount(member).tolist())
+    for number in cell.unique().tolist():
+        asked, near = bare[cell == number], by_cell[number]
+        for part in asked.split(max(1, _CELLS_AT_ONCE // len(near))):
+            code_ML[part] = code_ML[near[(vector_MD[part] @ vector_MD[near].T).argmax(1)]]
+    return code_ML
 
 
 class _Moments(NamedTuple):

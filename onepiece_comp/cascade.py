@@ -191,7 +191,10 @@ class Ranker:
         return score.masked_fill(~legal, -torch.inf), index
 
     def _fuse(self, request: "_Request", index: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
-        """(1 - w) logit + w log-probability; for an item without an id the mean of the user's others stands in."""
+        """(1 - w) logit + w log-probability; for an item without an id the mean of the user's others stands in.
+
+        With `cold_ids` every candidate has one.
+        """
         logit = self._logits(request, index)
         finite = log_prob.isfinite()
         usual = torch.where(finite, log_prob, 0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)

@@ -158,6 +158,7 @@ class InferConfig:
     shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
     semantic_weight: float = 0.1  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
+    cold_ids: bool = True  # candidates that training never saw take the semantic id of the nearest that it saw
     live: bool = True  # read popularity after the training log from all users' histories, up to each user's last event
     filter_cold: bool = False  # drop candidates that training never saw
     action: int = 1  # action to condition on where user_action_type.json does not tell

@@ -8,6 +8,7 @@ import torch
 
 from onepiece_comp.batches import item_batch
 from onepiece_comp.beam import Prior, beam_search, item_log_prob
+from onepiece_comp.candidates import with_cold_ids
 from onepiece_comp.cascade import Ranker
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig, ModelConfig
@@ -294,3 +295,31 @@ def test_a_users_moment_is_never_before_the_end_of_the_training_log(model, datas
     early = evaluation._replace(time_seconds=np.full_like(evaluation.time_seconds, 1))
     empty = _popularity(model, dataset, early, 0, live=False)
     torch.testing.assert_close(empty, _popularity(model, dataset, evaluation, 0, live=False))
+
+
+def test_cold_candidates_take_the_id_of_the_nearest_one_that_has_one():
+    """Groups far apart, a first code each: the nearest overall is the nearest within the nearest group."""
+    draw = torch.Generator().manual_seed(0)
+    group = torch.arange(120) % 6
+    vector = torch.nn.functional.normalize(torch.eye(8)[group] + 0.2 * torch.randn(120, 8, generator=draw), dim=1)
+    codes = torch.stack([5 - group, torch.arange(120) // 6], 1)
+    cold = torch.randperm(120, generator=draw)[:40]
+    codes[cold] = -1
+    given = with_cold_ids(codes, vector)
+    warm = torch.ones(120, dtype=torch.bool)
+    warm[cold] = False
+    assert torch.equal(given[warm], codes[warm])
+    for item in cold.tolist():
+        nearest = torch.where(warm)[0][(vector[warm] @ vector[item]).argmax()]
+        assert torch.equal(given[item], codes[nearest])
+    assert torch.equal(with_cold_ids(torch.full((3, 2), -1), vector[:3]), torch.full((3, 2), -1))
+
+
+@pytest.mark.parametrize("cold_ids", [True, False])
+def test_the_beam_reaches_cold_candidates_only_where_they_take_an_id(model, dataset, parts, cold_ids):
+    evaluation = read_evaluation(parts / "eval", model.schema)
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="beam", beam=1000, survivors=1000, cold_ids=cold_ids),
+                    torch.device("cpu"))
+    cold = ~ranker.candidates.warm_M.numpy()
+    stages = ranker.rank(np.arange(len(evaluation.users))).stages["beam"]
+    assert cold.any() and all(cold[row].any() == cold_ids for row in stages)
