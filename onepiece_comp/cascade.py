@@ -101,7 +101,7 @@ class Ranker:
             first_BC = None
             if model.decoder.similarity is not None:
                 id_row_BS = batch.id_row_N.to(self.device)[history.item_BT]
-                first_BC = model.first_code_logits(history, encoded, id_row_BS, last=True)[:, 0]
+                first_BC = model.first_code_logits(id_row_BS, model.weigh_codes(history, encoded).last(history))[:, 0]
             prior = Prior(self.candidates.code_bias, row_B, first_BC)
         if model.similarity is not None:
             metric_BSM = model.similarity.metric(item_ND)[history.item_BT]

@@ -21,6 +21,10 @@ class RowBias(NamedTuple):
     bias_RK: torch.Tensor
     row_N: torch.Tensor  # int64
 
+    def of(self, rows: slice) -> "RowBias":
+        """For some of the rows."""
+        return RowBias(self.bias_RK, self.row_N[rows])
+
 
 class Rows(NamedTuple):
     """What belongs to each row of a softmax loss; none of it receives a gradient."""

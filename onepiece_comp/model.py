@@ -5,6 +5,7 @@ cannot combine them), LogQ corrects a mixed proposal, popularity windows are an 
 Legend: B users, T positions, D width, N rows or items, K keys, L code levels, C codes, R popularity buckets.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -144,34 +145,28 @@ class OnePiece(nn.Module):
     def _loss_with_similarity(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, query_ND: torch.Tensor,
                               key_KD: torch.Tensor, trend: list[RowBias], logq: dict[str, bool]) -> torch.Tensor:
         """Sum of InfoNCE; a part of the users is computed again in the backward pass where not all fit at once."""
-        users, length = batch.history.item_BT.shape
-        metric_NM = self.similarity.metric(item_ND)
+        length, metric_NM = batch.history.item_BT.shape[1], self.similarity.metric(item_ND)
         weighing = self.weigh(batch.history, encoded)
 
         def part(first: int, last: int, rows: slice) -> torch.Tensor:
             like_BTK = self.similarity(metric_NM[batch.history.item_BT[first:last]], metric_NM[1:],
                                        weighing.of(slice(first, last)))
             biases = [RowBias(like_BTK.flatten(0, 1), batch.position_N[rows] - first * length),
-                      *(RowBias(bias_RK, row_N[rows]) for bias_RK, row_N in trend)]
+                      *(bias.of(rows) for bias in trend)]
             return info_nce(query_ND[rows], key_KD, batch, *biases, **logq, rows=rows)
 
-        step = max(1, _CELLS.get(key_KD.device.type, _CELLS["cpu"]) // (length * len(key_KD)))
-        firsts = list(range(0, users, step))
-        edges = torch.searchsorted(batch.user_N, torch.tensor([*firsts, users], device=batch.user_N.device)).tolist()
-        parts = [(first, min(users, first + step), slice(*edge))
-                 for first, edge in zip(firsts, zip(edges, edges[1:]))]
-        if len(parts) == 1:
-            return part(*parts[0])
-        return sum(checkpoint(part, *arguments, use_reentrant=False) for arguments in parts)
+        return _in_user_blocks(part, batch, len(key_KD))
 
-    def first_code_logits(self, history: History, encoded: Encoded, id_row_BS: torch.Tensor, *,
-                          last: bool = False) -> torch.Tensor:
-        """How near each first code is to those of the history's items (`id_row_BS`), [B, T, C]; `last`: [B, 1, C]."""
-        similarity, metric_CM = self.decoder.similarity, self.decoder.code_metrics()
+    def first_code_logits(self, id_row_BS: torch.Tensor, weighing: Weighing) -> torch.Tensor:
+        """How near each first code is to those of the history's items (`id_row_BS`), [B, T, C]."""
+        metric_CM = self.decoder.code_metrics()
         code_BS = self.codes[id_row_BS][..., 0].long()
         code_BS = torch.where(code_BS < 0, len(metric_CM) - 1, code_BS)
-        weighing = similarity.weigh(history, encoded.gap_BTS, next_action=self.next_action is not None)
-        return similarity(F.embedding(code_BS, metric_CM), metric_CM[:-1], weighing.last(history) if last else weighing)
+        return self.decoder.similarity(F.embedding(code_BS, metric_CM), metric_CM[:-1], weighing)
+
+    def weigh_codes(self, history: History, encoded: Encoded) -> Weighing:
+        """How much each event of a history counts for its similarity to a first code."""
+        return self.decoder.similarity.weigh(history, encoded.gap_BTS, next_action=self.next_action is not None)
 
     def weigh(self, history: History, encoded: Encoded) -> Weighing:
         """How much each event of a history counts for its similarity to a candidate."""
@@ -192,16 +187,44 @@ class OnePiece(nn.Module):
         total = encoded.hidden_BTD.new_zeros(())
         for level in range(self.decoder.levels):
             query_BTD = self.decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
-            rows, biases = Rows(code_NL[:, level].clamp_min(0), weight_N), []
+            query_ND, rows = query_BTD.flatten(0, 1)[batch.position_N], Rows(code_NL[:, level].clamp_min(0), weight_N)
+            biases = []
             if self.decoder.trend is not None:
                 row_N = torch.arange(len(target_row), device=target_row.device) if level else batch.trend_row_N
                 biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), row_N))
             if level == 0 and self.decoder.similarity is not None:
-                like_BTC = self.first_code_logits(batch.history, encoded, batch.items.id_row_N[batch.history.item_BT])
-                biases.append(RowBias(like_BTC.flatten(0, 1), batch.position_N))
-            total = total + softmax_loss(query_BTD.flatten(0, 1)[batch.position_N], self.decoder.code_LCD[level], rows,
-                                         *biases)
+                total = total + self._first_code_loss(batch, encoded, query_ND, rows, biases)
+            else:
+                total = total + softmax_loss(query_ND, self.decoder.code_LCD[level], rows, *biases)
         return total / weight_N.sum().clamp_min(1e-6)
+
+    def _first_code_loss(self, batch: TrainBatch, encoded: Encoded, query_ND: torch.Tensor, rows: Rows,
+                         biases: list[RowBias]) -> torch.Tensor:
+        """Sum of cross-entropies of the first codes, compared with those of the history; some users at a time."""
+        id_row_BS, weighing = batch.items.id_row_N[batch.history.item_BT], self.weigh_codes(batch.history, encoded)
+
+        def part(first: int, last: int, some: slice) -> torch.Tensor:
+            like_BTC = self.first_code_logits(id_row_BS[first:last], weighing.of(slice(first, last)))
+            like = RowBias(like_BTC.flatten(0, 1), batch.position_N[some] - first * id_row_BS.shape[1])
+            return softmax_loss(query_ND[some], self.decoder.code_LCD[0], Rows(rows.target_N[some], rows.weight_N[some]),
+                                like, *(bias.of(some) for bias in biases))
+
+        return _in_user_blocks(part, batch, self.decoder.codes)
+
+
+def _in_user_blocks(part: Callable[[int, int, slice], torch.Tensor], batch: TrainBatch, keys: int) -> torch.Tensor:
+    """The sum of `part` (first user, one past the last, their rows) over blocks of users whose logits fit at once.
+
+    Where there are several, each is computed again in the backward pass.
+    """
+    users, length = batch.history.item_BT.shape
+    step = max(1, _CELLS.get(batch.user_N.device.type, _CELLS["cpu"]) // (length * keys))
+    firsts = list(range(0, users, step))
+    edges = torch.searchsorted(batch.user_N, torch.tensor([*firsts, users], device=batch.user_N.device)).tolist()
+    parts = [(first, min(users, first + step), slice(*edge)) for first, edge in zip(firsts, zip(edges, edges[1:]))]
+    if len(parts) == 1:
+        return part(*parts[0])
+    return sum(checkpoint(part, *arguments, use_reentrant=False) for arguments in parts)
 
 
 @torch.no_grad()

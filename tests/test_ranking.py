@@ -124,7 +124,8 @@ def test_first_codes_are_compared_with_those_of_the_history(model, encoded, data
     history, states = encoded
     own = np.unique(np.append(dataset.item_row[:int(dataset.user_start[5])], 0))
     id_row = torch.from_numpy(own)[history.item_BT]
-    logits = model.first_code_logits(history, states, id_row)
+    weighing = model.weigh_codes(history, states)
+    logits = model.first_code_logits(id_row, weighing)
     similarity, table = model.decoder.similarity, model.decoder.first_code_table.weight[:-1]
     unit = torch.nn.functional.normalize(similarity.project(table), dim=-1)
     weight, scale = similarity.weigh(history, states.gap_BTS, next_action=True)
@@ -137,7 +138,7 @@ def test_first_codes_are_compared_with_those_of_the_history(model, encoded, data
                 cosine = unit[first] @ unit[code] if first >= 0 else torch.tensor(0.0)
                 mixed += weight[user, at, event] * (sharpness * (cosine - 1)).exp()
             torch.testing.assert_close(logits[user, at, code], scale[user, at] * mixed.log(), rtol=1e-4, atol=1e-4)
-    last = model.first_code_logits(history, states, id_row, last=True)[:, 0]
+    last = model.first_code_logits(id_row, weighing.last(history))[:, 0]
     torch.testing.assert_close(last, logits[torch.arange(5), history.length_B - 1])
     prior = Prior(None, torch.zeros(5, dtype=torch.long), last)
     table = build_prefix_table(model.codes[1:].long())

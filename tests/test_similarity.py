@@ -103,20 +103,24 @@ def test_an_item_like_the_history_beats_one_unlike_it():
     assert torch.allclose(after[0], after[0, :1])  # before any event all are alike
 
 
-@pytest.mark.parametrize("trend", [True, False])
-def test_a_loss_taken_some_users_at_a_time_equals_that_of_all_at_once(dataset, monkeypatch, trend):
+@pytest.mark.parametrize("trend, ids", [(True, False), (False, False), (True, True), (False, True)])
+def test_a_loss_taken_some_users_at_a_time_equals_that_of_all_at_once(dataset, monkeypatch, trend, ids):
     config = ModelConfig(width=16, layers=1, heads=2, expert_width=8, dropout=0.0, id_dropout=0.0, similarity_width=8,
                          trend=trend)
     torch.manual_seed(0)
-    model = OnePiece(config, dataset.schema)
+    codes = torch.randint(0, 9, (dataset.schema.items + 1, 2), generator=torch.Generator().manual_seed(0)) if ids else None
+    if ids:
+        codes[[0, 3]] = -1
+    model = OnePiece(config, dataset.schema, codes)
     batches = TrainingBatches(dataset, stop=np.asarray(dataset.user_start[1:]), batch_users=8, max_events=20,
                               sampled_negatives=30, action_weights=(1.0, 2.0, 1.0, 1.0), moment_lag_seconds=3600,
-                              click_lag_seconds=0, horizon_seconds=86400, seed=0)
+                              click_lag_seconds=0, horizon_seconds=86400, seed=0,
+                              codes=codes.numpy() if ids and trend else None)
     batch, found = next(batches.epoch(0)), []
     for cells in (1 << 24, 1):
         monkeypatch.setattr(model_module, "_CELLS", {"cpu": cells})
         model.zero_grad()
-        loss = model.losses(batch, semantic_weight=0.0).total
+        loss = model.losses(batch, semantic_weight=float(ids)).total
         loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 20
