@@ -183,13 +183,16 @@ def infer(ckpt: Annotated[Path, typer.Option(help="A run or a checkpoint folder.
           out: Annotated[Optional[Path], typer.Option(help="Where to write; default: CKPT/result.")] = None,
           truth: Annotated[Optional[Path], typer.Option(help="truth.jsonl, for the funnel only.")] = None,
           mode: Annotated[Optional[str], typer.Option(help="retrieval, beam or cascade.")] = None,
+          shard: Annotated[str, typer.Option(help="I/N: make only the I-th of N shares of the answers.")] = "1/1",
           config: ConfigFile = None, sets: Sets = None) -> None:
     """Write result.json: ten candidates for every user."""
+    from onepiece_comp.answer_parts import read_shard
     from onepiece_comp.submission import infer as stage
     from onepiece_comp.submission import stored_config
 
     overrides = [*(sets or ()), *([f"infer.mode={mode}"] if mode else [])]
-    stage(ckpt, out or ckpt / "result", stored_config(ckpt, config, overrides), data=data, truth=truth)
+    stage(ckpt, out or ckpt / "result", stored_config(ckpt, config, overrides), data=data, truth=truth,
+          shard=read_shard(shard))
 
 
 @app.command(epilog="Example: onepiece-comp baselines work/split/train work/split/eval work/baselines")

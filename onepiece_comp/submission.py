@@ -6,6 +6,8 @@ kept and, where the truth is at hand, how many targets survived it.
 """
 
 import dataclasses
+import functools
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import peak_memory_mib, read_json, write_json
+from onepiece_comp.answer_parts import Answers, Parts
+from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.cascade import LIST, Ranker
-from onepiece_comp.checkpoint import CONFIG, Checkpoint, find_checkpoint, load_checkpoint
-from onepiece_comp.config import Config, InferConfig, from_dict, override
+from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint, find_checkpoint, load_checkpoint
+from onepiece_comp.config import Config, InferConfig, from_dict, override, to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation, read_evaluation
@@ -36,31 +39,61 @@ class Submission(NamedTuple):
 
 
 def recommend(
-    checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, *, truth: Path | None = None
-) -> Submission:
-    """Rank the candidates for every user of the evaluation, users of like history length together."""
+    checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, *, truth: Path | None = None,
+    keep: Path | None = None, shard: tuple[int, int] = (0, 1),
+) -> Submission | None:
+    """Rank the candidates for every user of the evaluation, users of like history length together.
+
+    With a folder `keep` answers are kept there in parts: a second call goes on where the first one stopped, and a
+    `shard` (number, of how many) makes its share alone. None where parts of other shards are missing.
+    """
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
     ranker = Ranker(checkpoint, evaluation, config, device)
     users = np.argsort(np.diff(evaluation.user_start), kind="stable")
     target = _targets(truth, evaluation, ranker) if truth else None
-    chosen = np.zeros((len(users), LIST), np.int64)
-    kept, survived, filled, started = Counter(), Counter(), Counter(), time.monotonic()
-    batches = [users[i:i + config.batch_users] for i in range(0, len(users), config.batch_users)]
-    for batch in progress(batches, total=len(batches), what=f"{config.mode}, {config.batch_users} users a step"):
-        ranked = ranker.rank(batch)
-        chosen[batch] = ranked.index
-        filled.update(ranked.filled)
-        for step, numbers in ranked.stages.items():
-            kept[step] += sum(len(row) for row in numbers)
-            if target is not None:
-                survived[step] += sum(int(target[user] in row) for user, row in zip(batch, numbers))
-    seconds = time.monotonic() - started
+    parts = Parts(keep, _key(checkpoint, evaluation, config, target) if keep else "", shard=shard)
+    chosen = np.full((len(users), LIST), -1, np.int64)
+    total: dict[str, Counter] = {name: Counter() for name in ("kept", "survived", "filled")}
+    batches, seconds = [users[i:i + config.batch_users] for i in range(0, len(users), config.batch_users)], 0.0
+    for number, part, known in parts.mine(batches):
+        if known is None:
+            known = _answers(ranker, part, target, f"{config.mode}, part {number + 1} of {parts.count(batches)}")
+            parts.save(number, known)
+        chosen[np.concatenate(part)] = known.chosen
+        seconds += known.seconds
+        for name, counts in known.counts.items():
+            total[name].update(counts)
+    if (chosen < 0).any():
+        return None
     creative = evaluation.items.creative_id[evaluation.candidate[chosen]]
-    funnel = _funnel(evaluation, ranker, config.mode, kept, survived if target is not None else None, filled, seconds)
+    funnel = _funnel(evaluation, ranker, config.mode, total["kept"], total["survived"] if target is not None else None,
+                     total["filled"], seconds)
     submission = Submission(creative.tolist(), evaluation.users, funnel)
     check(submission, set(evaluation.items.creative_id[evaluation.candidate].tolist()))
     return submission
+
+
+def _answers(ranker: Ranker, batches: list[np.ndarray], target: np.ndarray | None, what: str) -> Answers:
+    """Rank some batches of users."""
+    started, chosen = time.monotonic(), []
+    counts: dict[str, Counter] = {name: Counter() for name in ("kept", "survived", "filled")}
+    for batch in progress(batches, total=len(batches), what=what):
+        ranked = ranker.rank(batch)
+        chosen.append(ranked.index)
+        counts["filled"].update(ranked.filled)
+        for step, numbers in ranked.stages.items():
+            counts["kept"][step] += sum(len(row) for row in numbers)
+            if target is not None:
+                counts["survived"][step] += sum(int(target[user] in row) for user, row in zip(batch, numbers))
+    return Answers(np.concatenate(chosen), counts, time.monotonic() - started)
+
+
+def _key(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, target: np.ndarray | None) -> str:
+    """What kept answers belong to."""
+    return fingerprint(checkpoint.path / MODEL, to_dict(config), evaluation.users, evaluation.item, evaluation.time_seconds,
+                       evaluation.user_start, evaluation.target_action, evaluation.candidate,
+                       evaluation.items.creative_id, np.zeros(0) if target is None else target)
 
 
 def choose_mode(mode: str, checkpoint: Checkpoint) -> str:
@@ -128,10 +161,11 @@ def stored_config(checkpoint: Path, file: Path | None, sets: Sequence[str]) -> I
 
 
 def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None = None, truth: Path | None = None,
-          beside: Sequence[str] = ()) -> Path:
+          beside: Sequence[str] = (), shard: tuple[int, int] = (0, 1)) -> Path | None:
     """Write out/result.json and out/funnel.json; `data` defaults to the evaluation folder that the run remembers.
 
-    Other modes named in `beside` are written to out/{mode}.json too, for comparison.
+    Other modes named in `beside` are written to out/{mode}.json too, for comparison. Until the result is written,
+    answers are kept in out/parts; of several shards the last one to end writes it, for the others it is None.
     """
     started, out = time.monotonic(), Path(out)
     set_threads(config.threads)
@@ -146,13 +180,17 @@ def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None
             do="give --data EVAL",
         )
     evaluation = read_evaluation(data, loaded.model.schema, projections=loaded.projections)
-    submission = recommend(loaded, evaluation, config, truth=truth)
+    answer = functools.partial(recommend, loaded, evaluation, truth=truth, keep=out, shard=shard)
+    submission = answer(config)
+    if submission is None:
+        say(f"shard {shard[0] + 1} of {shard[1]} is done; when all are, infer with the same --out joins them")
+        return None
     for mode in beside:
-        other = submission if mode == config.mode else recommend(
-            loaded, evaluation, dataclasses.replace(config, mode=mode), truth=truth)
+        other = submission if mode == config.mode else answer(dataclasses.replace(config, mode=mode))
         _write(out / f"{mode}.json", other, time.monotonic() - started)
     write_json(out / "funnel.json", submission.funnel)
     _write(out / "result.json", submission, time.monotonic() - started)
+    shutil.rmtree(out / "parts", ignore_errors=True)
     _report(submission.funnel, out)
     return out / "result.json"
 
