@@ -5,7 +5,7 @@ sharing a batch; a run goes on from any step, and ranks take turns with the batc
 Legend: B users, T positions, N items of the batch, F features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ class TrainBatch(NamedTuple):
     history: History
     position_N: torch.Tensor  # int64 [N rows], index into the flattened [B, T]
     target_N: torch.Tensor  # int64 [N rows], key of the row's positive (0-based)
+    negative_N: torch.Tensor  # int64 [N rows], the sampled key that a binary loss sets against it
     user_N: torch.Tensor  # int64 [N rows], user within the batch
     weight_N: torch.Tensor  # float32 [N rows], loss weight of the target's action
     own_BK: torch.Tensor  # bool, keys that the user has in the log: never that user's negatives
@@ -79,12 +80,14 @@ class TrainingBatches:
     `ranks`, rank r takes the batches r, r + ranks, ... of the one order, all ranks equally many. Where the batches do
     not divide, those of the last rounds are shared out anew: they may be smaller, but no rank goes without.
     `popularity` is for models that read it, `codes` [items + 1, L] for those that read that of semantic ids too.
+    Beside the batch's own items its keys are `sampled_negatives` drawn by popularity^`negative_power` (0: uniformly)
+    and the items of the `bank_batches` batches before it in the epoch, encoded anew and so never stale.
     """
 
     def __init__(self, dataset: Dataset, *, stop: np.ndarray, batch_users: int, max_events: int, sampled_negatives: int,
                  action_weights: tuple[float, ...], moment_lag_seconds: float, click_lag_seconds: float,
-                 horizon_seconds: float, seed: int, popularity: bool = True, codes: np.ndarray | None = None, rank: int = 0,
-                 ranks: int = 1):
+                 horizon_seconds: float, seed: int, negative_power: float = 0.0, bank_batches: int = 0,
+                 popularity: bool = True, codes: np.ndarray | None = None, rank: int = 0, ranks: int = 1):
         self.dataset, self.stop, self.batch_users, self.max_events = dataset, stop, batch_users, max_events
         self.sampled = min(sampled_negatives, dataset.schema.items)
         self.action_weights = np.array(action_weights, np.float32)
@@ -98,6 +101,12 @@ class TrainingBatches:
         self.events = np.asarray(stop - self.user_start[:-1])
         self.users = np.flatnonzero(self.events > 0)
         self.total = max(1, int(self.item_count.sum()))
+        self.bank_batches = bank_batches
+        self.drawn = None  # how likely each item is drawn; None = all the same
+        if negative_power:
+            weight = np.where(self.item_count > 0, np.maximum(self.item_count, 1.0) ** negative_power, 0.0)
+            self.drawn_below = np.cumsum(weight)
+            self.drawn = weight / self.drawn_below[-1]
         self.rank, self.ranks = rank, ranks
         if not 0 <= rank < ranks or ranks > 1 and ranks > len(self.users):
             raise InputError("ranks", found=f"rank {rank} of {ranks} for {len(self.users):,} users with events",
@@ -144,20 +153,44 @@ class TrainingBatches:
         """This rank's batches of an epoch from its step `first_step` on."""
         order = self._order(epoch)
         for number in range(first_step * self.ranks + self.rank, len(order), self.ranks):
-            yield self.batch(order[number], np.random.default_rng([self.seed, epoch, number]))
+            bank = [self._targets(order[earlier], self._draw(epoch, earlier))
+                    for earlier in range(max(0, number - self.bank_batches), number)]
+            yield self.batch(order[number], self._draw(epoch, number), bank=bank)
 
-    def batch(self, users: np.ndarray, rng: np.random.Generator) -> TrainBatch:
-        """One step's tensors: a window of at most `max_events` targets of each user, and sampled negatives."""
-        columns, items = self.columns, self.dataset.schema.items
+    def _draw(self, epoch: int, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, number])
+
+    def _window(self, users: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """First and one past the last event of each user's targets, at most `max_events` of them."""
         begin, stop = self.user_start[users], self.stop[users]
-        spare = np.maximum(0, stop - begin - self.max_events)
-        begin = begin + rng.integers(0, spare + 1)
-        stop = np.minimum(stop, begin + self.max_events)
+        begin = begin + rng.integers(0, np.maximum(0, stop - begin - self.max_events) + 1)
+        return begin, np.minimum(stop, begin + self.max_events)
+
+    def _targets(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.columns.item[spans(*self._window(users, rng))]
+
+    def _sample(self, rng: np.random.Generator) -> np.ndarray:
+        if self.drawn is None:
+            return rng.integers(1, self.dataset.schema.items + 1, self.sampled)
+        found = np.searchsorted(self.drawn_below, rng.random(self.sampled) * self.drawn_below[-1], side="right")
+        return np.minimum(found, len(self.drawn) - 1)
+
+    def _expected(self, key: np.ndarray, drawn: int) -> np.ndarray:
+        """How often each key is to be expected among `drawn` events of users and the sampled items (LogQ)."""
+        sampled = 1 / self.dataset.schema.items if self.drawn is None else self.drawn[key]
+        return drawn * self.item_count[key] / self.total + self.sampled * sampled
+
+    def batch(self, users: np.ndarray, rng: np.random.Generator, *, bank: Sequence[np.ndarray] = ()) -> TrainBatch:
+        """One step's tensors: a window of at most `max_events` targets of each user, and negatives.
+
+        `bank` has the items of further events whose users are not of this batch.
+        """
+        columns = self.columns
+        begin, stop = self._window(users, rng)
         event = spans(begin, stop)
-        target = columns.item[event]
-        sampled = rng.integers(1, items + 1, self.sampled)
-        key, repeats = np.unique(np.concatenate([target, sampled]), return_counts=True)
-        expected = len(target) * self.item_count[key] / self.total + self.sampled / items
+        target, sampled = columns.item[event], self._sample(rng)
+        key, repeats = np.unique(np.concatenate([target, sampled, *bank]), return_counts=True)
+        expected = self._expected(key, len(target) + sum(map(len, bank)))
         target_key = np.searchsorted(key, target)
         user = np.repeat(np.arange(len(users)), stop - begin)
         own = np.zeros((len(users), len(key)), bool)
@@ -169,12 +202,13 @@ class TrainingBatches:
         local[packed.start_B[:-1]] = 0
         tensor = torch.from_numpy
         packed = packed._replace(item_N=tensor(local))
+        negative = np.searchsorted(key, sampled)[rng.integers(0, len(sampled), len(target))] if len(sampled) else target_key
+        trend = self._trend(packed, columns.time_seconds[event], key, target_key, rng)
         return TrainBatch(
             item_batch(self.dataset.items, np.concatenate([[0], key]), self.dataset.schema.item_features),
-            unpack(packed), cells(packed), tensor(target_key), tensor(user),
+            unpack(packed), cells(packed), tensor(target_key), tensor(negative), tensor(user),
             tensor(self.action_weights[columns.action[event]]), tensor(own),
-            tensor(np.log(repeats).astype(np.float32)), tensor(np.log(expected).astype(np.float32)),
-            *self._trend(packed, columns.time_seconds[event], key, target_key, rng))
+            tensor(np.log(repeats).astype(np.float32)), tensor(np.log(expected).astype(np.float32)), *trend)
 
     def _trend(self, packed: PackedHistory, time: np.ndarray, key: np.ndarray, target_key: np.ndarray,
                rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows, list[TrendRows]]:

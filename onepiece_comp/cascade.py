@@ -83,6 +83,8 @@ class Ranker:
         """Encode the users' histories."""
         evaluation, model = self.evaluation, self.model
         stop = evaluation.user_start[users + 1]
+        if self.config.drop_last:
+            stop = np.maximum(evaluation.user_start[users], stop - 1)
         start = np.maximum(evaluation.user_start[users], stop - model.config.max_events)
         history, item = build_history(
             self._columns, users=users, start=start, stop=stop, last_action=self.action[users]

@@ -8,7 +8,8 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from onepiece_comp import console
-from onepiece_comp.config import PRESETS, load_config
+from onepiece_comp.config import load_config
+from onepiece_comp.presets import PRESETS
 from onepiece_comp.errors import InputError
 
 app = typer.Typer(name="onepiece-comp", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -16,7 +17,7 @@ app = typer.Typer(name="onepiece-comp", no_args_is_help=True, add_completion=Fal
 
 ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML file of sections and keys.")]
 Sets = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value, may be repeated.")]
-Preset = Annotated[str, typer.Option(help=f"Size: {', '.join(PRESETS)}.")]
+Preset = Annotated[str, typer.Option(help=f"Size or recipe: {', '.join(PRESETS)}.")]
 
 
 @app.command(epilog="Example: onepiece-comp synthesize work/raw --set synthesize.users=3000")

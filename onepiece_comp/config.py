@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onepiece_comp.errors import InputError
+from onepiece_comp.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,7 @@ class ModelConfig:
     hash_width: int = 32  # width of each hashed id embedding
     embedding_width: int = 32  # width that each multi-modal embedding is projected to
     codes_as_input: bool = False  # add embeddings of the semantic id's codes to the item tower
+    code_truncation: float = 0.0  # share of items whose finer codes are hidden in a training step, from a drawn level on
     experts: int = 4  # E, routed experts of the feed-forward sublayer; 0 = no MoE
     active_experts: int = 2  # A, experts per token
     expert_width: int = 64  # hidden width of an expert
@@ -105,13 +107,16 @@ class ModelConfig:
     decoder_layers: int = 1  # cross-attention blocks of the semantic-id decoder
     dropout: float = 0.2  # on the residual branches
     id_dropout: float = 0.1  # share of items whose id is hidden in a training step, so that cold items are no surprise
+    cosine: bool = True  # logits are cosines over the temperature; False: plain dot products over it
     temperature: float = 0.1  # tau of InfoNCE over cosines
+    learned_temperature: bool = False  # start there and learn it
     similarity_width: int = 64  # of the space in which candidates are compared with history items; 0 = not compared
     trend: bool = True  # windowed popularity before the event as an additive logit
     code_trend: bool = True  # the same for the codes of semantic ids, where there is `trend`
     code_similarity: bool = True  # compare first codes with those of history items, where there is `similarity_width`
     next_action: bool = True  # condition each position on the action of the event to predict
-    time_features: bool = True  # hour, weekday and gap embeddings of history events
+    action_fusion: str = "add"  # how that action joins: add | film | gate
+    time_inputs: tuple[str, ...] = ("week_hour",)  # of history events: week_hour, gap, calendar, session, moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,13 @@ class TrainConfig:
     warm_start_epochs: float = 1.0  # the same of a run that starts from another's weights, as the joint stage does
     warm_start_rate: float = 0.1  # its step size for the weights that are trained already, times the others'
     batch_users: int = 16  # users per step
-    sampled_negatives: int = 2048  # items drawn uniformly from the catalogue, beside the batch's own
+    loss: str = "info_nce"  # info_nce | bce: one sampled negative for each target, as in SASRec
+    sampled_negatives: int = 2048  # items drawn from the catalogue, beside the batch's own
+    negative_power: float = 0.0  # they are drawn by popularity to this power; 0 = uniformly
+    bank_batches: int = 0  # batches before this one whose items are negatives too
+    hard_negatives: int = 0  # negatives of a row that count, the hardest; 0 = all
+    hard_after: float = 0.5  # share of the steps from which on only these count
+    duplicate_cosine: float = 0.0  # items whose vectors are so like the target's are no negatives; 0 = all are
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
     logq: bool = True  # correct sampled and in-batch negatives for how often they are drawn
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
@@ -135,7 +146,9 @@ class TrainConfig:
     muon_learning_rate: float = 0.02  # peak, Muon on hidden matrices
     weight_decay: float = 0.0001  # AdamW and Muon
     warmup: float = 0.1  # share of steps
+    schedule: str = "cosine"  # of the learning rates after it: cosine | constant
     clip: float = 1.0  # gradient norm
+    average: float = 0.0  # decay of an average of the weights over steps, which is then judged and kept; 0 = none
     validation_users: int = 500  # held out of the loss to score checkpoints; 0 = none
     checkpoints: int = 4  # how often it is validated, and the checkpoint kept unless an earlier one is clearly better
     patience: int = 0  # validations in a row without a better score after which training ends; 0 = at its last step
@@ -158,6 +171,7 @@ class InferConfig:
     shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
     semantic_weight: float = 0.1  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
+    drop_last: bool = False  # leave out the last event of each history, as the organisers' baseline does
     cold_ids: bool = True  # candidates that training never saw take the semantic id of the nearest that it saw
     live: bool = True  # read popularity after the training log from all users' histories, up to each user's last event
     filter_cold: bool = False  # drop candidates that training never saw
@@ -188,27 +202,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
-
-
-PRESETS: dict[str, dict[str, dict]] = {
-    "tiny": {},
-    "small": {
-        "model": {"width": 128, "layers": 4, "heads": 4, "expert_width": 128, "experts": 8, "feature_width": 32},
-        "train": {"batch_users": 128, "sampled_negatives": 8192},
-    },
-    "base": {
-        "model": {"width": 512, "layers": 8, "heads": 8, "feature_width": 128, "embedding_width": 128,
-                  "hash_sizes": [2000003, 3000017], "hash_width": 256, "expert_width": 512, "experts": 16,
-                  "active_experts": 2, "decoder_layers": 4, "temperature": 0.02},
-        "train": {"batch_users": 512, "sampled_negatives": 32768, "learning_rate": 0.004, "checkpoints": 40},
-    },
-    "full": {
-        "model": {"width": 512, "layers": 24, "heads": 8, "feature_width": 128, "embedding_width": 128,
-                  "hash_sizes": [2000003, 3000017], "hash_width": 256, "expert_width": 512, "experts": 64,
-                  "active_experts": 3, "decoder_layers": 24, "temperature": 0.02},
-        "train": {"batch_users": 512, "sampled_negatives": 65536, "learning_rate": 0.004, "checkpoints": 80},
-    },
-}
 
 
 def _nearest(name: str, valid: typing.Iterable[str]) -> str:

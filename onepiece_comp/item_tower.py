@@ -59,9 +59,20 @@ class ItemTower(nn.Module):
                 F.normalize(items.embeddings[fid], dim=-1) * items.embeddings[fid].shape[1] ** 0.5
             )  # entries of size 1
             parts.append(project(vector) * present + self.absent[fid] * (1 - present))
-        parts += [table(self.codes[row, level] + 1) for level, table in enumerate(self.code_tables)]
+        parts += self._codes(row)
         x = torch.cat(parts, dim=1)
         return self.linear(x) + self.out(F.relu(self.hidden(x)))
+
+    def _codes(self, row_N: torch.Tensor) -> list[torch.Tensor]:
+        """Vectors of the codes of each level; in training some items lose those from a drawn level on (never the first)."""
+        if not len(self.code_tables):
+            return []
+        code_NL, levels = self.codes[row_N] + 1, len(self.code_tables)
+        if self.training and self.config.code_truncation:
+            hit_N1 = torch.rand(len(row_N), 1, device=row_N.device) < self.config.code_truncation
+            kept_N1 = torch.randint(1, max(2, levels), (len(row_N), 1), device=row_N.device)
+            code_NL = code_NL.masked_fill(hit_N1 & (torch.arange(levels, device=row_N.device) >= kept_N1), 0)
+        return [table(code_NL[:, level]) for level, table in enumerate(self.code_tables)]
 
 
 class UserTower(nn.Module):

@@ -1,4 +1,4 @@
-"""Softmax losses over many keys, computed a block of rows at a time with the gradient taken in the forward pass.
+"""Losses: softmax over many keys, computed a block of rows at a time with the gradient taken in the forward pass.
 
 The logits [N, K] never exist as a whole: memory is one block, not rows times keys. InfoNCE with LogQ and the
 semantic-id cross-entropies are the same function with other biases. Legend: N rows, K keys, D width, R bias rows.
@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from onepiece_comp.batches import TrainBatch
 
@@ -34,6 +35,18 @@ class Rows(NamedTuple):
     target_shift_N: torch.Tensor | None = None  # float32, added to the positive's logit
     hidden_BK: torch.Tensor | None = None  # bool, keys to leave out (never the row's own target) ...
     hidden_row_N: torch.Tensor | None = None  # int64, ... by this row of hidden_BK
+    hardest: int = 0  # negatives that count in a row, those of the highest logits; 0 = all
+    duplicate_cosine: float = 0.0  # above 0: keys (unit vectors) with at least this cosine to the target are left out
+
+
+class LossOptions(NamedTuple):
+    """What of `train` the retrieval loss reads; see `TrainConfig`."""
+
+    kind: str = "info_nce"  # or bce
+    logq: bool = True
+    positive_logq: bool = False
+    hardest: int = 0  # negatives of a row that count, highest logits first; 0 = all
+    duplicate_cosine: float = 0.0  # keys at least so like the target are no negatives; 0 = all are
 
 
 class _BlockedSoftmaxLoss(torch.autograd.Function):
@@ -59,9 +72,11 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
             if rows.target_shift_N is not None:
                 logit[at] += rows.target_shift_N[block]
             if rows.hidden_BK is not None:
-                hidden = rows.hidden_BK[rows.hidden_row_N[block]]
-                hidden[at] = False
-                logit.masked_fill_(hidden, -torch.inf)
+                _hide(logit, rows.hidden_BK[rows.hidden_row_N[block]], at)
+            if rows.duplicate_cosine:
+                _hide(logit, key_KD[target] @ key_KD.T >= rows.duplicate_cosine, at)
+            if 0 < rows.hardest < len(key_KD) - 1:
+                _hide(logit, _easy(logit, at, rows.hardest), at)
             highest = logit.amax(1)
             positive = logit[at] - highest
             # exp2: exp takes a slow path on CPU where hidden or absent keys make it underflow
@@ -84,6 +99,21 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
         return query * grad_loss, key * grad_loss, None, None, *(bias * grad_loss for bias in biases)
 
 
+def _hide(logit_NK: torch.Tensor, hidden_NK: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor]) -> None:  # noqa: N803
+    """No logit where `hidden_NK`, but for the positives `at`."""
+    hidden_NK[at] = False
+    logit_NK.masked_fill_(hidden_NK, -torch.inf)
+
+
+def _easy(logit_NK: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor], hardest: int) -> torch.Tensor:  # noqa: N803
+    """Which keys are not among a row's `hardest` negatives; keys that tie with the last of these are."""
+    positive_N = logit_NK[at]
+    logit_NK[at] = -torch.inf
+    least_N1 = logit_NK.topk(hardest, dim=1).values[:, -1:]
+    logit_NK[at] = positive_N
+    return logit_NK < least_N1
+
+
 def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows, *biases: RowBias) -> torch.Tensor:  # noqa: N803
     """Weighted sum over rows of the softmax cross-entropy of logits query . key + the row's biases.
 
@@ -93,9 +123,15 @@ def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows, *bias
                                      *(bias.bias_RK for bias in biases))
 
 
+def retrieval_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
+                   *biases: RowBias, options: LossOptions, rows: slice = slice(None)) -> torch.Tensor:
+    """Weighted sum over rows of the loss that `options` name; `rows` tells which of the batch's rows are given."""
+    kind = binary_loss if options.kind == "bce" else info_nce
+    return kind(query_ND, key_KD, batch, *biases, options=options, rows=rows)
+
+
 def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
-             *biases: RowBias, logq: bool = True, positive_logq: bool = False,
-             rows: slice = slice(None)) -> torch.Tensor:
+             *biases: RowBias, options: LossOptions = LossOptions(), rows: slice = slice(None)) -> torch.Tensor:
     """Weighted sum over rows of InfoNCE with LogQ; `query_ND` is already divided by the temperature.
 
     A key that was drawn m times where E draws were to be expected stands for m / E items: log m - log E joins its
@@ -103,15 +139,34 @@ def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  #
     al. 2019, with the expectation of the mixed proposal in the place of Q). Keys of the user's own log are no
     negatives of that user. The positive is no draw but known, so it stands for itself (Khrylchenko et al. 2025, arXiv
     2507.09331); with `positive_logq` it is corrected by its own -log E, as in OnePiece (arXiv 2512.07424, eq. 2).
-    Without `logq` every draw counts as drawn, so that popular items are pushed away. `rows` tells which of the batch's rows `query_ND` and `biases` hold.
+    Without `logq` every draw counts as drawn, so that popular items are pushed away. `rows` tells which of the
+    batch's rows `query_ND` and `biases` hold.
     """
-    correction_K = batch.log_repeats_K - batch.log_expected_K if logq else batch.log_repeats_K
-    shift_K = -batch.log_repeats_K if positive_logq else -correction_K
+    correction_K = batch.log_repeats_K - batch.log_expected_K if options.logq else batch.log_repeats_K
+    shift_K = -batch.log_repeats_K if options.positive_logq else -correction_K
     target_N = batch.target_N[rows]
     correction = RowBias(correction_K[None], torch.zeros_like(target_N))
     return softmax_loss(query_ND, key_KD, Rows(
         target_N, batch.weight_N[rows], target_shift_N=shift_K[target_N], hidden_BK=batch.own_BK,
-        hidden_row_N=batch.user_N[rows]), *_with(correction, biases))
+        hidden_row_N=batch.user_N[rows], hardest=options.hardest, duplicate_cosine=options.duplicate_cosine),
+        *_with(correction, biases))
+
+
+def binary_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
+                *biases: RowBias, options: LossOptions, rows: slice = slice(None)) -> torch.Tensor:
+    """Weighted sum over rows of two binary cross-entropies: the target as 1, one sampled item as 0.
+
+    Source: SASRec (Kang and McAuley 2018, arXiv 1808.09781, eq. 6). A sampled item of the user's own log does not count.
+    """
+    target_N, negative_N, user_N = batch.target_N[rows], batch.negative_N[rows], batch.user_N[rows]
+
+    def logit(key_N: torch.Tensor) -> torch.Tensor:
+        own = (query_ND * key_KD[key_N]).sum(1).float()
+        return own + sum(bias.bias_RK[bias.row_N, key_N] for bias in biases)
+
+    counts_N = ~batch.own_BK[user_N, negative_N]
+    loss_N = F.softplus(-logit(target_N)) + F.softplus(logit(negative_N)) * counts_N
+    return (batch.weight_N[rows] * loss_N).sum()
 
 
 def _with(correction: RowBias, biases: tuple[RowBias, ...]) -> tuple[RowBias, ...]:

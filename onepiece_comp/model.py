@@ -18,16 +18,17 @@ from onepiece_comp.config import ModelConfig
 from onepiece_comp.encoder_layer import EncoderLayer
 from onepiece_comp.features import Schema
 from onepiece_comp.histories import NO_ACTION, History
+from onepiece_comp.history_inputs import HistoryInputs
 from onepiece_comp.hstu import gaps, residual_scale
-from onepiece_comp.item_tower import ItemTower, UserTower
-from onepiece_comp.losses import RowBias, Rows, info_nce, softmax_loss
+from onepiece_comp.item_tower import ItemTower
+from onepiece_comp.losses import LossOptions, RowBias, Rows, retrieval_loss, softmax_loss
 from onepiece_comp.moe import Routing
 from onepiece_comp.popularity import CONDITIONS, TrendRows, trend_logits
 from onepiece_comp.sid_decoder import SemanticIdDecoder
 from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
-_HOUR, _WEEK = 3600, 7 * 24
+_LEAST_TEMPERATURE = 0.01  # a learned one stops here, as in CLIP
 _CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared at once
 
 
@@ -58,11 +59,9 @@ class OnePiece(nn.Module):
         self.config, self.schema = config, schema
         self.max_length = config.max_events + 1
         self.item_tower = ItemTower(config, schema, codes)
-        self.user_tower = UserTower(config, schema)
-        self.action = nn.Embedding(CONDITIONS, config.width)
-        self.next_action = nn.Embedding(CONDITIONS, config.width) if config.next_action else None
-        self.hour_of_week = nn.Embedding(_WEEK + 1, config.width) if config.time_features else None
+        self.inputs = HistoryInputs(config, schema)
         self.layers = nn.ModuleList(EncoderLayer(config, self.max_length) for _ in range(config.layers))
+        self.log_temperature = nn.Parameter(torch.zeros(())) if config.learned_temperature else None
         self.trend = nn.Parameter(torch.zeros(CONDITIONS, TREND_FEATURES + 1)) if config.trend else None
         self.similarity = None
         if config.similarity_width:
@@ -80,19 +79,8 @@ class OnePiece(nn.Module):
 
     def encode(self, history: History, item_ND: torch.Tensor) -> Encoded:
         """Encode histories whose items are rows of `item_ND`."""
-        batch, length = history.item_BT.shape
-        valid_BT = torch.arange(length, device=item_ND.device)[None] < history.length_B[:, None]
-        item_BTD = item_ND[history.item_BT]
-        x_BTD = (F.relu(item_BTD) if self.config.history_relu else item_BTD) + self.action(history.action_BT)
-        user_BD = self.user_tower(history.user_token, history.user_token_start_B)
-        x_BTD[:, 0] = user_BD
-        x_BTD = x_BTD + user_BD[:, None]
-        if self.next_action is not None:
-            x_BTD = x_BTD + self.next_action(history.next_action_BT)
-        if self.hour_of_week is not None:
-            hour = torch.div(history.time_BT, _HOUR, rounding_mode="floor") % _WEEK
-            x_BTD = x_BTD + self.hour_of_week(torch.where(history.time_BT > 0, hour, _WEEK))
-        x_BTD = x_BTD * valid_BT[:, :, None]
+        x_BTD, steps_T = self.inputs(history, item_ND), torch.arange(history.item_BT.shape[1], device=item_ND.device)
+        valid_BT = steps_T < history.length_B[:, None]
         gap_BTS, states, routing = gaps(history.time_BT), [], []
         for layer in self.layers:
             x_BTD, routed = layer(x_BTD, gap_BTS, valid_BT)
@@ -101,8 +89,17 @@ class OnePiece(nn.Module):
         return Encoded(F.layer_norm(x_BTD, x_BTD.shape[-1:]), states, routing, gap_BTS)
 
     def retrieval_query(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Unit user vectors divided by the temperature: their dot product with unit item vectors is the logit."""
-        return F.normalize(hidden_ND.float(), dim=-1).to(hidden_ND.dtype) / self.config.temperature
+        """User vectors whose dot product with `keys` is the logit: by default unit vectors over the temperature."""
+        query_ND = self.keys(hidden_ND) / self.config.temperature
+        if self.log_temperature is None:
+            return query_ND
+        return query_ND * torch.exp(-self.log_temperature).clamp_max(self.config.temperature / _LEAST_TEMPERATURE)
+
+    def keys(self, vector_ND: torch.Tensor) -> torch.Tensor:
+        """Item vectors as the logits take them: unit vectors where the logit is a cosine."""
+        if not self.config.cosine:
+            return vector_ND
+        return F.normalize(vector_ND.float(), dim=-1).to(vector_ND.dtype)
 
     def trend_bias(self, trend: TrendRows) -> torch.Tensor:
         """Additive logits [R, K] of popularity windows: linear in the features, by next action."""
@@ -114,15 +111,15 @@ class OnePiece(nn.Module):
 
     def _conditioned(self, trend: TrendRows) -> TrendRows:
         """Without conditioning all rows have the same."""
-        if self.next_action is not None:
+        if self.config.next_action:
             return trend
         return trend._replace(condition_R=torch.full_like(trend.condition_R, NO_ACTION))
 
-    def losses(self, batch: TrainBatch, *, semantic_weight: float, **logq: bool) -> Losses:
-        """The training loss and its parts on one batch; `logq` is what `losses.info_nce` takes of that name."""
+    def losses(self, batch: TrainBatch, *, semantic_weight: float, options: LossOptions = LossOptions()) -> Losses:
+        """The training loss and its parts on one batch; `options` are those of the retrieval loss."""
         item_ND = self.encode_items(batch.items)
         encoded = self.encode(batch.history, item_ND)
-        retrieval = self.retrieval_loss(batch, encoded, item_ND, **logq)
+        retrieval = self.retrieval_loss(batch, encoded, item_ND, options=options)
         zero = retrieval.new_zeros(())
         semantic = self.semantic_loss(batch, encoded) if self.decoder is not None and semantic_weight else zero
         balance = sum((routing.balance for routing in encoded.routing), zero) / max(1, len(encoded.routing))
@@ -130,21 +127,21 @@ class OnePiece(nn.Module):
         total = retrieval + semantic_weight * semantic + self.config.balance_weight * balance
         return Losses(total, retrieval.detach(), semantic.detach(), balance.detach(), load)
 
-    def retrieval_loss(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor,
-                       **logq: bool) -> torch.Tensor:
-        """Mean InfoNCE over the rows; with history similarity some users at a time, so that memory is bounded."""
+    def retrieval_loss(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, *,
+                       options: LossOptions = LossOptions()) -> torch.Tensor:
+        """Mean retrieval loss over the rows; with history similarity some users at a time, so that memory is bounded."""
         query_ND = self.retrieval_query(encoded.hidden_BTD.flatten(0, 1)[batch.position_N])
-        key_KD = F.normalize(item_ND[1:].float(), dim=-1).to(query_ND.dtype)
+        key_KD = self.keys(item_ND[1:]).to(query_ND.dtype)
         trend = [RowBias(self.trend_bias(batch.trend), batch.trend_row_N)] if self.trend is not None else []
         if self.similarity is None:
-            total = info_nce(query_ND, key_KD, batch, *trend, **logq)
+            total = retrieval_loss(query_ND, key_KD, batch, *trend, options=options)
         else:
-            total = self._loss_with_similarity(batch, encoded, item_ND, query_ND, key_KD, trend, logq)
+            total = self._loss_with_similarity(batch, encoded, item_ND, query_ND, key_KD, trend, options)
         return total / batch.weight_N.sum().clamp_min(1e-6)
 
     def _loss_with_similarity(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, query_ND: torch.Tensor,
-                              key_KD: torch.Tensor, trend: list[RowBias], logq: dict[str, bool]) -> torch.Tensor:
-        """Sum of InfoNCE; a part of the users is computed again in the backward pass where not all fit at once."""
+                              key_KD: torch.Tensor, trend: list[RowBias], options: LossOptions) -> torch.Tensor:
+        """The sum of the losses; a part of the users is computed again in the backward pass where not all fit at once."""
         length, metric_NM = batch.history.item_BT.shape[1], self.similarity.metric(item_ND)
         weighing = self.weigh(batch.history, encoded)
 
@@ -153,7 +150,7 @@ class OnePiece(nn.Module):
                                        weighing.of(slice(first, last)))
             biases = [RowBias(like_BTK.flatten(0, 1), batch.position_N[rows] - first * length),
                       *(bias.of(rows) for bias in trend)]
-            return info_nce(query_ND[rows], key_KD, batch, *biases, **logq, rows=rows)
+            return retrieval_loss(query_ND[rows], key_KD, batch, *biases, options=options, rows=rows)
 
         return _in_user_blocks(part, batch, len(key_KD))
 
@@ -166,11 +163,11 @@ class OnePiece(nn.Module):
 
     def weigh_codes(self, history: History, encoded: Encoded) -> Weighing:
         """How much each event of a history counts for its similarity to a first code."""
-        return self.decoder.similarity.weigh(history, encoded.gap_BTS, next_action=self.next_action is not None)
+        return self.decoder.similarity.weigh(history, encoded.gap_BTS, next_action=self.config.next_action)
 
     def weigh(self, history: History, encoded: Encoded) -> Weighing:
         """How much each event of a history counts for its similarity to a candidate."""
-        return self.similarity.weigh(history, encoded.gap_BTS, next_action=self.next_action is not None)
+        return self.similarity.weigh(history, encoded.gap_BTS, next_action=self.config.next_action)
 
     def semantic_loss(self, batch: TrainBatch, encoded: Encoded) -> torch.Tensor:
         """Mean over rows of the summed cross-entropies of the target's codes, teacher forced."""
@@ -234,7 +231,7 @@ def initialise(model: OnePiece) -> None:
     for name, parameter in model.named_parameters():
         if "id_table" in name or "hash_tables" in name:
             parameter.zero_()
-        elif "table" in name or name.startswith(("action", "next_action", "hour_of_week")) or ".prefix." in name:
+        elif "table" in name or ".prefix." in name:
             parameter.normal_(0, 0.3)
         elif name.endswith("code_LCD"):
             parameter.normal_(0, 0.02)

@@ -10,6 +10,9 @@ import math
 import torch
 from torch import nn
 
+from onepiece_comp.errors import InputError
+
+SCHEDULES = ("cosine", "constant")
 _MUON_ENDINGS = ("uvqk.weight", "gate_query.weight", "value_key.weight", ".out.weight", "gate_up_EDF", "down_EFD",
                  "gate_up_DF", "down_FD", "item_tower.hidden.weight")
 
@@ -77,11 +80,15 @@ class Optimisers:
     """Both optimisers as one, with their schedule."""
 
     def __init__(self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float,
-                 warmup_steps: int, total_steps: int, trained_rate: float = 1.0, muon: bool = True):
+                 warmup_steps: int, total_steps: int, trained_rate: float = 1.0, muon: bool = True,
+                 schedule: str = "cosine"):
         """`trained_rate` scales the steps of all weights but those that know semantic ids: the others are trained.
 
         Without `muon` AdamW steps the hidden matrices too.
         """
+        if schedule not in SCHEDULES:
+            raise InputError("train.schedule", found=repr(schedule), expected=f"one of {', '.join(SCHEDULES)}",
+                             do="choose one of these")
         groups = parameter_groups(model)
         if not muon:
             groups = {"muon": [], "decayed": groups["muon"] + groups["decayed"], "plain": groups["plain"]}
@@ -92,12 +99,14 @@ class Optimisers:
             + [{**part, "weight_decay": 0.0} for part in parts["plain"]],
             lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
         self._peaks = [(self.muon, muon_learning_rate)] * muon + [(self.adam, learning_rate)]
-        self._warmup, self._total = max(1, warmup_steps), total_steps
+        self._warmup, self._total, self._schedule = max(1, warmup_steps), total_steps, schedule
 
     def factor(self, step: int) -> float:
-        """Linear from 0 over the warm-up, then half a cosine to 0 at the last step."""
+        """Linear from 0 over the warm-up, then half a cosine to 0 at the last step, or 1."""
         if step < self._warmup:
             return (step + 1) / self._warmup
+        if self._schedule == "constant":
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - self._warmup) / max(1, self._total - self._warmup)))
 
     def step(self, step: int) -> float:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from onepiece_comp.batches import item_batch, move
 from onepiece_comp.model import OnePiece
@@ -27,7 +26,7 @@ class Best(NamedTuple):
 class ItemVectors(NamedTuple):
     """What the towers make of some items."""
 
-    unit_ND: torch.Tensor  # unit vectors, for the encoder's query
+    unit_ND: torch.Tensor  # for the encoder's query; unit vectors where the logit is a cosine
     metric_NM: torch.Tensor | None  # metric vectors, for the similarity to history items
 
 
@@ -37,7 +36,7 @@ def encode_item_table(model: OnePiece, table: ItemTable, rows: np.ndarray, devic
     unit, metric = [], []
     for part in np.array_split(rows, max(1, -(-len(rows) // TILE))):
         item_ND = model.encode_items(move(item_batch(table, part, model.schema.item_features), device))
-        unit.append(F.normalize(item_ND.float(), dim=-1))
+        unit.append(model.keys(item_ND).float())
         if model.similarity is not None:
             metric.append(model.similarity.metric(item_ND))
     return ItemVectors(torch.cat(unit), torch.cat(metric) if metric else None)

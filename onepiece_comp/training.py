@@ -126,7 +126,9 @@ def _build(data: Dataset, config: Config, tokenizer: Path | None) -> OnePiece:
     codes = None
     if tokenizer is not None:
         codes = torch.from_numpy(np.array(load_tokenizer(tokenizer, data.schema.item_space).codes))
-    return OnePiece(config.model, data.schema, codes)
+    model = OnePiece(config.model, data.schema, codes)
+    model.inputs.time.fit(np.asarray(data.time_seconds))
+    return model
 
 
 def _announce(loop: Loop, data: Dataset) -> None:

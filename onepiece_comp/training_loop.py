@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json
 from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
@@ -23,7 +24,7 @@ from onepiece_comp.checkpoint import load_tensors, save_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
-from onepiece_comp.losses import entropy, gini
+from onepiece_comp.losses import LossOptions, entropy, gini
 from onepiece_comp.model import Losses, OnePiece
 from onepiece_comp.optim import Optimisers
 from onepiece_comp.preprocess import Dataset
@@ -105,7 +106,8 @@ class Loop:
         reads_codes = model.decoder is not None and model.decoder.trend is not None
         self.batches = TrainingBatches(
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
-            sampled_negatives=settings.sampled_negatives, action_weights=settings.action_weights,
+            sampled_negatives=settings.sampled_negatives, negative_power=settings.negative_power,
+            bank_batches=settings.bank_batches, action_weights=settings.action_weights,
             moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
             horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
             codes=model.codes.cpu().numpy() if reads_codes else None)
@@ -113,7 +115,9 @@ class Loop:
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
-            total_steps=self.total_steps, trained_rate=trained_rate, muon=settings.muon)
+            total_steps=self.total_steps, trained_rate=trained_rate, muon=settings.muon,
+            schedule=settings.schedule)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)) if settings.average else None
         self.validate_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
         self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
         self.progress = self._restore() if (run / "resume.pt").is_file() else Progress()
@@ -121,6 +125,11 @@ class Loop:
         self._high_lines = 0  # log lines in a row with a loss far above the first one's
         use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
         self.precision = torch.autocast("cuda", torch.bfloat16) if use_bfloat16 else contextlib.nullcontext()
+
+    @property
+    def judged(self) -> OnePiece:
+        """The weights that are validated and kept: the trained ones or, with `average`, their average over steps."""
+        return self.model if self.average is None else self.average.module
 
     def run_steps(self, log: RunLog) -> None:
         """From where the run stands to its end, or to the end of the step in which the process is asked to stop."""
@@ -162,8 +171,7 @@ class Loop:
         """(losses, gradient norm, learning rate); the weights do not move where one of these is not finite."""
         self.model.train()
         with self.precision:
-            losses = self.model.losses(batch, semantic_weight=self.config.train.semantic_weight,
-                                       logq=self.config.train.logq, positive_logq=self.config.train.positive_logq)
+            losses = self.model.losses(batch, semantic_weight=self.config.train.semantic_weight, options=self._options())
         losses.total.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip))
         parts = {f"the {name} loss": float(getattr(losses, name)) for name in ("retrieval", "semantic", "balance")}
@@ -171,8 +179,16 @@ class Loop:
             if not np.isfinite(value):
                 self._refuse(f"{name} is {value}", self.progress.step + 1)
         rate = self.optimisers.step(self.progress.step)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.progress = self.progress._replace(step=self.progress.step + 1)
         return losses, norm, rate
+
+    def _options(self) -> LossOptions:
+        settings = self.config.train
+        late = self.progress.step >= settings.hard_after * self.total_steps
+        return LossOptions(settings.loss, settings.logq, settings.positive_logq, settings.hard_negatives if late else 0,
+                           settings.duplicate_cosine)
 
     def _refuse(self, found: str, step: int) -> None:
         saved = (f"the state after step {self._saved_step}" if (self.run / "resume.pt").is_file() else "nothing") + (
@@ -203,7 +219,7 @@ class Loop:
         """Validate, keep this checkpoint unless the one kept is clearly better, write the state to resume from."""
         score, user_score = 0.0, np.zeros(0)
         if len(self.held_out.user):
-            found = validate(self.model, self.data, self.held_out, self.device)
+            found = validate(self.judged, self.data, self.held_out, self.device)
             score, user_score = found.score, found.user_score
             log.write({"global_step": self.progress.step, "valid/HR@10": float(found.hit.mean()),
                        "valid/NDCG@10": float(found.gain.mean()), "valid/score": score})
@@ -216,7 +232,7 @@ class Loop:
             self.kept_score = user_score
             folder = save_checkpoint(
                 self.run,
-                self.model,
+                self.judged,
                 self.data.trend,
                 step=self.progress.step,
                 score=score,
@@ -236,7 +252,8 @@ class Loop:
             torch.save({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
                         "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
                         "random": torch.get_rng_state(),
-                        "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}, temporary)
+                        "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                        "average": None if self.average is None else self.average.state_dict()}, temporary)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def _restore(self) -> Progress:
@@ -244,6 +261,8 @@ class Loop:
         self.kept_score = state["kept_score"].numpy()
         self.model.load_state_dict(state["model"])
         self.optimisers.load_state_dict(state["optimisers"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -29,7 +29,7 @@ def _batches(dataset, kind=TrainingBatches, **changes):
 class _Users(TrainingBatches):
     """An epoch of the users of each batch in the place of their tensors."""
 
-    def batch(self, users, rng):
+    def batch(self, users, rng, *, bank=()):
         return users.tolist()
 
 
@@ -239,3 +239,45 @@ def test_making_ahead_makes_one_batch_at_most_and_leaves_no_thread_behind():
     assert [next(made), next(made)] == [0, 1]
     made.close()
     assert len(asked) <= 3 and threading.active_count() == threads
+
+
+@pytest.mark.parametrize("changes", [{}, {"negative_power": 0.75}, {"bank_batches": 3}, {"negative_power": 1.0, "bank_batches": 1}])
+def test_what_logq_expects_is_how_often_keys_are_drawn(dataset, changes):
+    """Rare and common items apart, over many steps; steps in which an item is no key count as well."""
+    count = np.asarray(dataset.item_count)
+    batches = _batches(dataset, popularity=False, sampled_negatives=300, **changes)
+    drawn, expected = np.zeros(len(count)), np.zeros(len(count))
+    for epoch in range(40):
+        for batch in batches.epoch(epoch):
+            row = batch.items.id_row_N[1:].numpy()
+            drawn[row] += batch.log_repeats_K.exp().numpy()
+            events = int(round(float(batch.log_repeats_K.exp().sum()))) - batches.sampled
+            hoped = batches._expected(np.arange(len(count)), events)
+            np.testing.assert_allclose(batch.log_expected_K.exp().numpy(), hoped[row], rtol=1e-4)
+            expected += hoped
+    for part in np.array_split(1 + np.argsort(count[1:]), 3):
+        assert abs(drawn[part].sum() / expected[part].sum() - 1) < 0.1
+
+
+def test_negatives_by_popularity_follow_its_power(dataset):
+    count = np.asarray(dataset.item_count).astype(float)
+    batches = _batches(dataset, popularity=False, sampled_negatives=20_000, negative_power=0.5)
+    batches.sampled = 20_000  # beyond the catalogue, for the statistic's sake
+    share = np.bincount(batches._sample(np.random.default_rng(0)), minlength=len(count)) / 20_000
+    hoped = np.where(count > 0, np.sqrt(count), 0)
+    assert np.abs(share - hoped / hoped.sum()).max() < 0.005 and share[0] == 0
+
+
+def test_a_bank_adds_the_items_of_the_batches_before_and_changes_nothing_else(dataset):
+    plain, banked = (list(_batches(dataset, popularity=False, bank_batches=bank).epoch(1)) for bank in (0, 2))
+    for number, (alone, more) in enumerate(zip(plain, banked)):
+        row = lambda batch: set(batch.items.id_row_N[1:].tolist())
+        earlier = [set(batch.items.id_row_N[1:][batch.target_N].tolist()) for batch in plain[max(0, number - 2):number]]
+        assert row(more) == row(alone).union(*earlier)
+        targets = lambda batch: batch.items.id_row_N[1:][batch.target_N].tolist()
+        assert targets(more) == targets(alone) and torch.equal(more.history.time_BT, alone.history.time_BT)
+
+
+def test_a_binary_losss_negatives_are_sampled_items(dataset):
+    batch = next(_batches(dataset, sampled_negatives=5).epoch(0))
+    assert len(batch.negative_N.unique()) <= 5 and len(batch.negative_N) == len(batch.target_N)

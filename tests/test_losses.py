@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from onepiece_comp.losses import ROWS_PER_BLOCK, RowBias, Rows, gini, info_nce, load_balance, softmax_loss
+from onepiece_comp.losses import (
+    ROWS_PER_BLOCK, LossOptions, RowBias, Rows, binary_loss, gini, info_nce, load_balance, softmax_loss)
 
 torch.manual_seed(0)
 
@@ -12,7 +13,7 @@ def _loop(query, key, rows, *biases):
     """The same loss one row at a time, by autograd."""
     total = 0.0
     for n in range(len(query)):
-        logits = []
+        logits, negatives = [], []
         for k in range(len(key)):
             if rows.hidden_BK is not None and rows.hidden_BK[rows.hidden_row_N[n], k] and k != rows.target_N[n]:
                 continue
@@ -23,7 +24,10 @@ def _loop(query, key, rows, *biases):
                 if rows.target_shift_N is not None:
                     value = value + rows.target_shift_N[n]
                 positive = value
-            logits.append(value)
+                logits.append(value)
+            elif not rows.duplicate_cosine or key[k] @ key[rows.target_N[n]] < rows.duplicate_cosine:
+                negatives.append(value)
+        logits += sorted(negatives, key=float, reverse=True)[:rows.hardest or None]
         total = total + rows.weight_N[n] * (torch.logsumexp(torch.stack(logits), 0) - positive)
     return total
 
@@ -50,11 +54,24 @@ def test_loss_and_gradients_equal_a_loop_over_rows_and_keys():
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
 
 
+def test_only_the_hardest_negatives_count_and_none_that_is_like_the_target():
+    query, key, rows, biases = _inputs(9)
+    key = torch.nn.functional.normalize(key.detach(), dim=1).requires_grad_()
+    plain = softmax_loss(query, key, rows, *biases)
+    for some in ({"hardest": 2}, {"duplicate_cosine": 0.3}, {"hardest": 1, "duplicate_cosine": 0.3}):
+        narrowed = rows._replace(**some)
+        fast, slow = softmax_loss(query, key, narrowed, *biases), _loop(query, key, narrowed, *biases)
+        torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(fast, key)[0], torch.autograd.grad(slow, key)[0], rtol=1e-4, atol=1e-5)
+        assert fast < plain - 0.1
+
+
 def test_rows_beyond_one_block_count_like_those_of_the_first():
     query, key, rows, biases = _inputs(2 * ROWS_PER_BLOCK + 3)
     whole = softmax_loss(query, key, rows, *biases)
+    by_row = ("target_N", "weight_N", "target_shift_N", "hidden_row_N")
     one_by_one = sum(
-        softmax_loss(query[n:n + 1], key, Rows(*(part if i == 3 else part[n:n + 1] for i, part in enumerate(rows))),
+        softmax_loss(query[n:n + 1], key, rows._replace(**{name: getattr(rows, name)[n:n + 1] for name in by_row}),
                      *(RowBias(bias.bias_RK, bias.row_N[n:n + 1]) for bias in biases))
         for n in range(len(query)))
     torch.testing.assert_close(whole, one_by_one, rtol=1e-4, atol=1e-3)
@@ -78,6 +95,7 @@ class _Batch:
         self.log_expected_K = torch.log(torch.as_tensor(counts, dtype=torch.float32))
         self.own_BK = torch.zeros(len(target), len(counts), dtype=torch.bool)
         self.user_N = torch.arange(len(target))
+        self.negative_N = torch.zeros(len(target), dtype=torch.long)
         self.trend_row_N = torch.zeros(len(target), dtype=torch.long)
 
 
@@ -91,7 +109,7 @@ def test_distinct_keys_with_repeats_equal_the_sum_over_draws():
     for both_sides, positive in ((False, score[1]), (True, score[1] - log_q[1])):
         draws = [score[0] - log_q[0], score[0] - log_q[0], positive, score[2] - log_q[2]]
         by_hand = torch.logsumexp(torch.stack(draws), 0) - positive
-        ours = info_nce(query, key, batch, positive_logq=both_sides).double()
+        ours = info_nce(query, key, batch, options=LossOptions(positive_logq=both_sides)).double()
         torch.testing.assert_close(ours, by_hand, rtol=1e-5, atol=1e-6)
 
 
@@ -100,7 +118,19 @@ def test_without_logq_every_draw_counts_as_drawn():
     batch = _Batch([1], [2.5, 0.5, 1.0], [2, 3, 1])
     score = (query @ key.T)[0].double()
     by_hand = torch.logsumexp(score[[0, 0, 1, 2]], 0) - score[1]
-    torch.testing.assert_close(info_nce(query, key, batch, logq=False).double(), by_hand, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(info_nce(query, key, batch, options=LossOptions(logq=False)).double(), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_binary_loss_sets_one_sampled_item_against_the_target_unless_the_user_has_it():
+    query, key = torch.randn(2, 4), torch.randn(3, 4)
+    batch = _Batch([1, 2], [1, 1, 1], [1, 1, 1])
+    batch.own_BK[1, 0] = True  # the second row's negative is the user's own
+    bias = RowBias(torch.tensor([[0.5, -0.25, 1.0]]), torch.zeros(2, dtype=torch.long))
+    score = query @ key.T + bias.bias_RK
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    by_hand = sum(entropy(logit, torch.tensor(wanted)) for logit, wanted in
+                  ((score[0, 1], 1.0), (score[0, 0], 0.0), (score[1, 2], 1.0)))
+    torch.testing.assert_close(binary_loss(query, key, batch, bias, options=LossOptions(kind="bce")), by_hand)
 
 
 def test_logq_recovers_the_preference_that_popular_negatives_hide():

@@ -69,7 +69,7 @@ def test_each_part_of_the_input_reaches_the_output(model, dataset):
     """Take one part away at a time: a part that changes nothing is not connected."""
     users = np.arange(6)
     reference = _hidden(model, dataset, users)[1]
-    names = ("action.weight", "next_action.weight", "hour_of_week.weight", "user_tower.table.weight", "item_tower.id_table.weight",
+    names = ("inputs.action_table.weight", "inputs.condition.action_table.weight", "inputs.time.week_hour_table.weight", "inputs.user_tower.table.weight", "item_tower.id_table.weight",
              "item_tower.hash_tables.0.weight", "item_tower.feature_table.weight", "item_tower.project.81.weight",
              "item_tower.absent.82", "layers.0.block.bias.time_HC", "layers.1.block.bias.position_HC")
     parameters = dict(model.named_parameters())
@@ -297,3 +297,29 @@ def test_without_relu_the_history_sees_what_is_below_zero(dataset):
         hidden.append([model.encode(batch.history, vectors).hidden_BTD for vectors in (item_ND, negative)])
     torch.testing.assert_close(*hidden[0])
     assert not torch.allclose(*hidden[1])
+
+
+def _with(dataset, **changes):
+    torch.manual_seed(0)
+    return OnePiece(replace(CONFIG, **changes), dataset.schema, random_codes(dataset.schema.items))
+
+
+def test_a_learned_temperature_starts_as_the_fixed_one_and_stops_at_a_hundredth(dataset):
+    model, hidden = _with(dataset, learned_temperature=True, temperature=0.1), torch.randn(3, 16)
+    torch.testing.assert_close(model.retrieval_query(hidden).norm(dim=1), torch.full((3,), 10.0))
+    model.log_temperature.data.fill_(-50)
+    torch.testing.assert_close(model.retrieval_query(hidden).norm(dim=1), torch.full((3,), 100.0))
+
+
+def test_without_cosines_logits_are_dot_products(dataset):
+    model, hidden = _with(dataset, cosine=False, temperature=1.0), torch.randn(3, 16)
+    assert torch.equal(model.retrieval_query(hidden), hidden) and torch.equal(model.keys(hidden), hidden)
+
+
+def test_code_truncation_hides_finer_codes_in_training_only(dataset):
+    model = _with(dataset, codes_as_input=True, code_truncation=1.0, id_dropout=0.0)
+    tower, row = model.item_tower, torch.arange(1, 9)
+    first, second = tower.train()._codes(row)
+    assert torch.equal(second, tower.code_tables[1].weight[:1].expand(8, -1))  # row 0: hidden
+    assert torch.equal(first, tower.code_tables[0](model.codes[row, 0] + 1))
+    assert torch.equal(tower.eval()._codes(row)[1], tower.code_tables[1](model.codes[row, 1] + 1))

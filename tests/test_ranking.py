@@ -265,6 +265,19 @@ def test_the_seen_filter_can_be_switched_off(model, dataset, evaluation):
     assert any(repeated)
 
 
+def test_the_last_event_can_be_left_out(model, dataset, evaluation):
+    """Then it no longer matters what it was."""
+    last = evaluation.user_start[1:] - 1
+    other = evaluation.item.copy()
+    other[last] = np.roll(other[last], 7)
+    assert (other != evaluation.item).any()
+    chosen = lambda items, drop: Ranker(
+        _checkpoint(model, dataset), evaluation._replace(item=items),
+        InferConfig(mode="retrieval", drop_last=drop, filter_seen=False, live=False), torch.device("cpu")).rank(np.arange(20)).index
+    assert (chosen(evaluation.item, True) == chosen(other, True)).all()
+    assert (chosen(evaluation.item, False) != chosen(other, False)).any()
+
+
 def _popularity(model, dataset, evaluation, user, **changes):
     ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval", **changes), torch.device("cpu"))
     return ranker.candidates.bias_RM[ranker.candidates.bias_row[user]]

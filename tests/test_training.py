@@ -189,6 +189,52 @@ def test_training_ends_after_validations_without_a_better_score(dataset, tmp_pat
     assert _equal(_weights(run), _weights(train(dataset.path, run, _config("train.patience=3", "train.checkpoints=6"), resume=True)))
 
 
+def test_averaged_weights_are_judged_and_kept_and_resume_goes_on_with_them(dataset, tmp_path, monkeypatch):
+    config = _config("train.average=0.9", "train.checkpoints=1")
+    whole, trained = Loop._step, []
+
+    def step(self, batch):
+        found = whole(self, batch)
+        trained.append({name: value.detach().clone() for name, value in self.model.named_parameters()})
+        return found
+
+    monkeypatch.setattr(Loop, "_step", step)
+    unbroken = train(dataset.path, tmp_path / "unbroken", config)
+    for name, kept in _weights(unbroken).items():
+        if name in trained[0]:
+            average = trained[0][name]
+            for later in trained[1:]:
+                average = 0.9 * average + 0.1 * later[name]
+            torch.testing.assert_close(kept, average, rtol=1e-4, atol=1e-6)
+
+    def dying(self, batch):
+        if self.progress.step == 11:
+            raise RuntimeError("power cut")
+        return whole(self, batch)
+
+    config = _config("train.average=0.9", "train.checkpoints=1", "train.save_minutes=0")
+    monkeypatch.setattr(Loop, "_step", dying)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(dataset.path, tmp_path / "broken", config)
+    monkeypatch.setattr(Loop, "_step", whole)
+    assert _equal(_weights(unbroken), _weights(train(dataset.path, tmp_path / "broken", config, resume=True)))
+
+
+def test_other_peoples_recipes_train_and_answer(dataset, parts, tmp_path):
+    small = ["model.width=16", "model.layers=2", "model.heads=2", "model.hash_sizes=[17]", "model.hash_width=4",
+             "model.feature_width=4", "model.embedding_width=4", "model.decoder_layers=2", "train.batch_users=8",
+             "train.epochs=1", "train.warm_start_epochs=1", "train.checkpoints=1", "train.threads=1", "train.validation_users=5",
+             "train.device=cpu", "infer.device=cpu"]
+    baseline = load_config("official-baseline", None, small)
+    run = train(dataset.path, tmp_path / "baseline", baseline)
+    infer(run, tmp_path / "baseline_result", baseline.infer, data=parts / "eval")
+    paper = load_config("onepiece-paper", None, [*small, "tokenizer.codes=16"])
+    tokenizer = build_tokenizer(dataset.path, tmp_path / "tokenizer", paper.tokenizer, checkpoint=run)
+    joint = train(dataset.path, tmp_path / "paper", paper, tokenizer=tokenizer)
+    infer(joint, tmp_path / "paper_result", paper.infer, data=parts / "eval")
+    assert (tmp_path / "baseline_result/result.json").is_file() and (tmp_path / "paper_result/result.json").is_file()
+
+
 def test_a_run_is_never_overwritten_and_resumed_only_with_its_own_settings(dataset, retrieval, tmp_path):
     with pytest.raises(InputError, match="--resume"):
         train(dataset.path, retrieval, _config())
