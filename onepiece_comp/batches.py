@@ -15,7 +15,7 @@ import torch
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Feature
 from onepiece_comp.histories import (
-    History, PackedHistory, cells, event_columns, packed_history, padding_share, spans, unpack)
+    History, PackedHistory, cells, event_columns, packed_events, padding_share, spans, unpack)
 from onepiece_comp.popularity import TrendRows, catalogue_trend, code_rows, distinct_pairs, no_trend_rows, trend_rows
 from onepiece_comp.preprocess import Dataset, ItemTable
 
@@ -87,7 +87,7 @@ class TrainingBatches:
     def __init__(self, dataset: Dataset, *, stop: np.ndarray, batch_users: int, max_events: int, sampled_negatives: int,
                  action_weights: tuple[float, ...], moment_lag_seconds: float, click_lag_seconds: float,
                  horizon_seconds: float, seed: int, negative_power: float = 0.0, bank_batches: int = 0,
-                 popularity: bool = True, codes: np.ndarray | None = None, rank: int = 0, ranks: int = 1):
+                 stochastic_alpha: float = 2.0, popularity: bool = True, codes: np.ndarray | None = None, rank: int = 0, ranks: int = 1):
         self.dataset, self.stop, self.batch_users, self.max_events = dataset, stop, batch_users, max_events
         self.sampled = min(sampled_negatives, dataset.schema.items)
         self.action_weights = np.array(action_weights, np.float32)
@@ -101,7 +101,7 @@ class TrainingBatches:
         self.events = np.asarray(stop - self.user_start[:-1])
         self.users = np.flatnonzero(self.events > 0)
         self.total = max(1, int(self.item_count.sum()))
-        self.bank_batches = bank_batches
+        self.bank_batches, self.stochastic_alpha = bank_batches, stochastic_alpha
         self.drawn = None  # how likely each item is drawn; None = all the same
         if negative_power:
             weight = np.where(self.item_count > 0, np.maximum(self.item_count, 1.0) ** negative_power, 0.0)
@@ -166,6 +166,23 @@ class TrainingBatches:
         begin = begin + rng.integers(0, np.maximum(0, stop - begin - self.max_events) + 1)
         return begin, np.minimum(stop, begin + self.max_events)
 
+    def _thinned(self, event: np.ndarray, count: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Stochastic length (Zhai et al. 2024, arXiv 2402.17152, section 3.2): long windows lose random events.
+
+        A window of n events, more than N^(a / 2), N the longest's, is left whole with probability N^a / n^2 and else has
+        N^(a / 2) of its events, so that all cost about N^a. Returns the events left and how many each user has.
+        """
+        if self.stochastic_alpha >= 2:
+            return event, count
+        short = max(2, int(self.max_events ** (self.stochastic_alpha / 2)))
+        thin = (count > short) & (rng.random(len(count)) >= (short / np.maximum(count, 1)) ** 2)
+        user = np.repeat(np.arange(len(count)), count)
+        order = np.lexsort((rng.random(len(event)), user))  # each user's events shuffled
+        rank = np.empty(len(event), np.int64)
+        rank[order] = spans(np.zeros_like(count), count)
+        kept = ~thin[user] | (rank < short)
+        return event[kept], np.bincount(user[kept], minlength=len(count))
+
     def _targets(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return self.columns.item[spans(*self._window(users, rng))]
 
@@ -187,16 +204,17 @@ class TrainingBatches:
         """
         columns = self.columns
         begin, stop = self._window(users, rng)
-        event = spans(begin, stop)
+        event, count = self._thinned(spans(begin, stop), stop - begin, rng)
         target, sampled = columns.item[event], self._sample(rng)
         key, repeats = np.unique(np.concatenate([target, sampled, *bank]), return_counts=True)
         expected = self._expected(key, len(target) + sum(map(len, bank)))
         target_key = np.searchsorted(key, target)
-        user = np.repeat(np.arange(len(users)), stop - begin)
+        user = np.repeat(np.arange(len(users)), count)
+        last = np.cumsum(count) - 1
         own = np.zeros((len(users), len(key)), bool)
         own[user, target_key] = True
-        packed = packed_history(columns, users=users, start=begin, stop=stop - 1,
-                                last_action=columns.action[stop - 1].astype(np.int64))
+        packed = packed_events(columns, users=users, event=np.delete(event, last), count=count - 1,
+                               last_action=columns.action[event[last]].astype(np.int64))
         local = np.zeros(len(target), np.int64)
         local[1:] = target_key[:-1] + 1  # a position's event is the target of the position before
         local[packed.start_B[:-1]] = 0

@@ -137,6 +137,7 @@ class TrainConfig:
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
     logq: bool = True  # correct sampled and in-batch negatives for how often they are drawn
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
+    stochastic_alpha: float = 2.0  # below 2: long histories lose random events in a step (HSTU's stochastic length)
     moment_lag_hours: float = 24.0  # popularity is read up to this long before an event, not before the last one
     click_lag_hours: float = 48.0  # clicks are counted as of up to this long before the moment: later ones are targets
     horizon_days: float = 3.0  # items first shown later than this after the moment are no negatives
@@ -169,7 +170,7 @@ class InferConfig:
     survivors: int = 384  # K', items kept by the beam
     union: int = 100  # exact neighbours added to the survivors in cascade mode
     shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
-    semantic_weight: float = 0.1  # share of the semantic-id log-probability in the fused score
+    semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
     drop_last: bool = False  # leave out the last event of each history, as the organisers' baseline does
     cold_ids: bool = True  # candidates that training never saw take the semantic id of the nearest that it saw

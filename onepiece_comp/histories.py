@@ -69,15 +69,21 @@ def packed_history(columns: Columns, *, users: np.ndarray, start: np.ndarray, st
 
     `last_action` [B] conditions the last position (NO_ACTION = nothing known); earlier ones know theirs.
     """
-    length = stop - start + 1
+    return packed_events(columns, users=users, event=spans(start, stop), count=stop - start, last_action=last_action)
+
+
+def packed_events(columns: Columns, *, users: np.ndarray, event: np.ndarray, count: np.ndarray,
+                  last_action: np.ndarray) -> PackedHistory:
+    """The same of any events: `event` has the first user's count[0], then the second's, each in the order of time."""
+    length = count + 1
     first = np.concatenate([[0], np.cumsum(length)])
     position = spans(np.zeros_like(length), length)
-    event, source = position > 0, spans(start, stop)
+    after_token = position > 0
     item, action, time = (np.zeros(len(position), np.int64) for _ in range(3))
-    item[event], action[event] = columns.item[source], columns.action[source]
-    time[event] = columns.time_seconds[source]
-    with_events = length > 1
-    time[first[:-1][with_events]] = columns.time_seconds[start[with_events]]
+    item[after_token], action[after_token] = columns.item[event], columns.action[event]
+    time[after_token] = columns.time_seconds[event]
+    with_events = first[:-1][count > 0]
+    time[with_events] = time[with_events + 1]
     next_action = np.empty_like(action)
     next_action[:-1] = action[1:]
     next_action[first[1:] - 1] = last_action

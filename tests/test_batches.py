@@ -281,3 +281,23 @@ def test_a_bank_adds_the_items_of_the_batches_before_and_changes_nothing_else(da
 def test_a_binary_losss_negatives_are_sampled_items(dataset):
     batch = next(_batches(dataset, sampled_negatives=5).epoch(0))
     assert len(batch.negative_N.unique()) <= 5 and len(batch.negative_N) == len(batch.target_N)
+
+
+def test_stochastic_length_thins_long_histories_only_and_keeps_their_order(dataset):
+    batches = _batches(dataset, max_events=16, stochastic_alpha=1.0, popularity=False)  # 4 events are short
+    rng, count = np.random.default_rng(0), np.array([3, 8, 4, 16])
+    event = np.arange(100, 100 + count.sum())
+    kept = [batches._thinned(event, count, rng) for _ in range(2000)]
+    owner = np.repeat(np.arange(4), count)
+    for left, counts in kept[:50]:
+        assert (np.diff(left) > 0).all() and counts.sum() == len(left) and counts[0] == 3 and counts[2] == 4
+        assert np.bincount(owner[left - 100], minlength=4).tolist() == counts.tolist()
+    lengths = np.stack([counts for _, counts in kept])
+    assert set(lengths[:, 1]) == {4, 8} and set(lengths[:, 3]) == {4, 16}
+    assert abs((lengths[:, 1] == 8).mean() - 1 / 4) < 0.04 and abs((lengths[:, 3] == 16).mean() - 1 / 16) < 0.02
+    often = np.bincount(np.concatenate([left for left, _ in kept]) - 100, minlength=count.sum())
+    assert np.ptp(often[7 - 4:3 + 8]) < 250  # no place of the second history is favoured
+    batch = next(batches.epoch(0))
+    own = [batch.target_N[batch.user_N == user].tolist() for user in range(8)]
+    for user in range(8):  # a position's event is the target of the position before
+        assert (batch.history.item_BT[user, 1:len(own[user])] - 1).tolist() == own[user][:-1]
