@@ -145,6 +145,8 @@ class TrainConfig:
     muon: bool = True  # Muon on hidden matrices; False: AdamW on all
     learning_rate: float = 0.002  # peak, AdamW
     muon_learning_rate: float = 0.02  # peak, Muon on hidden matrices
+    table_optimiser: str = "adamw"  # of item tables: adamw | adam_rows | adagrad_rows; the last two cost touched rows only
+    table_precision: str = "float32"  # of item tables: float32 | bfloat16, rounded at random
     weight_decay: float = 0.0001  # AdamW and Muon
     warmup: float = 0.1  # share of steps
     schedule: str = "cosine"  # of the learning rates after it: cosine | constant

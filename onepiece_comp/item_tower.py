@@ -63,6 +63,10 @@ class ItemTower(nn.Module):
         x = torch.cat(parts, dim=1)
         return self.linear(x) + self.out(F.relu(self.hidden(x)))
 
+    def tables(self) -> list[nn.Embedding]:
+        """Those whose rows grow with the data: ids, hashed ids, feature values."""
+        return [table for table in (self.id_table, *self.hash_tables, self.feature_table) if table is not None]
+
     def _codes(self, row_N: torch.Tensor) -> list[torch.Tensor]:
         """Vectors of the codes of each level; in training some items lose those from a drawn level on (never the first)."""
         if not len(self.code_tables):

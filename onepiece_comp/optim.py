@@ -6,13 +6,18 @@ momentum .95 with Nesterov, five steps, scale sqrt(max(1, rows / columns)). Ours
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from onepiece_comp.errors import InputError
+from onepiece_comp.model import OnePiece
+from onepiece_comp.row_optim import RowOptimiser
 
 SCHEDULES = ("cosine", "constant")
+_BETAS, _EPS = (0.9, 0.98), 1e-9
+TABLE_OPTIMISERS = ("adamw", "adam_rows", "adagrad_rows")
 _MUON_ENDINGS = ("uvqk.weight", "gate_query.weight", "value_key.weight", ".out.weight", "gate_up_EDF", "down_EFD",
                  "gate_up_DF", "down_FD", "item_tower.hidden.weight")
 
@@ -53,16 +58,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Every parameter in exactly one of `muon`, `decayed` and `plain`; fails when a pattern matches nothing."""
-    groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "plain": []}
+    """Every parameter in exactly one of `rows`, `muon`, `decayed` and `plain`; fails when a pattern matches nothing.
+
+    `rows` are tables with sparse gradients; there may be none.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"rows": [], "muon": [], "decayed": [], "plain": []}
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
     for name, parameter in model.named_parameters():
-        if name.endswith(_MUON_ENDINGS):
+        if id(parameter) in sparse:
+            groups["rows"].append(parameter)
+        elif name.endswith(_MUON_ENDINGS):
             groups["muon"].append(parameter)
         elif parameter.dim() >= 2 and "table" not in name and not name.endswith(("_HC", "trend")):
             groups["decayed"].append(parameter)
         else:
             groups["plain"].append(parameter)
-    assert all(groups.values()), f"an optimiser group is empty: { {k: len(v) for k, v in groups.items()} }"
+    assert all(group for name, group in groups.items() if name != "rows"), f"an optimiser group is empty: { {k: len(v) for k, v in groups.items()} }"
     claimed = [id(p) for group in groups.values() for p in group]
     assert len(claimed) == len(set(claimed)) == sum(1 for _ in model.parameters()), "a parameter is unclaimed"
     return groups
@@ -81,24 +92,27 @@ class Optimisers:
 
     def __init__(self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float,
                  warmup_steps: int, total_steps: int, trained_rate: float = 1.0, muon: bool = True,
-                 schedule: str = "cosine"):
+                 schedule: str = "cosine", tables: str = "adamw", seed: int = 0):
         """`trained_rate` scales the steps of all weights but those that know semantic ids: the others are trained.
 
-        Without `muon` AdamW steps the hidden matrices too.
+        Without `muon` AdamW steps the hidden matrices too. `tables` steps those with sparse gradients.
         """
         if schedule not in SCHEDULES:
             raise InputError("train.schedule", found=repr(schedule), expected=f"one of {', '.join(SCHEDULES)}",
                              do="choose one of these")
         groups = parameter_groups(model)
         if not muon:
-            groups = {"muon": [], "decayed": groups["muon"] + groups["decayed"], "plain": groups["plain"]}
+            groups = {**groups, "muon": [], "decayed": groups["muon"] + groups["decayed"]}
         parts = {name: _by_rate(model, held, trained_rate) for name, held in groups.items()}
         self.muon = Muon(parts["muon"], lr=muon_learning_rate, weight_decay=weight_decay) if muon else None
         self.adam = torch.optim.AdamW(
             [{**part, "weight_decay": weight_decay} for part in parts["decayed"]]
             + [{**part, "weight_decay": 0.0} for part in parts["plain"]],
-            lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
-        self._peaks = [(self.muon, muon_learning_rate)] * muon + [(self.adam, learning_rate)]
+            lr=learning_rate, betas=_BETAS, eps=_EPS)
+        self.rows = RowOptimiser(parts["rows"], kind=tables.removesuffix("_rows"), lr=learning_rate, betas=_BETAS, eps=_EPS,
+                                 seed=seed) if parts["rows"] else None
+        self._peaks = [(part, peak) for part, peak in (
+            (self.muon, muon_learning_rate), (self.rows, learning_rate), (self.adam, learning_rate)) if part]
         self._warmup, self._total, self._schedule = max(1, warmup_steps), total_steps, schedule
 
     def factor(self, step: int) -> float:
@@ -119,9 +133,41 @@ class Optimisers:
         return self.adam.param_groups[-1]["lr"]
 
     def state_dict(self) -> dict:
-        return {name: part.state_dict() for name, part in (("muon", self.muon), ("adam", self.adam)) if part}
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict) -> None:
-        if self.muon:
-            self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: part for name, part in (("muon", self.muon), ("rows", self.rows), ("adam", self.adam)) if part}
+
+
+class TableBytes(NamedTuple):
+    """What the id of an item costs, in bytes."""
+
+    weights: int
+    state: int
+
+
+def prepare_tables(model: OnePiece, *, optimiser: str, precision: str) -> None:
+    """Sparse gradients for the item tables, where the optimiser steps rows, and their weights' type."""
+    for place, value, valid in (("train.table_optimiser", optimiser, TABLE_OPTIMISERS),
+                                ("train.table_precision", precision, ("float32", "bfloat16"))):
+        if value not in valid:
+            raise InputError(place, found=repr(value), expected=f"one of {', '.join(valid)}", do="choose one of these")
+    if precision == "bfloat16" and optimiser == "adamw":
+        raise InputError("train.table_precision", found="bfloat16 with table_optimiser adamw", expected="a row optimiser, "
+                         "which rounds at random", do="set train.table_optimiser=adam_rows or adagrad_rows")
+    for table in model.item_tower.tables():
+        table.sparse = optimiser != "adamw"
+        table.weight.data = table.weight.data.to(getattr(torch, precision))
+
+
+def bytes_per_id(model: OnePiece, optimiser: str) -> TableBytes:
+    """Of the id table's row and its share of optimiser state."""
+    table = model.item_tower.id_table
+    if table is None:
+        return TableBytes(0, 0)
+    state = {"adamw": 8 * table.embedding_dim, "adam_rows": 8 * table.embedding_dim, "adagrad_rows": 4}[optimiser]
+    return TableBytes(table.embedding_dim * table.weight.element_size(), state)

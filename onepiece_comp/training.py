@@ -20,6 +20,7 @@ from onepiece_comp.config import Config, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece, size
+from onepiece_comp.optim import bytes_per_id
 from onepiece_comp.paths import available_cores
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
@@ -138,6 +139,9 @@ def _announce(loop: Loop, data: Dataset) -> None:
         f"{loop.total_steps:,} steps of {config.train.batch_users} users, {loop.total_steps / loop.batches.steps_per_epoch:.3g} epochs; "
         f"{count.dense:,} dense parameters, {count.tables:,} in tables; {len(loop.held_out.user)} validation users; "
         f"{loop.device}, {torch.get_num_threads()} threads")
+    weights, state = bytes_per_id(loop.model, config.train.table_optimiser)
+    say(f"bytes per item id: {weights} of weights, {state} of optimiser state ({config.train.table_optimiser}, "
+        f"{config.train.table_precision})")
     if loop.progress.step:
         say(f"resuming after step {loop.progress.step}")
 

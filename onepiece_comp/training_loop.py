@@ -26,8 +26,9 @@ from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.losses import LossOptions, entropy, gini
 from onepiece_comp.model import Losses, OnePiece
-from onepiece_comp.optim import Optimisers
+from onepiece_comp.optim import Optimisers, prepare_tables
 from onepiece_comp.preprocess import Dataset
+from onepiece_comp.row_optim import clip_gradients
 from onepiece_comp.run_log import RunLog
 from onepiece_comp.validation import HeldOut, as_good, hold_out, validate
 
@@ -113,11 +114,12 @@ class Loop:
             horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
             codes=model.codes.cpu().numpy() if reads_codes else None)
         self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
+        prepare_tables(model, optimiser=settings.table_optimiser, precision=settings.table_precision)
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
             total_steps=self.total_steps, trained_rate=trained_rate, muon=settings.muon,
-            schedule=settings.schedule)
+            schedule=settings.schedule, tables=settings.table_optimiser, seed=settings.seed)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)) if settings.average else None
         self.validate_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
         self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
@@ -174,7 +176,7 @@ class Loop:
         with self.precision:
             losses = self.model.losses(batch, semantic_weight=self.config.train.semantic_weight, options=self._options())
         losses.total.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip))
+        norm = clip_gradients(self.model.parameters(), self.config.train.clip)
         parts = {f"the {name} loss": float(getattr(losses, name)) for name in ("retrieval", "semantic", "balance")}
         for name, value in {**parts, "the gradient's norm": norm}.items():
             if not np.isfinite(value):
