@@ -149,10 +149,11 @@ class TrainingBatches:
         return padding_share([np.minimum(self.events[users], self.max_events)
                               for users in self._order(epoch, bucketed=bucketed)])
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainBatch]:
-        """This rank's batches of an epoch from its step `first_step` on."""
+    def epoch(self, epoch: int, first_step: int = 0, *, count: int = 1) -> Iterator[TrainBatch]:
+        """This rank's batches of an epoch from its step `first_step` on; `count`: those of the next ranks too, in turn."""
         order = self._order(epoch)
-        for number in range(first_step * self.ranks + self.rank, len(order), self.ranks):
+        steps = range(first_step * self.ranks + self.rank, len(order), self.ranks)
+        for number in (step + place for step in steps for place in range(count)):
             bank = [self._targets(order[earlier], self._draw(epoch, earlier))
                     for earlier in range(max(0, number - self.bank_batches), number)]
             yield self.batch(order[number], self._draw(epoch, number), bank=bank)

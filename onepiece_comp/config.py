@@ -126,7 +126,9 @@ class TrainConfig:
     epochs: float = 2.0  # passes over the users
     warm_start_epochs: float = 1.0  # the same of a run that starts from another's weights, as the joint stage does
     warm_start_rate: float = 0.1  # its step size for the weights that are trained already, times the others'
-    batch_users: int = 16  # users per step
+    batch_users: int = 16  # users per batch
+    accumulate: int = 1  # batches that a device takes in turn before a step
+    replicas: int = 1  # devices of this process that share a step, each with batches of its own; 0 = all visible cards
     loss: str = "info_nce"  # info_nce | bce: one sampled negative for each target, as in SASRec
     sampled_negatives: int = 2048  # items drawn from the catalogue, beside the batch's own
     negative_power: float = 0.0  # they are drawn by popularity to this power; 0 = uniformly

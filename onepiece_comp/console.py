@@ -14,11 +14,20 @@ try:
 except ImportError:  # the platform's container
     Console = None
 
+_quiet = False
 _console = Console(highlight=False, soft_wrap=True) if Console else None
+
+
+def be_quiet() -> None:
+    """From here on this process prints errors only: one among several that do the same."""
+    global _quiet
+    _quiet = True
 
 
 def say(line: str) -> None:
     """Print one line of plain text at once (square brackets are text, not markup)."""
+    if _quiet:
+        return
     if _console:
         _console.print(line, markup=False)
     else:

@@ -53,6 +53,21 @@ def eval_paths() -> EvalPaths:
                      result=_required("EVAL_RESULT_PATH"), cache=_optional("USER_CACHE_PATH"))
 
 
+class Rank(NamedTuple):
+    """A process among those that torchrun started; alone by default."""
+
+    rank: int = 0
+    ranks: int = 1
+    local: int = 0  # its number on this machine
+
+
+def torchrun_rank() -> Rank:
+    """What torchrun says; variables of these names that something else set do not count."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Rank()
+    return Rank(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
 def available_cores() -> int:
     """Cores that this process may use: its affinity, and the container's quota where one is set."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

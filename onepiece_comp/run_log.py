@@ -13,7 +13,12 @@ from onepiece_comp.artefacts import atomic_file
 class RunLog:
     """Appends records as JSON lines, and as TensorBoard scalars where tensorboard is installed."""
 
-    def __init__(self, run: Path, events: Path | None, log: Path | None, step: int):
+    def __init__(self, places: tuple[Path, Path | None, Path | None] | tuple[()], step: int):
+        """`places`: the run, and where the platform wants events and log; without any nothing is written."""
+        self._files, self._board = [], None
+        if not places:
+            return
+        run, events, log = places
         paths = [folder / name for folder, name in ((run, "log.jsonl"), (log, "train.log")) if folder is not None]
         for path in paths:
             _keep_until(path, step)

@@ -17,11 +17,12 @@ from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, warm_start
 from onepiece_comp.config import Config, to_dict
-from onepiece_comp.console import say, table
+from onepiece_comp.console import be_quiet, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.optim import bytes_per_id
-from onepiece_comp.paths import available_cores
+from onepiece_comp.parallel import Ranks
+from onepiece_comp.paths import available_cores, torchrun_rank
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
 from onepiece_comp.run_log import RunLog
@@ -66,35 +67,49 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
     """Train on a dataset folder and fill the run folder; returns it.
 
     With `tokenizer` the semantic-id head is trained too. `warm` is a run whose fitting weights are copied first.
-    `events` and `log` are further places for TensorBoard events and the JSONL log, as the platform wants them.
+    `events` and `log` are further places for TensorBoard events and the JSONL log, as the platform wants them. Under
+    torchrun every rank calls it; the first one writes and speaks.
     """
-    data, run = load_dataset(dataset), Path(run)
+    rank = torchrun_rank()
+    device = choose_device(config.train.device)
+    if rank.ranks > 1 and device.type == "cuda":
+        device = torch.device("cuda", rank.local)
+        torch.cuda.set_device(device)
+    if rank.rank:
+        be_quiet()
+    with Ranks(rank.rank, rank.ranks, device=device) as ranks:
+        return _train(Path(dataset), Path(run), config, ranks, tokenizer, warm, resume, (events, log))
+
+
+def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Path | None, warm: Path | None,
+           resume: bool, copies: tuple[Path | None, Path | None]) -> Path:
+    """`train` as one of its ranks; `copies` are the further places for events and log."""
+    data = load_dataset(dataset)
     settings = {"version": __version__, "model": to_dict(config.model), "train": to_dict(config.train),
                 "dataset": data.fingerprint, "tokenizer": _fingerprint_of(tokenizer)}
-    _claim(run, settings, resume)
+    if ranks.first:
+        _claim(run, settings, resume)
+    ranks.any(False)  # the others wait until the run is claimed
     going_on = resume and (run / "resume.pt").is_file()
     settings["warm_start"] = warm is not None or going_on and read_json(run / "config.json").get("warm_start", False)
-    device, threads = choose_device(config.train.device), set_threads(config.train.threads)
+    device, threads = ranks.device, set_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
     model = _build(data, config, tokenizer)
     if warm is not None and not going_on:
         say("warm start: %d of %d tensors copied" % warm_start(model, warm))
     model.to(device)
-    write_json(run / "config.json", settings)
-    write_json(
-        run / "environment.json",
-        {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": threads,
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        },
-    )
-    loop = Loop(model, data, run, config, device, warm=settings["warm_start"])
+    ranks.any(False)  # all have read whether the run was there before the first one writes to it
+    if ranks.first:
+        write_json(run / "config.json", settings)
+        write_json(run / "environment.json", {
+            "python": platform.python_version(), "torch": torch.__version__, "threads": threads, "ranks": ranks.ranks,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"})
+    loop = Loop(model, data, run, config, device, warm=settings["warm_start"], ranks=ranks)
     _announce(loop, data)
-    with RunLog(run, events, log, loop.progress.step if resume else 0) as records, _repeatable(device):
+    places = (run, *copies) if ranks.first else ()
+    with RunLog(places, loop.progress.step if resume else 0) as records, _repeatable(device):
         loop.run_steps(records)
-    return _finish(loop, settings, started=loop.started)
+    return _finish(loop, settings, started=loop.started) if ranks.first else run
 
 
 def _fingerprint_of(tokenizer: Path | None) -> str | None:
@@ -136,7 +151,7 @@ def _announce(loop: Loop, data: Dataset) -> None:
     count, config = size(loop.model), loop.config
     events = int(loop.batches.events.sum())
     say(f"{len(loop.batches.users):,} users, {events:,} events, {data.schema.items:,} items; "
-        f"{loop.total_steps:,} steps of {config.train.batch_users} users, {loop.total_steps / loop.batches.steps_per_epoch:.3g} epochs; "
+        f"{loop.total_steps:,} steps of {config.train.batch_users * loop.batches.ranks} users, {loop.total_steps / loop.batches.steps_per_epoch:.3g} epochs; "
         f"{count.dense:,} dense parameters, {count.tables:,} in tables; {len(loop.held_out.user)} validation users; "
         f"{loop.device}, {torch.get_num_threads()} threads")
     weights, state = bytes_per_id(loop.model, config.train.table_optimiser)

@@ -7,10 +7,8 @@ CPU, bit for bit). The state is written by the clock, at every validation and wh
 
 import contextlib
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +21,12 @@ from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
 from onepiece_comp.checkpoint import load_tensors, save_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.console import say
+from onepiece_comp.end_asked import EndAsked
 from onepiece_comp.errors import InputError
 from onepiece_comp.losses import LossOptions, entropy, gini
 from onepiece_comp.model import Losses, OnePiece
 from onepiece_comp.optim import Optimisers, prepare_tables
+from onepiece_comp.parallel import Ranks, Replicas, count_replicas, seed_share
 from onepiece_comp.preprocess import Dataset
 from onepiece_comp.row_optim import clip_gradients
 from onepiece_comp.run_log import RunLog
@@ -43,33 +43,6 @@ class Progress(NamedTuple):
     best_checkpoint: str = ""
     first_loss: float = 0.0  # of the first log line; 0 = before it
     worse: int = 0  # validations since the best score
-
-
-class EndAsked:
-    """Within the block SIGINT and SIGTERM are only noted, so that a step is never cut in two; a second one passes."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "EndAsked":
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self.signal = number
-        self._put_back()
-
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def __exit__(self, *exc: object) -> None:
-        self._put_back()
-        if self.signal is not None and exc[0] is None:
-            signal.raise_signal(self.signal)
 
 
 class _Window:
@@ -99,11 +72,13 @@ class _Window:
 class Loop:
     """The state of a run: model, optimisers, data order, progress; saved and restored as one."""
 
-    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, warm: bool):
-        self.model, self.data, self.run, self.device, self.started = model, data, run, device, time.monotonic()
+    def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, warm: bool,
+                 ranks: Ranks):
+        self.ranks, self.model, self.data, self.run, self.device, self.started = ranks, model, data, run, device, time.monotonic()
         self.config, settings = config, config.train
         epochs, trained_rate = (settings.warm_start_epochs, settings.warm_start_rate) if warm else (settings.epochs, 1.0)
         self.held_out: HeldOut = hold_out(data, users=settings.validation_users, seed=settings.seed)
+        self.shares = count_replicas(settings.replicas, device) * settings.accumulate  # of a step, on this rank
         reads_codes = model.decoder is not None and model.decoder.trend is not None
         self.batches = TrainingBatches(
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
@@ -112,7 +87,8 @@ class Loop:
             action_weights=settings.action_weights,
             moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
             horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
-            codes=model.codes.cpu().numpy() if reads_codes else None)
+            codes=model.codes.cpu().numpy() if reads_codes else None, rank=ranks.rank * self.shares,
+            ranks=ranks.ranks * self.shares)
         self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
         prepare_tables(model, optimiser=settings.table_optimiser, precision=settings.table_precision)
         self.optimisers = Optimisers(
@@ -126,8 +102,8 @@ class Loop:
         self.progress = self._restore() if (run / "resume.pt").is_file() else Progress()
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._high_lines = 0  # log lines in a row with a loss far above the first one's
-        use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
-        self.precision = torch.autocast("cuda", torch.bfloat16) if use_bfloat16 else contextlib.nullcontext()
+        self.use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
+        self.replicas = Replicas(model, device, self.shares // settings.accumulate)
 
     @property
     def judged(self) -> OnePiece:
@@ -138,9 +114,11 @@ class Loop:
         """From where the run stands to its end, or to the end of the step in which the process is asked to stop."""
         settings, window = self.config.train, _Window()
         with EndAsked() as end:
-            for batch in self._remaining() if not self._lost_patience() else ():
-                losses, norm, rate = self._step(batch.to(self.device))
-                window.add(batch, losses, norm)
+            for batches in self._remaining() if not self._lost_patience() else ():
+                losses, norm, rate = self._step(batches)
+                for batch, found in zip(batches, losses):
+                    window.add(batch, found, norm)
+                asked = self.ranks.any(end.signal is not None)
                 step = self.progress.step
                 if step % settings.log_every == 0 or step == self.total_steps:
                     self._log_line(log, window.record(), rate)
@@ -148,9 +126,9 @@ class Loop:
                 if step in self.validate_at or step == self.total_steps:
                     self._checkpoint(log)
                     window = _Window()
-                elif end.signal is not None or time.monotonic() - self._saved_at > 60 * settings.save_minutes:
+                elif asked or time.monotonic() - self._saved_at > 60 * settings.save_minutes:
                     self._save_state()
-                if end.signal is not None:
+                if asked:
                     say(f"asked to end: the state after step {step} is saved; go on with --resume")
                     return
                 if self._lost_patience():
@@ -160,32 +138,46 @@ class Loop:
     def _lost_patience(self) -> bool:
         return 0 < self.config.train.patience <= self.progress.worse
 
-    def _remaining(self) -> Iterator[TrainBatch]:
+    def _remaining(self) -> Iterator[tuple[TrainBatch, ...]]:
+        """The shares of each step that is left."""
         per_epoch = self.batches.steps_per_epoch
         while self.progress.step < self.total_steps:
             epoch, first = divmod(self.progress.step, per_epoch)
-            batches = self.batches.epoch(epoch, first)
-            for batch in ahead(batches) if self.device.type == "cuda" else batches:  # a CPU has no core to spare
-                yield batch
+            batches = self.batches.epoch(epoch, first, count=self.shares)
+            batches = ahead(batches) if self.device.type == "cuda" else batches  # a CPU has no core to spare
+            for shares in zip(*[iter(batches)] * self.shares):
+                yield shares
                 if self.progress.step >= self.total_steps:
                     return
 
-    def _step(self, batch: TrainBatch) -> tuple[Losses, float, float]:
+    def _step(self, shares: Sequence[TrainBatch]) -> tuple[list[Losses], float, float]:
         """(losses, gradient norm, learning rate); the weights do not move where one of these is not finite."""
-        self.model.train()
-        with self.precision:
-            losses = self.model.losses(batch, semantic_weight=self.config.train.semantic_weight, options=self._options())
-        losses.total.backward()
-        norm = clip_gradients(self.model.parameters(), self.config.train.clip)
-        parts = {f"the {name} loss": float(getattr(losses, name)) for name in ("retrieval", "semantic", "balance")}
+        losses, parameters = self.replicas.run(self._backward, shares), list(self.model.parameters())
+        self.replicas.gather()
+        self.ranks.sum_gradients(parameters)
+        norm = clip_gradients(parameters, self.config.train.clip)
+        parts = {f"the {name} loss": sum(float(getattr(part, name)) for part in losses)
+                 for name in ("retrieval", "semantic", "balance")}
         for name, value in {**parts, "the gradient's norm": norm}.items():
             if not np.isfinite(value):
                 self._refuse(f"{name} is {value}", self.progress.step + 1)
         rate = self.optimisers.step(self.progress.step)
+        self.replicas.spread()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.progress = self.progress._replace(step=self.progress.step + 1)
         return losses, norm, rate
+
+    def _backward(self, model: OnePiece, place: int, batch: TrainBatch) -> Losses:
+        """The gradient of a share's part of the step, on the device of `model`."""
+        device, every = next(model.parameters()).device, self.batches.ranks
+        model.train()
+        seed_share(self.config.train.seed, self.progress.step * every + self.batches.rank + place, device)
+        with torch.autocast("cuda", torch.bfloat16) if self.use_bfloat16 else contextlib.nullcontext():
+            losses = model.losses(batch.to(device), semantic_weight=self.config.train.semantic_weight,
+                                  options=self._options())
+        (losses.total / every).backward()
+        return losses
 
     def _options(self) -> LossOptions:
         settings = self.config.train
@@ -201,8 +193,9 @@ class Loop:
             f"train.muon_learning_rate and start a new run; kept from this one: {saved}")
 
     def _log_line(self, log: RunLog, found: dict[str, float], rate: float) -> None:
+        found = self.ranks.tell(found)  # the first rank's, so that all end alike
         step, loss = self.progress.step, found["Loss/retrieval"] + found["Loss/semantic"]
-        epoch_seconds = len(self.batches.users) / found["users_per_second"]
+        epoch_seconds = len(self.batches.users) / (found["users_per_second"] * self.ranks.ranks)
         left = (self.total_steps - step) / self.batches.steps_per_epoch * epoch_seconds
         epoch = step / self.batches.steps_per_epoch
         log.write({"global_step": step, "epoch": round(epoch, 3), **found, "learning_rate": rate,
@@ -219,7 +212,13 @@ class Loop:
             self._refuse(f"a loss of {loss:.3g} after one of {self.progress.first_loss:.3g} at the start", step)
 
     def _checkpoint(self, log: RunLog) -> None:
-        """Validate, keep this checkpoint unless the one kept is clearly better, write the state to resume from."""
+        """On the first rank: validate, keep this checkpoint unless the one kept is clearly better, write the state."""
+        if self.ranks.first:
+            self._judge(log)
+        self.progress = Progress(*self.ranks.tell(list(self.progress)))
+        self._save_state()
+
+    def _judge(self, log: RunLog) -> None:
         score, user_score = 0.0, np.zeros(0)
         if len(self.held_out.user):
             found = validate(self.judged, self.data, self.held_out, self.device)
@@ -248,16 +247,16 @@ class Loop:
                 if older != folder:
                     shutil.rmtree(older)
             self.progress = self.progress._replace(best_checkpoint=folder.name)
-        self._save_state()
 
     def _save_state(self) -> None:
+        """What `_restore` reads; dropout needs no state, it follows from the step."""
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+        if not self.ranks.first:
+            return
         with atomic_file(self.run / "resume.pt") as temporary:
             torch.save({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
                         "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
-                        "random": torch.get_rng_state(),
-                        "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
                         "average": None if self.average is None else self.average.state_dict()}, temporary)
-        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def _restore(self) -> Progress:
         state = load_tensors(self.run / "resume.pt")
@@ -266,9 +265,6 @@ class Loop:
         self.optimisers.load_state_dict(state["optimisers"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["random_cuda"])
         return Progress(*state["progress"])
 
 

@@ -14,13 +14,14 @@ import torch
 from onepiece_comp import training_loop
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors
 from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig, load_config
+from onepiece_comp.end_asked import EndAsked
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.submission import choose_mode, infer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
-from onepiece_comp.training_loop import EndAsked, Loop
+from onepiece_comp.training_loop import Loop
 from onepiece_comp.validation import Validation
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",

@@ -1,0 +1,98 @@
+"""Ranks, replicas and batches taken in turn: the same shares give the same weights, whoever computes them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from onepiece_comp.checkpoint import MODEL, find_checkpoint
+from onepiece_comp.config import load_config
+from onepiece_comp.errors import InputError
+from onepiece_comp.parallel import Replicas, count_replicas
+from onepiece_comp.training import train
+
+SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
+        "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
+        "train.device=cpu", "train.checkpoints=2", "train.save_minutes=0", "train.table_optimiser=adam_rows")
+
+RANK = """
+import os, signal, sys
+import onepiece_comp.training_loop as loop
+from onepiece_comp.cli import main
+die_at, step = int(sys.argv.pop(1)), loop.Loop._step
+def dying(self, shares):
+    if self.progress.step == die_at and self.ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, shares)
+loop.Loop._step = dying
+main()
+"""
+
+
+def _weights(run):
+    return torch.load(find_checkpoint(run) / MODEL, weights_only=True)
+
+
+def _close(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def in_turn(dataset, tmp_path_factory):
+    """One device that takes two batches before each step."""
+    return train(dataset.path, tmp_path_factory.mktemp("turns") / "run", load_config("tiny", None, [*SETS, "train.accumulate=2"]))
+
+
+def _torchrun(script, *arguments, dataset, run):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *arguments,
+               "train", str(dataset.path), str(run), *(part for text in SETS for part in ("--set", text))]
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return lambda *more: subprocess.run([*command, *more], capture_output=True, text=True, timeout=120,
+                                        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"})
+
+
+def test_two_replicas_end_where_one_device_does_that_takes_two_batches_in_turn(dataset, in_turn, tmp_path):
+    replicas = train(dataset.path, tmp_path / "run", load_config("tiny", None, [*SETS, "train.replicas=2"]))
+    _close(_weights(replicas), _weights(in_turn))
+
+
+def test_two_batches_in_turn_are_another_run_than_one(dataset, in_turn, tmp_path):
+    alone = _weights(train(dataset.path, tmp_path / "run", load_config("tiny", None, list(SETS))))
+    assert not torch.allclose(alone["item_tower.linear.weight"], _weights(in_turn)["item_tower.linear.weight"], atol=1e-3)
+
+
+def test_two_ranks_end_there_too_even_after_one_was_killed(dataset, in_turn, tmp_path):
+    script, run = tmp_path / "rank.py", tmp_path / "run"
+    script.write_text(RANK)
+    killed = _torchrun(script, "5", dataset=dataset, run=run)()
+    assert killed.returncode and "no longer answers" in killed.stderr and "Traceback (most recent call last):\n  File \"/tmp" not in killed.stderr
+    resumed = _torchrun(script, "-1", dataset=dataset, run=run)("--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    _close(_weights(run), _weights(in_turn))
+    assert resumed.stdout.count("resuming after step 5") == 1  # one rank speaks
+
+
+def test_replicas_sum_their_gradients_and_share_the_weights():
+    replicas = Replicas(nn.Linear(3, 1, bias=False), torch.device("cpu"), 2)
+    inputs = [torch.randn(4, 3) for _ in range(4)]
+    found = replicas.run(lambda model, place, x: model(x).sum().backward() or (place, model), inputs)
+    assert [place for place, _ in found] == [0, 1, 2, 3]
+    assert [model is replicas.models[place % 2] for place, model in found] == [True] * 4
+    replicas.gather()
+    first = replicas.models[0].weight
+    torch.testing.assert_close(first.grad[0], sum(x.sum(0) for x in inputs))
+    assert replicas.models[1].weight.grad is None
+    first.data += 1
+    replicas.spread()
+    assert torch.equal(replicas.models[1].weight, first)
+
+
+def test_replicas_on_a_cpu_are_what_is_asked_for_and_negative_numbers_are_refused():
+    assert [count_replicas(asked, torch.device("cpu")) for asked in (0, 1, 3)] == [1, 1, 3]
+    with pytest.raises(InputError, match="replicas"):
+        count_replicas(-1, torch.device("cpu"))
