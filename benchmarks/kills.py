@@ -2,12 +2,13 @@
 
     python benchmarks/kills.py DATASET WORK --kills 20 --results benchmarks/results
 
-The unbroken run tells how long training takes; the other is killed (SIGKILL) after random stretches of that time and
-resumed each time, with the state written every few steps. The last start runs to the end. On CPU the weights must be
+The unbroken run tells how long starting and training take; the other is killed (SIGKILL) a random stretch after it has
+started and resumed each time, with the state written every few steps. The last start runs to the end. On CPU the weights must be
 equal bit for bit; the script fails when they are not.
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -57,11 +58,13 @@ def main() -> None:
     started = time.monotonic()
     subprocess.run(command(options.dataset, whole, options.sets, resume=False), check=True, stdout=subprocess.DEVNULL)
     took, draw, steps = time.monotonic() - started, random.Random(options.seed), []
+    training = json.loads((whole / "run.json").read_text())["figures"]["seconds"]
     for kill in range(options.kills):
         saved = (broken / "resume.pt").is_file()
         if not saved:
             shutil.rmtree(broken, ignore_errors=True)
-        if not killed_after(draw.uniform(0.05, 0.45) * took, command(options.dataset, broken, options.sets, resume=saved)):
+        stretch = draw.uniform(0, 1.6 / options.kills) * training  # on average all kills come before the end
+        if not killed_after(took - training + stretch, command(options.dataset, broken, options.sets, resume=saved)):
             sys.exit(f"training ended after {kill} kills: give it more epochs")
         steps.append(load_tensors(broken / "resume.pt")["progress"][0] if (broken / "resume.pt").is_file() else 0)
         say(f"kill {kill + 1}: the state is that of step {steps[-1]}")
