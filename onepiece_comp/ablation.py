@@ -1,7 +1,8 @@
 """An ablation ladder: rows of settings over one split, each trained, ranked and judged alike; resumable.
 
 LADDER.yaml has `rows`, a name and sections of settings for each (the first is what the others are compared with; one
-with `joint: true` is trained with semantic ids too), and optionally `preset` and `config` for all. Every row runs
+with `joint: true` is trained with semantic ids too, one with `preset` starts from another), and optionally `preset` and
+`config` for all. Every row runs
 under the first seed; then the first row and the best `best` others by validation score run under the further seeds.
 What does not fit the hours is printed as 'not run'; the same command goes on. Under WORK: split/ dataset/ rows/
 ablation.json ablation.html.
@@ -82,9 +83,7 @@ def read_ladder(path: Path) -> list[Row]:
     strange = sorted(set(value) - {"preset", "config", "rows"})
     if strange:
         raise InputError(path, found=f"the key {strange[0]!r}", expected="preset, config and rows", do="remove it")
-    common = merge(load_config(value.get("preset", "tiny")), value.get("config") or {},
-                   lambda *keys: f"{path}: config.{'.'.join(keys)}")
-    rows = [_row(path, str(name), dict(settings or {}), common) for name, settings in value["rows"].items()]
+    rows = [_row(path, str(name), dict(settings or {}), value) for name, settings in value["rows"].items()]
     folders = [row.folder for row in rows]
     if len(set(folders)) < len(folders):
         raise InputError(path, found="two rows of nearly the same name", expected="names that differ in letters or "
@@ -92,8 +91,10 @@ def read_ladder(path: Path) -> list[Row]:
     return rows
 
 
-def _row(path: Path, name: str, settings: dict, common: Config) -> Row:
-    joint = settings.pop("joint", False)
+def _row(path: Path, name: str, settings: dict, ladder: dict) -> Row:
+    """Preset (the row's own or the ladder's), then the settings for all, then the row's."""
+    joint, preset = settings.pop("joint", False), settings.pop("preset", ladder.get("preset", "tiny"))
+    common = merge(load_config(preset), ladder.get("config") or {}, lambda *keys: f"{path}: config.{'.'.join(keys)}")
     place = f"{path}: rows.{name}"
     if not isinstance(joint, bool) or any(not isinstance(part, dict) for part in settings.values()):
         raise InputError(place, found=str(settings), expected="sections of settings, and joint: true or false",

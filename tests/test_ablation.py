@@ -89,3 +89,9 @@ def test_the_ladder_of_the_repository_is_read():
 
     rows = read_ladder(ROOT / "benchmarks" / "ladder.yaml")
     assert rows[0].name == "the recipe" and all(row.config != rows[0].config or row.joint for row in rows[1:])
+
+
+def test_a_row_may_start_from_another_preset_and_takes_the_settings_for_all(tmp_path):
+    rows = read_ladder(ladder(tmp_path, ROWS + "  theirs: {preset: official-baseline, model: {layers: 2}}\n"))
+    assert [row.config.train.loss for row in rows] == ["info_nce"] * 3 + ["bce"]
+    assert rows[3].config.model.width == 16 and rows[3].config.model.layers == 2 and not rows[3].config.train.muon
