@@ -26,6 +26,7 @@ from onepiece_comp.similarity import Weighing
 
 LIST = 10
 _CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
+_USERS_AT_ONCE = 32  # whose candidates have queries of their own at once
 
 
 class _Request(NamedTuple):
@@ -165,10 +166,27 @@ class Ranker:
 
     def _logits(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
         """The retrieval head's logit of the candidates `index` [B, K]."""
-        logit = (self.candidates.vectors.unit_ND[index] @ request.query_BD[..., None])[..., 0]
+        unit_BKD = self.candidates.vectors.unit_ND[index]
+        if self.config.mode == "cascade" and self.model.decoder.dense is not None:
+            logit = torch.cat([(unit_BKD[part] * self._queries(request, index, part)).sum(2)
+                               for part in torch.arange(len(index)).split(_USERS_AT_ONCE)])
+        else:
+            logit = (unit_BKD @ request.query_BD[..., None])[..., 0]
         if request.bias_BM is not None:
             logit = logit + request.bias_BM.gather(1, index)
         return logit if request.metric_BSM is None else logit + self._alike(request, index)
+
+    def _queries(self, request: "_Request", index: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """Some users' queries [B, K, D] given the first code of each candidate; the plain one where it has none."""
+        model, prefixes, length_B = self.model, self.candidates.prefixes, request.history.length_B[users]
+        leaf_BK = prefixes.item_leaf[index[users]]
+        code_BK = prefixes.code[0][prefixes.leaf_path[leaf_BK.clamp_min(0), 0]]
+        steps_T = torch.arange(request.encoded.hidden_BTD.shape[1], device=index.device)
+        query_BKD = model.conditioned_query(
+            request.encoded.hidden_BTD[users, length_B - 1], code_BK,
+            model.decoder.memories([state[users] for state in request.encoded.states]),
+            (steps_T < length_B[:, None])[:, None]).float()
+        return torch.where((leaf_BK >= 0)[..., None], query_BKD, request.query_BD[users][:, None])
 
     def _generate(self, request: "_Request", stages: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""

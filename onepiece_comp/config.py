@@ -105,6 +105,7 @@ class ModelConfig:
     expert_width: int = 64  # hidden width of an expert
     balance_weight: float = 0.02  # weight of the load-balance loss
     decoder_layers: int = 1  # cross-attention blocks of the semantic-id decoder
+    conditioned: bool = False  # a query that knows the first code, by which the cascade then ranks its survivors
     dropout: float = 0.2  # on the residual branches
     id_dropout: float = 0.1  # share of items whose id is hidden in a training step, so that cold items are no surprise
     cosine: bool = True  # logits are cosines over the temperature; False: plain dot products over it
@@ -137,6 +138,7 @@ class TrainConfig:
     hard_after: float = 0.5  # share of the steps from which on only these count
     duplicate_cosine: float = 0.0  # items whose vectors are so like the target's are no negatives; 0 = all are
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
+    conditioned_weight: float = 0.3  # weight of the loss of `model.conditioned`
     logq: bool = True  # correct sampled and in-batch negatives for how often they are drawn
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
     stochastic_alpha: float = 2.0  # below 2: long histories lose random events in a step (HSTU's stochastic length)

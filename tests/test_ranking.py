@@ -224,6 +224,33 @@ def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, 
         assert ranked.index[user].tolist()[:min(10, len(order))] == order[:10]
 
 
+def test_a_conditioned_cascade_ranks_each_survivor_by_the_query_of_its_own_first_code(dataset, evaluation):
+    torch.manual_seed(0)
+    number = torch.randperm(25 * 4, generator=torch.Generator().manual_seed(3))[:dataset.schema.items]
+    codes = torch.cat([torch.full((1, 2), -1), torch.stack([number // 25, number % 25], 1)])
+    config = dataclasses.replace(CONFIG, conditioned=True, trend=False, similarity_width=0)
+    model = OnePiece(config, dataset.schema, codes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    cascade = InferConfig(mode="cascade", beam=4, survivors=200, union=0, semantic_weight=0.0, filter_seen=False, cold_ids=False)
+    ranker = Ranker(_checkpoint(model.eval(), dataset), evaluation, cascade, torch.device("cpu"))
+    ranked, users = ranker.rank(np.arange(6)), torch.arange(6)
+    with torch.no_grad():
+        request = ranker._request(np.arange(6), None)
+        length = request.history.length_B
+        allowed = (torch.arange(request.encoded.hidden_BTD.shape[1]) < length[:, None])[:, None]
+        for user in range(6):
+            score = {}
+            for candidate in ranked.stages["beam"][user].tolist():
+                row = evaluation.items.id_row[evaluation.candidate[candidate]]
+                query = model.conditioned_query(request.encoded.hidden_BTD[users, length - 1], codes[row][0].repeat(6, 1),
+                                                model.decoder.memories(request.encoded.states), allowed)[user, 0]
+                score[candidate] = float(query @ ranker.candidates.vectors.unit_ND[candidate])
+            assert len(score) > 10
+            order = sorted(score, key=score.get, reverse=True)[:10]
+            assert [score[c] for c in ranked.index[user].tolist()] == pytest.approx([score[c] for c in order], rel=1e-4)
+
+
 def _full_order(ranker, user):
     """All legal candidates of one user by retrieval logit."""
     import onepiece_comp.cascade as cascade
