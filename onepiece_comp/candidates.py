@@ -6,6 +6,7 @@ Legend: R rows (a moment and an action), M candidates, P prefixes.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from onepiece_comp.popularity import TrendRows, code_trend, distinct_pairs, tren
 from onepiece_comp.prefix_table import PrefixTable, build_prefix_table
 from onepiece_comp.retrieval import ItemVectors, encode_item_table
 from onepiece_comp.trend import Trend, extended
+from onepiece_comp.vector_cache import vector_cache
 
 _KEYS_PER_BLOCK = 1 << 16
 _ROWS_PER_BLOCK = 1 << 12
@@ -40,11 +42,18 @@ class Candidates(NamedTuple):
 
 
 def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, action: np.ndarray,
-            device: torch.device) -> Candidates:
-    """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for."""
+            device: torch.device, *, keep: Path | None = None) -> Candidates:
+    """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for.
+
+    With a folder `keep`, and `config.cache`, vectors are kept in the checkpoint's folder or there.
+    """
     model, items, rows = checkpoint.model, evaluation.items, evaluation.candidate
-    id_row = torch.from_numpy(items.id_row[rows])
-    vectors, prefixes = encode_item_table(model, items, rows, device), None
+    id_row, prefixes = torch.from_numpy(items.id_row[rows]), None
+    encode = lambda: encode_item_table(model, items, rows, device)
+    if keep is not None and config.cache:
+        vectors = vector_cache(checkpoint, evaluation, device, beside=keep).get(encode, device)
+    else:
+        vectors = encode()
     if model.decoder is not None and config.mode != "retrieval":
         codes = torch.where((id_row > 0)[:, None], model.codes.cpu()[id_row].long(), -1)
         if config.cold_ids:

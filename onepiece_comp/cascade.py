@@ -8,6 +8,7 @@ Legend: B users, M candidates, D width, K items of the union.
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -53,13 +54,14 @@ class Ranked(NamedTuple):
 class Ranker:
     """Ranks candidates for batches of users of one evaluation folder."""
 
-    def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device):
+    def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device, *,
+                 keep: Path | None = None):
         self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
         told = evaluation.target_action.astype(np.int64)
         self.action = (
             np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
         )
-        self.candidates = prepare(checkpoint, evaluation, config, self.action, device)
+        self.candidates = prepare(checkpoint, evaluation, config, self.action, device, keep=keep)
         self._columns = Columns(evaluation.item, evaluation.action, evaluation.time_seconds, evaluation.user_token,
                                 evaluation.user_token_start)
 

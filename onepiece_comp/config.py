@@ -176,6 +176,7 @@ class InferConfig:
     survivors: int = 384  # K', items kept by the beam
     union: int = 100  # exact neighbours added to the survivors in cascade mode
     shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
+    cache: bool = True  # keep candidate vectors in the checkpoint's folder or, if that cannot be written, the output's
     semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
     drop_last: bool = False  # leave out the last event of each history, as the organisers' baseline does

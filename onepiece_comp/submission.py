@@ -49,7 +49,7 @@ def recommend(
     """
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
-    ranker = Ranker(checkpoint, evaluation, config, device)
+    ranker = Ranker(checkpoint, evaluation, config, device, keep=keep)
     users = np.argsort(np.diff(evaluation.user_start), kind="stable")
     target = _targets(truth, evaluation, ranker) if truth else None
     parts = Parts(keep, _key(checkpoint, evaluation, config, target) if keep else "", shard=shard)
