@@ -2,7 +2,7 @@
 
 Stands between `evaluation.py` and `cascade.py`. A user's moment is their last event, or the training log's end if that
 is later; users whose moments fall into one bucket share a row of popularity logits.
-Legend: R rows (a moment and an action), M candidates, P prefixes.
+Legend: R rows (a moment and an action), M candidates, P prefixes, F folded dimensions.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from onepiece_comp.vector_cache import vector_cache
 _KEYS_PER_BLOCK = 1 << 16
 _ROWS_PER_BLOCK = 1 << 12
 _CELLS_AT_ONCE = 1 << 24  # pairs of vectors compared at once
+_SKETCHES = 3  # rounds of the sketch of popularity
 
 
 class Candidates(NamedTuple):
@@ -142,3 +143,28 @@ def _logits(weigh: Callable[[TrendRows], torch.Tensor], trend: Trend, asked: _Mo
         rows = trend_rows(found, np.zeros_like(found.seen_RK), asked.condition)
         bias[:, start:start + len(block)] = weigh(move(rows, device))
     return bias
+
+
+class FoldedBias(NamedTuple):
+    """Popularity logits as dot products, row_RF @ item_MF.T."""
+
+    row_RF: torch.Tensor
+    item_MF: torch.Tensor
+    error: float  # root mean square of what that leaves out of the logits; 0 = nothing
+
+
+def fold_bias(bias_RM: torch.Tensor, *, width: int, scale: float) -> FoldedBias:
+    """`bias_RM` in at most `width` dimensions, the rows' part `scale` times longer than the plain one.
+
+    Exact for up to `width` rows, a dimension each: a user's row picks its own. More are cut to the directions that
+    matter most, found by a random sketch (Halko, Martinsson and Tropp 2011, arXiv 0909.4061).
+    """
+    rows = len(bias_RM)
+    if rows <= width:
+        return FoldedBias(torch.eye(rows, device=bias_RM.device) * scale, bias_RM.T / scale, 0.0)
+    sketch_RF = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).to(bias_RM.device)
+    for _ in range(_SKETCHES):
+        sketch_RF = torch.linalg.qr(bias_RM @ (bias_RM.T @ sketch_RF)).Q
+    item_MF = bias_RM.T @ sketch_RF
+    left = float(bias_RM.square().sum() - item_MF.square().sum())
+    return FoldedBias(sketch_RF * scale, item_MF / scale, (max(0.0, left) / bias_RM.numel()) ** 0.5)

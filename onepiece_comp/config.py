@@ -176,6 +176,9 @@ class InferConfig:
     survivors: int = 384  # K', items kept by the beam
     union: int = 100  # exact neighbours added to the survivors in cascade mode
     shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
+    index: str = "exact"  # exact | hnsw | ivf: who names the candidates that the whole logit ranks in retrieval
+    index_fetch: int = 1000  # candidates that hnsw or ivf names for each user, besides seen ones
+    index_effort: float = 1.0  # times their usual breadth of search: more is slower and misses less
     cache: bool = True  # keep candidate vectors in the checkpoint's folder or, if that cannot be written, the output's
     semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history

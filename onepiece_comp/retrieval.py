@@ -89,3 +89,12 @@ def target_rank(
         (score == target) & (torch.arange(len(candidate_MD), device=score.device) < target_B[:, None])
     )
     return torch.where(target[:, 0] == -torch.inf, len(candidate_MD) + 1, ahead.sum(1) + 1)
+
+
+def recall(exact: torch.Tensor, found: torch.Tensor) -> float:
+    """The share of exact ones [B, K] that are among those found [B, K'] for the same user; negative ones do not count."""
+    hit = wanted = 0
+    for own, ours in zip(exact, found):
+        own = own[own >= 0]
+        hit, wanted = hit + int(torch.isin(own, ours).sum()), wanted + len(own)
+    return hit / max(1, wanted)

@@ -16,13 +16,13 @@ ORDER = """
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
     histories prefix_table popularity batches losses hstu transformer similarity moe encoder_layer item_tower history_inputs sid_decoder
     model row_optim optim parallel checkpoint retrieval validation run_log end_asked training_loop training
-    beam vector_cache candidates cascade answer_parts submission
+    beam vector_cache candidates approximate cascade answer_parts submission ann_export
     flow ablation platform_jobs cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
-    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"word_search", "quantisers"},
+    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"word_search", "quantisers", "approximate"},
     "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
     "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "cli"} | {"learned_quantisers", "alignment", "word_search"},
 }
