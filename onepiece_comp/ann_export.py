@@ -79,8 +79,8 @@ def read_ann(folder: Path, answers: Path | None = None) -> Answers:
         raise InputError(answers, found=f"{len(number):,} answers", expected=f"{len(users):,}, one for each query",
                          do="run the search again on this folder")
     by_number = read_json(folder / CREATIVES)
-    creative = np.array([by_number[str(place)] for place in range(marker["candidates"])] + [0], np.int64)  # -1 is the last
-    number[_again(number)] = -1
+    creative = np.array([by_number[str(place)] for place in range(marker["candidates"])] + [0], np.int64)
+    number[_again(number)] = -1  # which picks the last, 0
     return Answers(users, creative[number])
 
 
@@ -129,7 +129,8 @@ def search_command(folder: Path, *, k: int) -> str:
     """The platform's call for `folder`: dot products (metric 0), with the organisers' settings of its graph."""
     return (f"faiss_demo --dataset_vector_file_path={folder / VECTORS} --dataset_id_file_path={folder / IDS} "
             f"--query_vector_file_path={folder / QUERIES} --result_id_file_path={folder / ANSWERS} "
-            f"--query_ann_top_k={k} --faiss_M=64 --faiss_ef_construction=1280 --query_ef_search=640 --faiss_metric_type=0")
+            f"--query_ann_top_k={k} --faiss_M=64 --faiss_ef_construction=1280 --query_ef_search=640 "
+            "--faiss_metric_type=0")
 
 
 def _report(marker: dict, out: Path) -> None:

@@ -68,7 +68,8 @@ def test_cold_candidates_are_left_out_on_request_and_what_is_missing_is_told(dat
     warm = evaluation.items.creative_id[evaluation.candidate[evaluation.items.id_row[evaluation.candidate] > 0]]
     assert len(warm) < len(evaluation.candidate)
     assert json.loads((out / CREATIVES).read_text()) == {str(place): one for place, one in enumerate(warm.tolist())}
-    assert json.loads((out / "ann.json").read_text())["left_out"] == ["similarity to the history", "filter of seen items"]
+    told = json.loads((out / "ann.json").read_text())["left_out"]
+    assert told == ["similarity to the history", "filter of seen items"]
     assert "not in the vectors: similarity to the history" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Approximate first stages: recall near one on easy data, the promises of ten items all the same, figures in the funnel."""
+"""Approximate first stages: recall near one on easy data, ten legal items all the same, figures in the funnel."""
 
 import dataclasses
 import json
@@ -46,7 +46,8 @@ def test_on_easy_data_nearly_all_of_the_highest_dot_products_are_found(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_effort_misses_less(kind):
-    point, query = (np.random.default_rng(seed).normal(size=(size, 32)).astype(np.float32) for seed, size in ((1, 4000), (2, 50)))
+    draw = np.random.default_rng(1)
+    point, query = (draw.normal(size=(size, 32)).astype(np.float32) for size in (4000, 50))
     exact = torch.from_numpy(np.argsort(-(query @ point.T), axis=1)[:, :20].copy())
     little, much = (recall(exact, torch.from_numpy(MaximumIndex(point, kind=kind, effort=effort).search(query, 20)))
                     for effort in (0.5, 30.0))
@@ -115,7 +116,8 @@ def test_the_funnel_tells_what_the_index_misses(checkpoint, parts, tmp_path, kin
     told = json.loads((tmp_path / kind / "funnel.json").read_text())["index"]
     assert told["kind"] == kind and told["recall_at_10"] == 1.0 and told["users"] > 10
     assert f"{kind} finds 100.0 % of the best 10" in capsys.readouterr().out
-    infer(checkpoint, tmp_path / "poor", dataclasses.replace(INFER, index=kind, index_fetch=1, index_effort=0.01), data=parts / "eval")
+    poor = dataclasses.replace(INFER, index=kind, index_fetch=1, index_effort=0.01)
+    infer(checkpoint, tmp_path / "poor", poor, data=parts / "eval")
     assert json.loads((tmp_path / "poor" / "funnel.json").read_text())["index"]["recall_at_10"] < 1.0
 
 

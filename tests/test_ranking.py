@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from onepiece_comp import retrieval
 from onepiece_comp.batches import item_batch
 from onepiece_comp.beam import Prior, beam_search, item_log_prob
 from onepiece_comp.candidates import with_cold_ids
@@ -182,6 +183,23 @@ def test_top_k_over_tiles_equals_a_full_sort_and_respects_what_is_hidden():
     full[hidden] = -torch.inf
     torch.testing.assert_close(best.score_BK, full.sort(dim=1, descending=True, stable=True).values[:, :20], rtol=1e-5, atol=1e-5)
     assert order[0, 0] not in best.index_BK[0] and order[2, 3] not in best.index_BK[2]
+
+
+@pytest.mark.parametrize("k", [1, 10, 70, 500])
+def test_top_k_in_many_tiles_gives_each_users_sorted_list_whatever_the_order_of_candidates(monkeypatch, k):
+    """Tiles of four groups and a rest; one user's best come first, last or anywhere."""
+    monkeypatch.setattr(retrieval, "TILE", 128)
+    draw = torch.Generator().manual_seed(k)
+    query, candidate = torch.randn(6, 4, generator=draw), torch.randn(128 * 12 + 40, 4, generator=draw)
+    for order in (candidate[:, 0].argsort(), candidate[:, 0].argsort(descending=True), torch.arange(len(candidate))):
+        keys = candidate[order]
+        hidden = torch.tensor([0, 0, 3, 5]), torch.tensor([3, 700, 1570, 200])
+        best = top_k(query, keys, k=k, hidden=hidden)
+        for user in range(6):
+            score = keys @ query[user]
+            score[hidden[1][hidden[0] == user]] = -torch.inf
+            loop = sorted(range(len(keys)), key=lambda place: -float(score[place]))[:k]
+            assert best.index_BK[user].tolist() == loop
 
 
 def test_target_rank_counts_what_is_better_and_breaks_ties_by_number():

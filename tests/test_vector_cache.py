@@ -20,8 +20,8 @@ INFER = InferConfig(threads=1)
 @pytest.fixture()
 def checkpoint(dataset, tmp_path):
     torch.manual_seed(0)
-    return save_checkpoint(tmp_path / "run", OnePiece(CONFIG, dataset.schema), dataset.trend, step=1, score=0.0, infer=INFER,
-                           dataset="", evaluation=None, columns=dataset.path)
+    return save_checkpoint(tmp_path / "run", OnePiece(CONFIG, dataset.schema), dataset.trend, step=1, score=0.0,
+                           infer=INFER, dataset="", evaluation=None, columns=dataset.path)
 
 
 @pytest.fixture()
@@ -38,7 +38,8 @@ def tens(path):
 
 def test_a_second_inference_reads_the_vectors_and_answers_the_same(checkpoint, parts, tmp_path, encoded, capsys):
     first = infer(checkpoint, tmp_path / "first", INFER, data=parts / "eval")
-    assert len(encoded) == 1 and (checkpoint / FOLDER / "unit.npy").is_file() and not (tmp_path / "first" / FOLDER).exists()
+    assert len(encoded) == 1 and (checkpoint / FOLDER / "unit.npy").is_file()
+    assert not (tmp_path / "first" / FOLDER).exists()
     second = infer(checkpoint, tmp_path / "second", INFER, data=parts / "eval")
     assert len(encoded) == 1 and tens(first) == tens(second) and "read from" in capsys.readouterr().out
     off = infer(checkpoint, tmp_path / "off", InferConfig(threads=1, cache=False), data=parts / "eval")
@@ -59,12 +60,14 @@ def _other_features(evaluation):
 def _other_embedding(evaluation):
     column = evaluation.items.embeddings["81"].copy()
     column[evaluation.candidate[3]] += 1
-    return evaluation._replace(items=evaluation.items._replace(embeddings={**evaluation.items.embeddings, "81": column}))
+    embeddings = {**evaluation.items.embeddings, "81": column}
+    return evaluation._replace(items=evaluation.items._replace(embeddings=embeddings))
 
 
 @pytest.mark.parametrize("change", [
     lambda evaluation: evaluation._replace(candidate=evaluation.candidate[:-1]),
-    lambda evaluation: evaluation._replace(candidate=evaluation.candidate[::-1].copy()), _other_features, _other_embedding,
+    lambda evaluation: evaluation._replace(candidate=evaluation.candidate[::-1].copy()),
+    _other_features, _other_embedding,
 ], ids=["one less", "another order", "other features", "another embedding"])
 def test_other_candidates_are_encoded(checkpoint, parts, tmp_path, encoded, change):
     loaded = load_checkpoint(checkpoint, torch.device("cpu"))
@@ -107,7 +110,7 @@ def test_spoiled_vectors_are_made_anew_and_it_is_said(checkpoint, parts, tmp_pat
     assert len(encoded) == 2
 
 
-def test_where_the_checkpoint_cannot_be_written_the_output_keeps_them_and_else_none_does(checkpoint, parts, tmp_path, encoded):
+def test_where_the_checkpoint_cannot_be_written_the_output_keeps_them_else_none(checkpoint, parts, tmp_path, encoded):
     (checkpoint / FOLDER).write_text("in the way")
     for _ in range(2):
         infer(checkpoint, tmp_path / "out", INFER, data=parts / "eval")
