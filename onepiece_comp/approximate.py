@@ -33,10 +33,8 @@ class FirstStage:
             folded = fold_bias(candidates.bias_RM, width=_FOLDED, scale=scale)
             point_MD, self._row_RF = torch.cat([point_MD, folded.item_MF], 1), folded.row_RF
         kept = candidates.warm_M if config.filter_cold else torch.ones_like(candidates.warm_M)
-        self._number = torch.where(kept)[0].cpu()
-        self._index = None
-        if len(self._number):
-            self._index = MaximumIndex(point_MD[kept].cpu().numpy(), kind=config.index, effort=config.index_effort)
+        self._number, self._effort = torch.where(kept)[0].cpu(), config.index_effort
+        self._index = MaximumIndex(point_MD[kept].cpu().numpy(), kind=config.index) if len(self._number) else None
 
     def search(self, query_BD: torch.Tensor, row_B: torch.Tensor, count: int) -> torch.Tensor:
         """int64 [B, K], K at most `count`: candidate numbers, about the best first; -1 where the index finds fewer."""
@@ -44,16 +42,17 @@ class FirstStage:
             return torch.full((len(query_BD), 1), -1, device=query_BD.device)
         if self._row_RF is not None:
             query_BD = torch.cat([query_BD, self._row_RF[row_B]], 1)
-        place = torch.from_numpy(self._index.search(query_BD.cpu().numpy(), min(count, len(self._number))))
+        count = min(count, len(self._number))
+        place = torch.from_numpy(self._index.search(query_BD.cpu().numpy(), count, effort=self._effort))
         return torch.where(place >= 0, self._number[place.clamp_min(0)], -1).to(query_BD.device)
 
 
 class MaximumIndex:
-    """Points with about the highest dot products; `effort` times the usual breadth of search."""
+    """Points with about the highest dot products, by `kind`: hnsw or ivf."""
 
-    def __init__(self, point_MD: np.ndarray, *, kind: str, effort: float = 1.0):
+    def __init__(self, point_MD: np.ndarray, *, kind: str):
         assert kind in ("hnsw", "ivf"), kind
-        self._kind, self._effort = kind, effort
+        self._kind = kind
         point_MD = np.ascontiguousarray(point_MD, np.float32)
         square_M = np.square(point_MD).sum(1)
         point_MD = np.column_stack([point_MD, np.sqrt(square_M.max(initial=0) - square_M)])
@@ -61,11 +60,14 @@ class MaximumIndex:
             self._index = self._graph(point_MD) if kind == "hnsw" else self._lists(point_MD)
             self._index.add(point_MD)
 
-    def search(self, query_BD: np.ndarray, count: int) -> np.ndarray:
-        """int64 [B, count], places of points, -1 where fewer are found."""
+    def search(self, query_BD: np.ndarray, count: int, *, effort: float = 1.0) -> np.ndarray:
+        """int64 [B, count], places of points, -1 where fewer are found; `effort` times the usual breadth of search."""
         query_BD = np.column_stack([query_BD, np.zeros(len(query_BD), np.float32)])
         if self._kind == "hnsw":
-            self._index.hnsw.efSearch = max(count, round(self._effort * count))
+            self._index.hnsw.efSearch = max(count, round(effort * count))
+        else:
+            lists = self._index.nlist
+            self._index.nprobe = max(1, min(lists, round(effort * _SHARE_OF_LISTS * lists)))
         with faiss_settings():
             return self._index.search(np.ascontiguousarray(query_BD, np.float32), count)[1]
 
@@ -80,5 +82,4 @@ class MaximumIndex:
         index = faiss.IndexIVFFlat(self._means, point_MD.shape[1], lists)
         index.cp.max_points_per_centroid = 2 * _POINTS_PER_MEAN
         index.train(point_MD)
-        index.nprobe = max(1, min(lists, round(self._effort * _SHARE_OF_LISTS * lists)))
         return index

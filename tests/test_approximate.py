@@ -39,7 +39,7 @@ def clusters(*, count, seed):
 def test_on_easy_data_nearly_all_of_the_highest_dot_products_are_found(kind):
     point, query = clusters(count=3000, seed=1), 5 * clusters(count=40, seed=2)
     exact = np.stack([np.argsort(-(point @ one), kind="stable")[:50] for one in query])
-    found = MaximumIndex(point, kind=kind, effort=3.0).search(query, 50)
+    found = MaximumIndex(point, kind=kind).search(query, 50, effort=3.0)
     assert recall(torch.from_numpy(exact), torch.from_numpy(found)) > 0.97
     assert all(len(set(row)) == len(row) for row in found.tolist())
 
@@ -49,8 +49,8 @@ def test_more_effort_misses_less(kind):
     draw = np.random.default_rng(1)
     point, query = (draw.normal(size=(size, 32)).astype(np.float32) for size in (4000, 50))
     exact = torch.from_numpy(np.argsort(-(query @ point.T), axis=1)[:, :20].copy())
-    little, much = (recall(exact, torch.from_numpy(MaximumIndex(point, kind=kind, effort=effort).search(query, 20)))
-                    for effort in (0.5, 30.0))
+    index = MaximumIndex(point, kind=kind)
+    little, much = (recall(exact, torch.from_numpy(index.search(query, 20, effort=effort))) for effort in (0.5, 30.0))
     assert little < 0.9 and much > 0.97
 
 
