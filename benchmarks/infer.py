@@ -5,8 +5,9 @@
 Top-k: batches of 256 users, width 64, the best 384, 100 seen items masked for each user, equal results checked first.
 Candidates are unit vectors about 2,000 centres; a query is the mean of four of them, over a temperature of .1: between
 what indexes are good at and what they fail at. Processor seconds, median of the repeats; memory is the peak of the
-process above what it held before, so without faiss's own copy of the candidates. Recall is that of the exact best among the 1,000 that an index names, which is what
-`infer.index` ranks. The beam is that of a model that `onepiece-comp run RAW WORK` trained, on its evaluation's users.
+process above what it held before, so without faiss's own copy of the candidates. Recall is that of the exact best
+among the 1,000 that an index names, which is what `infer.index` ranks. The beam is that of a model that
+`onepiece-comp run RAW WORK` trained, on its evaluation's users.
 """
 
 import argparse
@@ -196,8 +197,8 @@ def beam_rows(work: Path, repeats: int) -> list[tuple]:
 
 def report(parts: dict[tuple, list[tuple]], options: argparse.Namespace, command: str) -> None:
     """The tables, on the screen and as `infer.md`."""
-    lines = [f"`{command}`", "", f"{platform.machine()}, torch {torch.__version__}, faiss {faiss.__version__}, median of "
-             f"{options.repeats}; what is measured stands at the head of the script. Ratios carry over, times do not."]
+    lines = [f"`{command}`", "", f"{platform.machine()}, torch {torch.__version__}, faiss {faiss.__version__}, median "
+             f"of {options.repeats}; what is measured stands at the script's head. Ratios carry over, times do not."]
     for head, rows in parts.items():
         table("inference", head, rows)
         lines += ["", *("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])]

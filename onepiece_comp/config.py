@@ -243,12 +243,8 @@ def _replace(section: object, values: dict, place: typing.Callable[[str], str]) 
     kinds = typing.get_type_hints(type(section))
     for key in values:
         if key not in kinds:
-            raise InputError(
-                place(key),
-                found=f"the unknown key {key!r}",
-                expected=f"a key of {type(section).__name__}",
-                do=_nearest(key, kinds),
-            )
+            raise InputError(place(key), found=f"the unknown key {key!r}", expected=f"a key of {type(section).__name__}",
+                             do=_nearest(key, kinds))
     return dataclasses.replace(section, **{k: _coerce(v, kinds[k], place(k)) for k, v in values.items()})
 
 
