@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onepiece_comp.approximate import FirstStage
 
 LIST = 10
+DEPTHS = (100, 384, 1000)  # at which a funnel tells the recall, beside the ten
 INDEXES = ("exact", "hnsw", "ivf")
 _CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
 _USERS_AT_ONCE = 32  # whose candidates have queries of their own at once
@@ -61,8 +62,10 @@ class Ranker:
     """Ranks candidates for batches of users of one evaluation folder."""
 
     def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device, *,
-                 keep: Path | None = None):
+                 keep: Path | None = None, depth: int = LIST):
+        """`depth` is how far down the order is followed: beyond the ten for the funnel alone."""
         self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
+        self.depth = depth
         told = evaluation.target_action.astype(np.int64)
         self.action = (
             np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
@@ -79,12 +82,15 @@ class Ranker:
         request = self._request(users, seen if self.config.filter_seen else None)
         stages: dict[str, torch.Tensor] = {}
         if self.config.mode == "retrieval":
-            score, index = self._retrieve(request, LIST)
+            score, index = self._retrieve(request, self.depth)
         else:
             score, index = self._generate(request, stages)
-        order = score.topk(min(LIST, score.shape[1]), dim=1)
+        order = score.topk(min(self.depth, score.shape[1]), dim=1)
         best = torch.where(order.values > -torch.inf, index.gather(1, order.indices), -1)
-        chosen, filled = self._fill(best, request, seen)
+        for depth in DEPTHS[::-1]:
+            if depth <= best.shape[1]:
+                stages[f"best {depth:,}"] = best[:, :depth]
+        chosen, filled = self._fill(best[:, :LIST], request, seen)
         stages["ten"] = chosen
         return Ranked(chosen.cpu().numpy(), {name: [row[row >= 0].cpu().numpy() for row in kept]
                                              for name, kept in stages.items()}, filled)

@@ -18,7 +18,7 @@ import numpy as np
 
 from onepiece_comp.answer_parts import Answers, Parts
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
-from onepiece_comp.cascade import LIST, Ranker
+from onepiece_comp.cascade import DEPTHS, LIST, Ranker
 from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint, find_checkpoint, load_checkpoint
 from onepiece_comp.config import Config, InferConfig, from_dict, override, to_dict
 from onepiece_comp.console import progress, say, table
@@ -50,7 +50,7 @@ def recommend(
     """
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
-    ranker = Ranker(checkpoint, evaluation, config, device, keep=keep)
+    ranker = Ranker(checkpoint, evaluation, config, device, keep=keep, depth=max(DEPTHS) if truth else LIST)
     users = np.argsort(np.diff(evaluation.user_start), kind="stable")
     target = _targets(truth, evaluation, ranker) if truth else None
     parts = Parts(keep, _key(checkpoint, evaluation, config, target) if keep else "", shard=shard)

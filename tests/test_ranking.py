@@ -269,6 +269,19 @@ def test_a_conditioned_cascade_ranks_each_survivor_by_the_query_of_its_own_first
             assert [score[c] for c in ranked.index[user].tolist()] == pytest.approx([score[c] for c in order], rel=1e-4)
 
 
+def test_the_order_is_followed_beyond_the_ten_for_the_funnel(model, dataset, evaluation, monkeypatch):
+    import onepiece_comp.cascade as cascade
+
+    monkeypatch.setattr(cascade, "DEPTHS", (12, 20, 5000))
+    config = InferConfig(mode="retrieval")
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=20)
+    ranked, short = ranker.rank(np.arange(3)), Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu")).rank(np.arange(3))
+    assert (ranked.index == short.index).all() and set(ranked.stages) == {"best 20", "best 12", "ten"}
+    for user in range(3):
+        order = _full_order(ranker, user)
+        assert ranked.stages["best 20"][user].tolist() == order[:20] and ranked.stages["best 12"][user].tolist() == order[:12]
+
+
 def _full_order(ranker, user):
     """All legal candidates of one user by retrieval logit."""
     import onepiece_comp.cascade as cascade
