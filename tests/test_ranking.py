@@ -285,11 +285,12 @@ def test_the_order_is_followed_beyond_the_ten_for_the_funnel(model, dataset, eva
 def _full_order(ranker, user):
     """All legal candidates of one user by retrieval logit."""
     import onepiece_comp.cascade as cascade
-    kept, cascade.LIST = cascade.LIST, len(ranker.evaluation.candidate)
+    kept, depth = cascade.LIST, ranker.depth
+    cascade.LIST = ranker.depth = len(ranker.evaluation.candidate)
     try:
         index = ranker.rank(np.array([user])).index[0]
     finally:
-        cascade.LIST = kept
+        cascade.LIST, ranker.depth = kept, depth
     warm = ranker.candidates.warm_M.numpy()
     seen = set(ranker._seen(np.array([user]))[1].tolist())
     return [c for c in index.tolist() if warm[c] and c not in seen]
