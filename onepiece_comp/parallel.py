@@ -47,13 +47,17 @@ class Ranks:
         self._send(lambda: distributed.broadcast_object_list(box, src=0, device=self.device))
         return box[0]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+    def highest(self, number: int) -> int:
+        """The highest number that any rank gives."""
         if self.ranks == 1:
-            return flag
-        found = torch.tensor([int(flag)], device=self.device)
+            return number
+        found = torch.tensor([number], device=self.device)
         self._send(lambda: distributed.all_reduce(found, op=distributed.ReduceOp.MAX))
-        return bool(found.item())
+        return int(found.item())
+
+    def wait(self) -> None:
+        """Go on once all ranks have come here."""
+        self.highest(0)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """The gradients of all ranks, summed, on each; a parameter that no rank has a gradient of stays without."""

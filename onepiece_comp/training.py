@@ -89,7 +89,7 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
                 "dataset": data.fingerprint, "tokenizer": _fingerprint_of(tokenizer)}
     if ranks.first:
         _claim(run, settings, resume)
-    ranks.any(False)  # the others wait until the run is claimed
+    ranks.wait()  # the others wait until the run is claimed
     going_on = resume and (run / "resume.pt").is_file()
     settings["warm_start"] = warm is not None or going_on and read_json(run / "config.json").get("warm_start", False)
     device, threads = ranks.device, set_threads(config.train.threads)
@@ -98,7 +98,7 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     if warm is not None and not going_on:
         say("warm start: %d of %d tensors copied" % warm_start(model, warm))
     model.to(device)
-    ranks.any(False)  # all have read whether the run was there before the first one writes to it
+    ranks.wait()  # all have read whether the run was there before the first one writes to it
     if ranks.first:
         write_json(run / "config.json", settings)
         write_json(run / "environment.json", {

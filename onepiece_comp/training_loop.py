@@ -118,7 +118,8 @@ class Loop:
                 losses, norm, rate = self._step(batches)
                 for batch, found in zip(batches, losses):
                     window.add(batch, found, norm)
-                asked = self.ranks.any(end.signal is not None)
+                asked = self.ranks.highest(end.signal or 0)
+                end.signal = asked or end.signal  # all end as one was asked to; asked since then: in the next step
                 step = self.progress.step
                 if step % settings.log_every == 0 or step == self.total_steps:
                     self._log_line(log, window.record(), rate)

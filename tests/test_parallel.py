@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from onepiece_comp.checkpoint import MODEL, find_checkpoint
+from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_tensors
 from onepiece_comp.config import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.parallel import Replicas, count_replicas
@@ -22,10 +22,10 @@ RANK = """
 import os, signal, sys
 import onepiece_comp.training_loop as loop
 from onepiece_comp.cli import main
-die_at, step = int(sys.argv.pop(1)), loop.Loop._step
+name, at, step = sys.argv.pop(1), int(sys.argv.pop(1)), loop.Loop._step
 def dying(self, shares):
-    if self.progress.step == die_at and self.ranks.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if self.progress.step == at and self.ranks.rank == 1:
+        os.kill(os.getpid(), getattr(signal, name))
     return step(self, shares)
 loop.Loop._step = dying
 main()
@@ -66,15 +66,17 @@ def test_two_batches_in_turn_are_another_run_than_one(dataset, in_turn, tmp_path
     assert not torch.allclose(alone["item_tower.linear.weight"], _weights(in_turn)["item_tower.linear.weight"], atol=1e-3)
 
 
-def test_two_ranks_end_there_too_even_after_one_was_killed(dataset, in_turn, tmp_path):
+def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(dataset, in_turn, tmp_path):
     script, run = tmp_path / "rank.py", tmp_path / "run"
     script.write_text(RANK)
-    killed = _torchrun(script, "5", dataset=dataset, run=run)()
+    killed = _torchrun(script, "SIGKILL", "5", dataset=dataset, run=run)()
     assert killed.returncode and "no longer answers" in killed.stderr and "Traceback (most recent call last):\n  File \"/tmp" not in killed.stderr
-    resumed = _torchrun(script, "-1", dataset=dataset, run=run)("--resume")
+    asked = _torchrun(script, "SIGTERM", "8", dataset=dataset, run=run)("--resume")
+    assert asked.returncode and asked.stdout.count("resuming after step 5") == 1  # one rank speaks
+    assert load_tensors(run / "resume.pt")["progress"][0] == 9 and not (run / "run.json").exists()
+    resumed = _torchrun(script, "SIGTERM", "-1", dataset=dataset, run=run)("--resume")
     assert resumed.returncode == 0, resumed.stderr
     _close(_weights(run), _weights(in_turn))
-    assert resumed.stdout.count("resuming after step 5") == 1  # one rank speaks
 
 
 def test_replicas_sum_their_gradients_and_share_the_weights():
