@@ -157,11 +157,11 @@ class Replicas:
 
 
 def count_replicas(asked: int, device: torch.device) -> int:
-    """0 stands for all visible cards, 1 on CPU; InputError for more than there are."""
-    cards = torch.cuda.device_count() if device.type == "cuda" else 1
+    """0 stands for all visible cards, 1 on CPU and for a rank, which has one; InputError for more than there are."""
+    cards = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
     if asked < 0 or device.type == "cuda" and asked > cards:
-        raise InputError("train.replicas", found=str(asked), expected=f"at most {cards}, the visible cards; 0 = all",
-                         do="ask for fewer")
+        raise InputError("train.replicas", found=str(asked), expected=f"0 to {cards}, the cards of this process; 0 = all",
+                         do="ask for fewer, or start more ranks")
     return asked or cards
 
 

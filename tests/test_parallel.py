@@ -13,6 +13,7 @@ from onepiece_comp.config import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.parallel import Replicas, count_replicas
 from onepiece_comp.training import train
+from onepiece_comp.training_loop import Loop
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
@@ -61,6 +62,18 @@ def test_two_replicas_end_where_one_device_does_that_takes_two_batches_in_turn(d
     _close(_weights(replicas), _weights(in_turn))
 
 
+def test_a_run_goes_on_with_as_many_batches_a_step_whoever_takes_them(dataset, in_turn, tmp_path, monkeypatch):
+    run, step = tmp_path / "run", Loop._step
+    monkeypatch.setattr(Loop, "_step", lambda loop, shares: step(loop, shares) if loop.progress.step < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(dataset.path, run, load_config("tiny", None, [*SETS, "train.replicas=2"]))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="batches_per_step"):
+        train(dataset.path, run, load_config("tiny", None, list(SETS)), resume=True)
+    train(dataset.path, run, load_config("tiny", None, [*SETS, "train.accumulate=2"]), resume=True)
+    _close(_weights(run), _weights(in_turn))
+
+
 def test_two_batches_in_turn_are_another_run_than_one(dataset, in_turn, tmp_path):
     alone = _weights(train(dataset.path, tmp_path / "run", load_config("tiny", None, list(SETS))))
     assert not torch.allclose(alone["item_tower.linear.weight"], _weights(in_turn)["item_tower.linear.weight"], atol=1e-3)
@@ -98,3 +111,11 @@ def test_replicas_on_a_cpu_are_what_is_asked_for_and_negative_numbers_are_refuse
     assert [count_replicas(asked, torch.device("cpu")) for asked in (0, 1, 3)] == [1, 1, 3]
     with pytest.raises(InputError, match="replicas"):
         count_replicas(-1, torch.device("cpu"))
+
+
+def test_a_process_has_all_visible_cards_and_a_rank_has_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [count_replicas(0, torch.device(name)) for name in ("cuda", "cuda:2")] == [4, 1]
+    for device, asked in (("cuda", 5), ("cuda:2", 2)):
+        with pytest.raises(InputError, match=f"found {asked}"):
+            count_replicas(asked, torch.device(device))
