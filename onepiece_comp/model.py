@@ -137,7 +137,7 @@ class OnePiece(nn.Module):
             total = retrieval_loss(query_ND, key_KD, batch, *trend, options=options)
         else:
             total = self._loss_with_similarity(batch, encoded, item_ND, query_ND, key_KD, trend, options)
-        return total / batch.weight_N.sum().clamp_min(1e-6)
+        return total / batch.step_weight_K.sum().clamp_min(1e-6)
 
     def _loss_with_similarity(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, query_ND: torch.Tensor,
                               key_KD: torch.Tensor, trend: list[RowBias], options: LossOptions) -> torch.Tensor:
@@ -172,28 +172,26 @@ class OnePiece(nn.Module):
     def semantic_loss(self, batch: TrainBatch, encoded: Encoded) -> torch.Tensor:
         """Mean over rows of the summed cross-entropies of the target's codes, teacher forced."""
         users, length, _ = encoded.hidden_BTD.shape
-        target_row = batch.items.id_row_N[1:][batch.target_N]
-        code_NL = self.codes[target_row].long()
-        known = (code_NL >= 0).all(1)
+        code_KL = self.codes[batch.items.id_row_N[1:]].long()
+        code_NL, batch = code_KL[batch.target_N], batch.with_targets((code_KL >= 0).all(1))
         code_BTL = code_NL.new_zeros(users * length, code_NL.shape[1])
         code_BTL[batch.position_N] = code_NL.clamp_min(0)
         code_BTL = code_BTL.view(users, length, -1)
         memories = self.decoder.memories(encoded.states)
         causal_1TS = torch.ones(1, length, length, dtype=torch.bool, device=code_NL.device).tril()
-        weight_N = batch.weight_N * known
         total = encoded.hidden_BTD.new_zeros(())
         for level in range(self.decoder.levels):
             query_BTD = self.decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
-            query_ND, rows = query_BTD.flatten(0, 1)[batch.position_N], Rows(code_NL[:, level].clamp_min(0), weight_N)
+            query_ND, rows = query_BTD.flatten(0, 1)[batch.position_N], Rows(code_NL[:, level].clamp_min(0), batch.weight_N)
             biases = []
             if self.decoder.trend is not None:
-                row_N = torch.arange(len(target_row), device=target_row.device) if level else batch.trend_row_N
+                row_N = torch.arange(len(code_NL), device=code_NL.device) if level else batch.trend_row_N
                 biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), row_N))
             if level == 0 and self.decoder.similarity is not None:
                 total = total + self._first_code_loss(batch, encoded, query_ND, rows, biases)
             else:
                 total = total + softmax_loss(query_ND, self.decoder.code_LCD[level], rows, *biases)
-        return total / weight_N.sum().clamp_min(1e-6)
+        return total / batch.step_weight_K.sum().clamp_min(1e-6)
 
     def _first_code_loss(self, batch: TrainBatch, encoded: Encoded, query_ND: torch.Tensor, rows: Rows,
                          biases: list[RowBias]) -> torch.Tensor:

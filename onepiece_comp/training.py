@@ -86,7 +86,7 @@ def _card_of(rank: Rank, device: torch.device) -> torch.device:
     if rank.ranks == 1 or device.type != "cuda":
         return device
     if rank.local >= torch.cuda.device_count():
-        raise InputError("torchrun", found=f"rank {rank.local} of this machine and {torch.cuda.device_count()} visible cards",
+        raise InputError("torchrun", found=f"rank {rank.local} on a machine with {torch.cuda.device_count()} visible cards",
                          expected="a card for each rank", do="give --nproc_per_node the number of cards")
     torch.cuda.set_device(rank.local)
     return torch.device("cuda", rank.local)
@@ -98,7 +98,8 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     data = load_dataset(dataset)
     settings = {"version": __version__, "model": to_dict(config.model), "train": to_dict(config.train),
                 "dataset": data.fingerprint, "tokenizer": _fingerprint_of(tokenizer),
-                "batches_per_step": ranks.ranks * count_replicas(config.train.replicas, ranks.device) * config.train.accumulate}
+                "batches_per_step": (ranks.ranks * config.train.accumulate
+                                     * count_replicas(config.train.replicas, ranks.device))}
     if ranks.first:
         _claim(run, settings, resume)
     ranks.wait()  # the others wait until the run is claimed

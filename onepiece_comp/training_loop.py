@@ -83,8 +83,8 @@ class Loop:
         self.batches = TrainingBatches(
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
             sampled_negatives=settings.sampled_negatives, negative_power=settings.negative_power,
-            bank_batches=settings.bank_batches, stochastic_alpha=settings.stochastic_alpha,
-            action_weights=settings.action_weights,
+            bank_batches=settings.bank_batches, shared_negatives=settings.shared_negatives,
+            stochastic_alpha=settings.stochastic_alpha, action_weights=settings.action_weights,
             moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
             horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
             codes=model.codes.cpu().numpy() if reads_codes else None, rank=ranks.rank * self.shares,

@@ -4,13 +4,17 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from onepiece_comp import training_loop
+from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_tensors
 from onepiece_comp.config import load_config
 from onepiece_comp.errors import InputError
+from onepiece_comp.model import OnePiece
 from onepiece_comp.parallel import Replicas, count_replicas
 from onepiece_comp.training import train
 from onepiece_comp.training_loop import Loop
@@ -18,6 +22,9 @@ from onepiece_comp.training_loop import Loop
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
         "train.device=cpu", "train.checkpoints=2", "train.save_minutes=0", "train.table_optimiser=adam_rows")
+
+EXACT = ("model.dropout=0", "model.id_dropout=0", "model.balance_weight=0", "train.moment_lag_hours=0",
+         "train.click_lag_hours=0", "train.action_weights=[1,3,0.5,1]")  # nothing is drawn or counted batch by batch
 
 RANK = """
 import os, signal, sys
@@ -90,6 +97,64 @@ def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(
     resumed = _torchrun(script, "SIGTERM", "-1", dataset=dataset, run=run)("--resume")
     assert resumed.returncode == 0, resumed.stderr
     _close(_weights(run), _weights(in_turn))
+
+
+class Joint(TrainingBatches):
+    """Steps of one batch, with the users and the negatives of two batches that two ranks would take."""
+
+    def __init__(self, dataset, **settings):
+        super().__init__(dataset, **settings)
+        self.halves = TrainingBatches(dataset, **{**settings, "ranks": 2})
+        self.sampled *= 2
+
+    @property
+    def steps_per_epoch(self):
+        return self.halves.steps_per_epoch
+
+    def epoch(self, epoch, first_step=0, *, count=1):
+        order = self.halves._order(epoch)
+        for first in range(2 * first_step, len(order), 2):
+            self.negatives = [self.halves._pick(order[number], self.halves._draw(epoch, number)).sampled
+                              for number in (first, first + 1)]
+            yield self.batch(np.concatenate(order[first:first + 2]), np.random.default_rng(0))
+
+    def _sample(self, rng):
+        return np.concatenate(self.negatives)
+
+
+@pytest.mark.parametrize("changes", [{}, {"negative_power": 0.75}, {"sampled_negatives": 0}])
+def test_with_shared_negatives_the_mean_loss_and_gradient_are_those_of_one_batch_with_all_users(dataset, changes):
+    torch.manual_seed(0)
+    codes = torch.randint(0, 5, (dataset.schema.items + 1, 2), dtype=torch.int32)
+    codes[::7] = -1  # no loss of codes for these, so its weights differ from the retrieval loss's
+    model = OnePiece(load_config("tiny", None, [*SETS, *EXACT]).model, dataset.schema, codes)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    settings = {**dict(stop=np.array(dataset.user_start[1:]), batch_users=8, max_events=100, sampled_negatives=20,
+                       action_weights=(1.0, 3.0, 0.5, 1.0), moment_lag_seconds=0.0, click_lag_seconds=0.0,
+                       horizon_seconds=1e9, seed=0, codes=codes.numpy()), **changes}
+
+    def mean(batches):
+        model.zero_grad()
+        losses = [model.losses(batch, semantic_weight=0.5) for batch in batches]
+        (sum(part.total for part in losses) / len(losses)).backward()
+        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic")],
+                {name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None})
+
+    shared = TrainingBatches(dataset, **settings, ranks=2, shared_negatives=True).epoch(0, count=2)
+    for joint in Joint(dataset, **settings).epoch(0):
+        (loss, gradient), (expected_loss, expected) = mean([next(shared), next(shared)]), mean([joint])
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0.0)
+        assert gradient.keys() == expected.keys()
+        for name in gradient:
+            torch.testing.assert_close(gradient[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("how", ["train.accumulate=2", "train.replicas=2"])
+def test_a_run_with_shared_negatives_is_that_of_one_batch_with_all_users(dataset, tmp_path, monkeypatch, how):
+    shared = train(dataset.path, tmp_path / "shared", load_config("tiny", None, [*SETS, *EXACT, "train.shared_negatives=true", how]))
+    monkeypatch.setattr(training_loop, "TrainingBatches", Joint)
+    _close(_weights(shared), _weights(train(dataset.path, tmp_path / "joint", load_config("tiny", None, [*SETS, *EXACT]))))
 
 
 def test_replicas_sum_their_gradients_and_share_the_weights():
