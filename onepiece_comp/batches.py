@@ -40,6 +40,7 @@ class TrainBatch(NamedTuple):
     negative_N: torch.Tensor  # int64 [N rows], the sampled key that a binary loss sets against it
     user_N: torch.Tensor  # int64 [N rows], user within the batch
     weight_N: torch.Tensor  # float32 [N rows], loss weight of the target's action
+    step_weight_K: torch.Tensor  # float32, weight of the rows with this target: mean of the batches that share keys
     own_BK: torch.Tensor  # bool, keys that the user has in the log: never that user's negatives
     log_repeats_K: torch.Tensor  # float32, log of how often the key was drawn in this batch
     log_expected_K: torch.Tensor  # float32, log of how often it was to be expected (LogQ)
@@ -49,6 +50,18 @@ class TrainBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "TrainBatch":
         return move(self, device)
+
+    def with_targets(self, kept_K: torch.Tensor) -> "TrainBatch":
+        """The same batch, rows with other targets at weight 0."""
+        return self._replace(weight_N=self.weight_N * kept_K[self.target_N], step_weight_K=self.step_weight_K * kept_K)
+
+
+class Picked(NamedTuple):
+    """What chance gives to a batch."""
+
+    event: np.ndarray  # targets, user by user
+    count: np.ndarray  # of them, per user
+    sampled: np.ndarray  # item rows, each as often as it was drawn
 
 
 def move(value: object, device: torch.device) -> object:
@@ -82,12 +95,15 @@ class TrainingBatches:
     `popularity` is for models that read it, `codes` [items + 1, L] for those that read that of semantic ids too.
     Beside the batch's own items its keys are `sampled_negatives` drawn by popularity^`negative_power` (0: uniformly)
     and the items of the `bank_batches` batches before it in the epoch, encoded anew and so never stale.
+    With `shared_negatives` the ranks' batches of a step have the keys of all; each has the rows of its own users, and
+    the mean of their losses is that of one batch with all the users.
     """
 
     def __init__(self, dataset: Dataset, *, stop: np.ndarray, batch_users: int, max_events: int, sampled_negatives: int,
                  action_weights: tuple[float, ...], moment_lag_seconds: float, click_lag_seconds: float,
                  horizon_seconds: float, seed: int, negative_power: float = 0.0, bank_batches: int = 0,
-                 stochastic_alpha: float = 2.0, popularity: bool = True, codes: np.ndarray | None = None, rank: int = 0, ranks: int = 1):
+                 shared_negatives: bool = False, stochastic_alpha: float = 2.0, popularity: bool = True,
+                 codes: np.ndarray | None = None, rank: int = 0, ranks: int = 1):
         self.dataset, self.stop, self.batch_users, self.max_events = dataset, stop, batch_users, max_events
         self.sampled = min(sampled_negatives, dataset.schema.items)
         self.action_weights = np.array(action_weights, np.float32)
@@ -102,6 +118,7 @@ class TrainingBatches:
         self.users = np.flatnonzero(self.events > 0)
         self.total = max(1, int(self.item_count.sum()))
         self.bank_batches, self.stochastic_alpha = bank_batches, stochastic_alpha
+        self.shared_negatives = shared_negatives
         self.drawn = None  # how likely each item is drawn; None = all the same
         if negative_power:
             weight = np.where(self.item_count > 0, np.maximum(self.item_count, 1.0) ** negative_power, 0.0)
@@ -154,9 +171,12 @@ class TrainingBatches:
         order = self._order(epoch)
         steps = range(first_step * self.ranks + self.rank, len(order), self.ranks)
         for number in (step + place for step in steps for place in range(count)):
+            first = number - number % self.ranks if self.shared_negatives else number
             bank = [self._targets(order[earlier], self._draw(epoch, earlier))
-                    for earlier in range(max(0, number - self.bank_batches), number)]
-            yield self.batch(order[number], self._draw(epoch, number), bank=bank)
+                    for earlier in range(max(0, first - self.bank_batches), first)]
+            others = [self._pick(order[other], self._draw(epoch, other))
+                      for other in range(first, first + self.ranks) if self.shared_negatives and other != number]
+            yield self.batch(order[number], self._draw(epoch, number), bank=bank, others=others)
 
     def _draw(self, epoch: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, number])
@@ -184,6 +204,10 @@ class TrainingBatches:
         kept = ~thin[user] | (rank < short)
         return event[kept], np.bincount(user[kept], minlength=len(count))
 
+    def _pick(self, users: np.ndarray, rng: np.random.Generator) -> Picked:
+        begin, stop = self._window(users, rng)
+        return Picked(*self._thinned(spans(begin, stop), stop - begin, rng), self._sample(rng))
+
     def _targets(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return self.columns.item[spans(*self._window(users, rng))]
 
@@ -193,40 +217,47 @@ class TrainingBatches:
         found = np.searchsorted(self.drawn_below, rng.random(self.sampled) * self.drawn_below[-1], side="right")
         return np.minimum(found, len(self.drawn) - 1)
 
-    def _expected(self, key: np.ndarray, drawn: int) -> np.ndarray:
-        """How often each key is to be expected among `drawn` events of users and the sampled items (LogQ)."""
+    def _expected(self, key: np.ndarray, drawn: int, *, batches: int = 1) -> np.ndarray:
+        """How often each key is to be expected among `drawn` events of users and the samples of `batches` (LogQ)."""
         sampled = 1 / self.dataset.schema.items if self.drawn is None else self.drawn[key]
-        return drawn * self.item_count[key] / self.total + self.sampled * sampled
+        return drawn * self.item_count[key] / self.total + batches * self.sampled * sampled
 
-    def batch(self, users: np.ndarray, rng: np.random.Generator, *, bank: Sequence[np.ndarray] = ()) -> TrainBatch:
+    def batch(self, users: np.ndarray, rng: np.random.Generator, *, bank: Sequence[np.ndarray] = (),
+              others: Sequence[Picked] = ()) -> TrainBatch:
         """One step's tensors: a window of at most `max_events` targets of each user, and negatives.
 
-        `bank` has the items of further events whose users are not of this batch.
+        `bank` has the items of further events whose users are not of this batch, `others` belong to the batches that
+        share their keys with this one.
         """
-        columns = self.columns
-        begin, stop = self._window(users, rng)
-        event, count = self._thinned(spans(begin, stop), stop - begin, rng)
-        target, sampled = columns.item[event], self._sample(rng)
-        key, repeats = np.unique(np.concatenate([target, sampled, *bank]), return_counts=True)
-        expected = self._expected(key, len(target) + sum(map(len, bank)))
-        target_key = np.searchsorted(key, target)
+        columns, step = self.columns, (self._pick(users, rng), *others)
+        event, count, sampled = step[0]
+        step_event = np.concatenate([picked.event for picked in step])
+        step_target = columns.item[step_event]
+        key, repeats = np.unique(np.concatenate([step_target, *(picked.sampled for picked in step), *bank]),
+                                 return_counts=True)
+        expected = self._expected(key, len(step_target) + sum(map(len, bank)), batches=len(step))
+        step_key = np.searchsorted(key, step_target)
+        step_weight = np.bincount(step_key, self.action_weights[columns.action[step_event]], len(key)) / len(step)
+        target_key = step_key[:len(event)]
         user = np.repeat(np.arange(len(users)), count)
         last = np.cumsum(count) - 1
         own = np.zeros((len(users), len(key)), bool)
         own[user, target_key] = True
         packed = packed_events(columns, users=users, event=np.delete(event, last), count=count - 1,
                                last_action=columns.action[event[last]].astype(np.int64))
-        local = np.zeros(len(target), np.int64)
+        local = np.zeros(len(event), np.int64)
         local[1:] = target_key[:-1] + 1  # a position's event is the target of the position before
         local[packed.start_B[:-1]] = 0
         tensor = torch.from_numpy
         packed = packed._replace(item_N=tensor(local))
-        negative = np.searchsorted(key, sampled)[rng.integers(0, len(sampled), len(target))] if len(sampled) else target_key
+        negative = target_key
+        if len(sampled):
+            negative = np.searchsorted(key, sampled)[rng.integers(0, len(sampled), len(event))]
         trend = self._trend(packed, columns.time_seconds[event], key, target_key, rng)
         return TrainBatch(
             item_batch(self.dataset.items, np.concatenate([[0], key]), self.dataset.schema.item_features),
             unpack(packed), cells(packed), tensor(target_key), tensor(negative), tensor(user),
-            tensor(self.action_weights[columns.action[event]]), tensor(own),
+            tensor(self.action_weights[columns.action[event]]), tensor(step_weight.astype(np.float32)), tensor(own),
             tensor(np.log(repeats).astype(np.float32)), tensor(np.log(expected).astype(np.float32)), *trend)
 
     def _trend(self, packed: PackedHistory, time: np.ndarray, key: np.ndarray, target_key: np.ndarray,

@@ -134,6 +134,7 @@ class TrainConfig:
     sampled_negatives: int = 2048  # items drawn from the catalogue, beside the batch's own
     negative_power: float = 0.0  # they are drawn by popularity to this power; 0 = uniformly
     bank_batches: int = 0  # batches before this one whose items are negatives too
+    shared_negatives: bool = False  # the batches of a step, on all devices, have the keys of all as negatives
     hard_negatives: int = 0  # negatives of a row that count, the hardest; 0 = all
     hard_after: float = 0.5  # share of the steps from which on only these count
     duplicate_cosine: float = 0.0  # items whose vectors are so like the target's are no negatives; 0 = all are

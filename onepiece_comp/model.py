@@ -55,8 +55,8 @@ class Losses(NamedTuple):
 class Forced(NamedTuple):
     """The rows' targets as codes, and the decoder's queries with the codes before each level given."""
 
-    code_NL: torch.Tensor  # int64, -1 where the target has no id
-    weight_N: torch.Tensor  # loss weights, 0 where the target has no id
+    batch: TrainBatch  # targets without an id at weight 0
+    code_NL: torch.Tensor  # int64, 0 where the target has no id
     query_ND: list[torch.Tensor]  # per level
 
 
@@ -133,11 +133,10 @@ class OnePiece(nn.Module):
         semantic = conditioned = zero = retrieval.new_zeros(())
         if self.decoder is not None and (semantic_weight or conditioned_weight):
             forced = self.forced(batch, encoded)
-            semantic = self.semantic_loss(batch, encoded, forced) if semantic_weight else zero
+            semantic = self.semantic_loss(forced, encoded) if semantic_weight else zero
             if self.decoder.dense is not None and conditioned_weight:
                 query_ND = self._conditioned_query(encoded.hidden_BTD.flatten(0, 1)[batch.position_N], forced.query_ND[1])
-                conditioned = self.retrieval_loss(batch._replace(weight_N=forced.weight_N), encoded, item_ND,
-                                                  query_ND=query_ND, options=options)
+                conditioned = self.retrieval_loss(forced.batch, encoded, item_ND, query_ND=query_ND, options=options)
         balance = sum((routing.balance for routing in encoded.routing), zero) / max(1, len(encoded.routing))
         load = torch.stack([routing.load_E for routing in encoded.routing]).sum(0) if encoded.routing else None
         total = (retrieval + semantic_weight * semantic + conditioned_weight * conditioned
@@ -169,7 +168,7 @@ class OnePiece(nn.Module):
             total = retrieval_loss(query_ND, key_KD, batch, *trend, options=options)
         else:
             total = self._loss_with_similarity(batch, encoded, item_ND, query_ND, key_KD, trend, options)
-        return total / batch.weight_N.sum().clamp_min(1e-6)
+        return total / batch.step_weight_K.sum().clamp_min(1e-6)
 
     def _loss_with_similarity(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, query_ND: torch.Tensor,
                               key_KD: torch.Tensor, trend: list[RowBias], options: LossOptions) -> torch.Tensor:
@@ -204,22 +203,23 @@ class OnePiece(nn.Module):
     def forced(self, batch: TrainBatch, encoded: Encoded) -> Forced:
         """Codes of the targets and queries at every level, teacher forced."""
         users, length, _ = encoded.hidden_BTD.shape
-        code_NL = self.codes[batch.items.id_row_N[1:][batch.target_N]].long()
+        code_KL = self.codes[batch.items.id_row_N[1:]].long()
+        code_NL = code_KL[batch.target_N].clamp_min(0)
         code_BTL = code_NL.new_zeros(users * length, code_NL.shape[1])
-        code_BTL[batch.position_N] = code_NL.clamp_min(0)
+        code_BTL[batch.position_N] = code_NL
         code_BTL = code_BTL.view(users, length, -1)
         memories = self.decoder.memories(encoded.states)
         causal_1TS = torch.ones(1, length, length, dtype=torch.bool, device=code_NL.device).tril()
         queries = [self.decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
                    for level in range(self.decoder.levels)]
-        return Forced(code_NL, batch.weight_N * (code_NL >= 0).all(1),
+        return Forced(batch.with_targets((code_KL >= 0).all(1)), code_NL,
                       [query_BTD.flatten(0, 1)[batch.position_N] for query_BTD in queries])
 
-    def semantic_loss(self, batch: TrainBatch, encoded: Encoded, forced: Forced) -> torch.Tensor:
+    def semantic_loss(self, forced: Forced, encoded: Encoded) -> torch.Tensor:
         """Mean over rows of the summed cross-entropies of the target's codes."""
-        total = encoded.hidden_BTD.new_zeros(())
+        batch, total = forced.batch, encoded.hidden_BTD.new_zeros(())
         for level, query_ND in enumerate(forced.query_ND):
-            rows, biases = Rows(forced.code_NL[:, level].clamp_min(0), forced.weight_N), []
+            rows, biases = Rows(forced.code_NL[:, level], batch.weight_N), []
             if self.decoder.trend is not None:
                 own_N = torch.arange(len(rows.target_N), device=query_ND.device)
                 biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), own_N if level else batch.trend_row_N))
@@ -227,7 +227,7 @@ class OnePiece(nn.Module):
                 total = total + self._first_code_loss(batch, encoded, query_ND, rows, biases)
             else:
                 total = total + softmax_loss(query_ND, self.decoder.code_LCD[level], rows, *biases)
-        return total / forced.weight_N.sum().clamp_min(1e-6)
+        return total / batch.step_weight_K.sum().clamp_min(1e-6)
 
     def _first_code_loss(self, batch: TrainBatch, encoded: Encoded, query_ND: torch.Tensor, rows: Rows,
                          biases: list[RowBias]) -> torch.Tensor:

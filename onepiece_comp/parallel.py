@@ -47,16 +47,24 @@ class Ranks:
         self._send(lambda: distributed.broadcast_object_list(box, src=0, device=self.device))
         return box[0]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+    def highest(self, number: int) -> int:
+        """The highest number that any rank gives."""
         if self.ranks == 1:
-            return flag
-        found = torch.tensor([int(flag)], device=self.device)
+            return number
+        found = torch.tensor([number], device=self.device)
         self._send(lambda: distributed.all_reduce(found, op=distributed.ReduceOp.MAX))
-        return bool(found.item())
+        return int(found.item())
+
+    def wait(self) -> None:
+        """Go on once all ranks have come here."""
+        self.highest(0)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """The gradients of all ranks, summed, on each; a parameter that no rank has a gradient of stays without."""
+        """The gradients of all ranks, summed, on each; a parameter that no rank has a gradient of stays without.
+
+        Not by DistributedDataParallel: that hooks into `forward`, which the losses are not. Sent once, after all backward
+        passes of a step, experts without tokens and tables with sparse gradients need no case of their own.
+        """
         if self.ranks == 1:
             return
         held = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=self.device)
@@ -153,11 +161,11 @@ class Replicas:
 
 
 def count_replicas(asked: int, device: torch.device) -> int:
-    """0 stands for all visible cards, 1 on CPU; InputError for more than there are."""
-    cards = torch.cuda.device_count() if device.type == "cuda" else 1
+    """0 stands for all visible cards, 1 on CPU and for a rank, which has one; InputError for more than there are."""
+    cards = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
     if asked < 0 or device.type == "cuda" and asked > cards:
-        raise InputError("train.replicas", found=str(asked), expected=f"at most {cards}, the visible cards; 0 = all",
-                         do="ask for fewer")
+        raise InputError("train.replicas", found=str(asked), expected=f"0 to {cards}, the cards of this process; 0 = all",
+                         do="ask for fewer, or start more ranks")
     return asked or cards
 
 

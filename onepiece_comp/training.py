@@ -21,13 +21,16 @@ from onepiece_comp.console import be_quiet, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.optim import bytes_per_id
-from onepiece_comp.parallel import Ranks
-from onepiece_comp.paths import available_cores, torchrun_rank
+from onepiece_comp.parallel import Ranks, count_replicas
+from onepiece_comp.paths import Rank, available_cores, torchrun_rank
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
 from onepiece_comp.run_log import RunLog
 from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.training_loop import Loop
+
+
+_SHARED_OUT = ("accumulate", "replicas")  # who takes a step's batches: another one may go on with a run
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,14 +74,22 @@ def train(dataset: Path, run: Path, config: Config, *, tokenizer: Path | None = 
     torchrun every rank calls it; the first one writes and speaks.
     """
     rank = torchrun_rank()
-    device = choose_device(config.train.device)
-    if rank.ranks > 1 and device.type == "cuda":
-        device = torch.device("cuda", rank.local)
-        torch.cuda.set_device(device)
+    device = _card_of(rank, choose_device(config.train.device))
     if rank.rank:
         be_quiet()
     with Ranks(rank.rank, rank.ranks, device=device) as ranks:
         return _train(Path(dataset), Path(run), config, ranks, tokenizer, warm, resume, (events, log))
+
+
+def _card_of(rank: Rank, device: torch.device) -> torch.device:
+    """Each of several ranks of a machine has a card of its own; InputError where there are fewer cards."""
+    if rank.ranks == 1 or device.type != "cuda":
+        return device
+    if rank.local >= torch.cuda.device_count():
+        raise InputError("torchrun", found=f"rank {rank.local} on a machine with {torch.cuda.device_count()} visible cards",
+                         expected="a card for each rank", do="give --nproc_per_node the number of cards")
+    torch.cuda.set_device(rank.local)
+    return torch.device("cuda", rank.local)
 
 
 def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Path | None, warm: Path | None,
@@ -86,10 +97,12 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     """`train` as one of its ranks; `copies` are the further places for events and log."""
     data = load_dataset(dataset)
     settings = {"version": __version__, "model": to_dict(config.model), "train": to_dict(config.train),
-                "dataset": data.fingerprint, "tokenizer": _fingerprint_of(tokenizer)}
+                "dataset": data.fingerprint, "tokenizer": _fingerprint_of(tokenizer),
+                "batches_per_step": (ranks.ranks * config.train.accumulate
+                                     * count_replicas(config.train.replicas, ranks.device))}
     if ranks.first:
         _claim(run, settings, resume)
-    ranks.any(False)  # the others wait until the run is claimed
+    ranks.wait()  # the others wait until the run is claimed
     going_on = resume and (run / "resume.pt").is_file()
     settings["warm_start"] = warm is not None or going_on and read_json(run / "config.json").get("warm_start", False)
     device, threads = ranks.device, set_threads(config.train.threads)
@@ -98,7 +111,7 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     if warm is not None and not going_on:
         say("warm start: %d of %d tensors copied" % warm_start(model, warm))
     model.to(device)
-    ranks.any(False)  # all have read whether the run was there before the first one writes to it
+    ranks.wait()  # all have read whether the run was there before the first one writes to it
     if ranks.first:
         write_json(run / "config.json", settings)
         write_json(run / "environment.json", {
@@ -117,14 +130,14 @@ def _fingerprint_of(tokenizer: Path | None) -> str | None:
 
 
 def _claim(run: Path, settings: dict, resume: bool) -> None:
-    """A new run needs a free folder; a resumed one the same settings."""
+    """A new run needs a free folder; a resumed one the same settings, with a step's batches shared out in any way."""
     if resume:
         if not (run / "resume.pt").is_file():
             raise InputError(run, found="no resume.pt", expected="a run to resume", do="start it without --resume")
         stored = read_json(run / "config.json")
         changed = [f"{part}.{key}" for part in ("model", "train") for key in settings[part]
-                   if stored[part].get(key) != settings[part][key]]
-        changed += [key for key in ("dataset", "tokenizer") if stored.get(key) != settings[key]]
+                   if stored[part].get(key) != settings[part][key] and key not in _SHARED_OUT]
+        changed += [key for key in ("dataset", "tokenizer", "batches_per_step") if stored.get(key) != settings[key]]
         if changed:
             raise InputError(
                 run,

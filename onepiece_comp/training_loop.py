@@ -84,8 +84,8 @@ class Loop:
         self.batches = TrainingBatches(
             data, stop=self.held_out.stop, batch_users=settings.batch_users, max_events=config.model.max_events,
             sampled_negatives=settings.sampled_negatives, negative_power=settings.negative_power,
-            bank_batches=settings.bank_batches, stochastic_alpha=settings.stochastic_alpha,
-            action_weights=settings.action_weights,
+            bank_batches=settings.bank_batches, shared_negatives=settings.shared_negatives,
+            stochastic_alpha=settings.stochastic_alpha, action_weights=settings.action_weights,
             moment_lag_seconds=settings.moment_lag_hours * 3600, click_lag_seconds=settings.click_lag_hours * 3600,
             horizon_seconds=settings.horizon_days * 86400, seed=settings.seed, popularity=config.model.trend,
             codes=model.codes.cpu().numpy() if reads_codes else None, rank=ranks.rank * self.shares,
@@ -119,7 +119,8 @@ class Loop:
                 losses, norm, rate = self._step(batches)
                 for batch, found in zip(batches, losses):
                     window.add(batch, found, norm)
-                asked = self.ranks.any(end.signal is not None)
+                asked = self.ranks.highest(end.signal or 0)
+                end.signal = asked or end.signal  # all end as one was asked to; asked since then: in the next step
                 step = self.progress.step
                 if step % settings.log_every == 0 or step == self.total_steps:
                     self._log_line(log, window.record(), rate)

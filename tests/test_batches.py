@@ -29,7 +29,7 @@ def _batches(dataset, kind=TrainingBatches, **changes):
 class _Users(TrainingBatches):
     """An epoch of the users of each batch in the place of their tensors."""
 
-    def batch(self, users, rng, *, bank=()):
+    def batch(self, users, rng, *, bank=(), others=()):
         return users.tolist()
 
 
@@ -241,7 +241,8 @@ def test_making_ahead_makes_one_batch_at_most_and_leaves_no_thread_behind():
     assert len(asked) <= 3 and threading.active_count() == threads
 
 
-@pytest.mark.parametrize("changes", [{}, {"negative_power": 0.75}, {"bank_batches": 3}, {"negative_power": 1.0, "bank_batches": 1}])
+@pytest.mark.parametrize("changes", [{}, {"negative_power": 0.75}, {"bank_batches": 3}, {"negative_power": 1.0, "bank_batches": 1},
+                                     {"ranks": 2, "shared_negatives": True, "negative_power": 0.5}])
 def test_what_logq_expects_is_how_often_keys_are_drawn(dataset, changes):
     """Rare and common items apart, over many steps; steps in which an item is no key count as well."""
     count = np.asarray(dataset.item_count)
@@ -251,8 +252,9 @@ def test_what_logq_expects_is_how_often_keys_are_drawn(dataset, changes):
         for batch in batches.epoch(epoch):
             row = batch.items.id_row_N[1:].numpy()
             drawn[row] += batch.log_repeats_K.exp().numpy()
-            events = int(round(float(batch.log_repeats_K.exp().sum()))) - batches.sampled
-            hoped = batches._expected(np.arange(len(count)), events)
+            sharing = batches.ranks if batches.shared_negatives else 1
+            events = int(round(float(batch.log_repeats_K.exp().sum()))) - sharing * batches.sampled
+            hoped = batches._expected(np.arange(len(count)), events, batches=sharing)
             np.testing.assert_allclose(batch.log_expected_K.exp().numpy(), hoped[row], rtol=1e-4)
             expected += hoped
     for part in np.array_split(1 + np.argsort(count[1:]), 3):
@@ -276,6 +278,24 @@ def test_a_bank_adds_the_items_of_the_batches_before_and_changes_nothing_else(da
         assert row(more) == row(alone).union(*earlier)
         targets = lambda batch: batch.items.id_row_N[1:][batch.target_N].tolist()
         assert targets(more) == targets(alone) and torch.equal(more.history.time_BT, alone.history.time_BT)
+
+
+def test_shared_negatives_are_the_targets_and_samples_of_all_ranks_of_a_step(dataset):
+    """A rank's rows stay its own; the same batches come of each rank alone and of one that takes all in turn."""
+    alone, shared = ([list(_batches(dataset, rank=rank, ranks=3, shared_negatives=share, stochastic_alpha=1.5).epoch(1))
+                      for rank in range(3)] for share in (False, True))
+    row = lambda batch: batch.items.id_row_N[1:]
+    for step, turn in enumerate(zip(*shared)):
+        draws = torch.zeros(dataset.schema.items + 1)
+        for rank in range(3):
+            own = alone[rank][step]
+            draws.index_add_(0, row(own), own.log_repeats_K.exp())
+            assert torch.equal(row(turn[rank])[turn[rank].target_N], row(own)[own.target_N])
+        for batch in turn:
+            assert torch.equal(row(batch), draws.nonzero()[:, 0])
+            torch.testing.assert_close(batch.log_repeats_K.exp(), draws[row(batch)])
+    in_turn = _batches(dataset, ranks=3, shared_negatives=True, stochastic_alpha=1.5).epoch(1, count=3)
+    assert all(_same(next(in_turn), batch) for turn in zip(*shared) for batch in turn)
 
 
 def test_a_binary_losss_negatives_are_sampled_items(dataset):

@@ -1,31 +1,40 @@
 """Ranks, replicas and batches taken in turn: the same shares give the same weights, whoever computes them."""
 
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from onepiece_comp.checkpoint import MODEL, find_checkpoint
+from onepiece_comp import training_loop
+from onepiece_comp.batches import TrainingBatches
+from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_tensors
 from onepiece_comp.config import load_config
 from onepiece_comp.errors import InputError
+from onepiece_comp.model import OnePiece
 from onepiece_comp.parallel import Replicas, count_replicas
 from onepiece_comp.training import train
+from onepiece_comp.training_loop import Loop
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
         "train.device=cpu", "train.checkpoints=2", "train.save_minutes=0", "train.table_optimiser=adam_rows")
 
+EXACT = ("model.dropout=0", "model.id_dropout=0", "model.balance_weight=0", "train.moment_lag_hours=0",
+         "train.click_lag_hours=0", "train.action_weights=[1,3,0.5,1]")  # nothing is drawn or counted batch by batch
+
 RANK = """
 import os, signal, sys
 import onepiece_comp.training_loop as loop
 from onepiece_comp.cli import main
-die_at, step = int(sys.argv.pop(1)), loop.Loop._step
+name, at, step = sys.argv.pop(1), int(sys.argv.pop(1)), loop.Loop._step
 def dying(self, shares):
-    if self.progress.step == die_at and self.ranks.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if self.progress.step == at and self.ranks.rank == 1:
+        os.kill(os.getpid(), getattr(signal, name))
     return step(self, shares)
 loop.Loop._step = dying
 main()
@@ -40,6 +49,11 @@ def _close(first, second):
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def _logged(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if "gradient_norm" in line for name in ("Loss/retrieval", "gradient_norm")]
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +75,94 @@ def test_two_replicas_end_where_one_device_does_that_takes_two_batches_in_turn(d
     _close(_weights(replicas), _weights(in_turn))
 
 
+def test_a_run_goes_on_with_as_many_batches_a_step_whoever_takes_them(dataset, in_turn, tmp_path, monkeypatch):
+    run, step = tmp_path / "run", Loop._step
+    monkeypatch.setattr(Loop, "_step", lambda loop, shares: step(loop, shares) if loop.progress.step < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(dataset.path, run, load_config("tiny", None, [*SETS, "train.replicas=2"]))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="batches_per_step"):
+        train(dataset.path, run, load_config("tiny", None, list(SETS)), resume=True)
+    train(dataset.path, run, load_config("tiny", None, [*SETS, "train.accumulate=2"]), resume=True)
+    _close(_weights(run), _weights(in_turn))
+
+
 def test_two_batches_in_turn_are_another_run_than_one(dataset, in_turn, tmp_path):
     alone = _weights(train(dataset.path, tmp_path / "run", load_config("tiny", None, list(SETS))))
     assert not torch.allclose(alone["item_tower.linear.weight"], _weights(in_turn)["item_tower.linear.weight"], atol=1e-3)
 
 
-def test_two_ranks_end_there_too_even_after_one_was_killed(dataset, in_turn, tmp_path):
+def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(dataset, in_turn, tmp_path):
     script, run = tmp_path / "rank.py", tmp_path / "run"
     script.write_text(RANK)
-    killed = _torchrun(script, "5", dataset=dataset, run=run)()
+    killed = _torchrun(script, "SIGKILL", "5", dataset=dataset, run=run)()
     assert killed.returncode and "no longer answers" in killed.stderr and "Traceback (most recent call last):\n  File \"/tmp" not in killed.stderr
-    resumed = _torchrun(script, "-1", dataset=dataset, run=run)("--resume")
+    asked = _torchrun(script, "SIGTERM", "8", dataset=dataset, run=run)("--resume")
+    assert asked.returncode and asked.stdout.count("resuming after step 5") == 1  # one rank speaks
+    assert load_tensors(run / "resume.pt")["progress"][0] == 9 and not (run / "run.json").exists()
+    resumed = _torchrun(script, "SIGTERM", "-1", dataset=dataset, run=run)("--resume")
     assert resumed.returncode == 0, resumed.stderr
     _close(_weights(run), _weights(in_turn))
-    assert resumed.stdout.count("resuming after step 5") == 1  # one rank speaks
+
+
+class Joint(TrainingBatches):
+    """Steps of one batch, with the users and the negatives of two batches that two ranks would take."""
+
+    def __init__(self, dataset, **settings):
+        super().__init__(dataset, **settings)
+        self.halves = TrainingBatches(dataset, **{**settings, "ranks": 2})
+        self.sampled *= 2
+
+    @property
+    def steps_per_epoch(self):
+        return self.halves.steps_per_epoch
+
+    def epoch(self, epoch, first_step=0, *, count=1):
+        order = self.halves._order(epoch)
+        for first in range(2 * first_step, len(order), 2):
+            self.negatives = [self.halves._pick(order[number], self.halves._draw(epoch, number)).sampled
+                              for number in (first, first + 1)]
+            yield self.batch(np.concatenate(order[first:first + 2]), np.random.default_rng(0))
+
+    def _sample(self, rng):
+        return np.concatenate(self.negatives)
+
+
+@pytest.mark.parametrize("changes", [{}, {"negative_power": 0.75}, {"sampled_negatives": 0}])
+def test_with_shared_negatives_the_mean_loss_and_gradient_are_those_of_one_batch_with_all_users(dataset, changes):
+    torch.manual_seed(0)
+    codes = torch.randint(0, 5, (dataset.schema.items + 1, 2), dtype=torch.int32)
+    codes[::7] = -1  # no loss of codes for these, so its weights differ from the retrieval loss's
+    model = OnePiece(load_config("tiny", None, [*SETS, *EXACT]).model, dataset.schema, codes)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    settings = {**dict(stop=np.array(dataset.user_start[1:]), batch_users=8, max_events=100, sampled_negatives=20,
+                       action_weights=(1.0, 3.0, 0.5, 1.0), moment_lag_seconds=0.0, click_lag_seconds=0.0,
+                       horizon_seconds=1e9, seed=0, codes=codes.numpy()), **changes}
+
+    def mean(batches):
+        model.zero_grad()
+        losses = [model.losses(batch, semantic_weight=0.5) for batch in batches]
+        (sum(part.total for part in losses) / len(losses)).backward()
+        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic")],
+                {name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None})
+
+    shared = TrainingBatches(dataset, **settings, ranks=2, shared_negatives=True).epoch(0, count=2)
+    for joint in Joint(dataset, **settings).epoch(0):
+        (loss, gradient), (expected_loss, expected) = mean([next(shared), next(shared)]), mean([joint])
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0.0)
+        assert gradient.keys() == expected.keys()
+        for name in gradient:
+            torch.testing.assert_close(gradient[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("how", ["train.accumulate=2", "train.replicas=2"])
+def test_a_run_with_shared_negatives_is_that_of_one_batch_with_all_users(dataset, tmp_path, monkeypatch, how):
+    shared = train(dataset.path, tmp_path / "shared", load_config("tiny", None, [*SETS, *EXACT, "train.shared_negatives=true", how]))
+    monkeypatch.setattr(training_loop, "TrainingBatches", Joint)
+    joint = train(dataset.path, tmp_path / "joint", load_config("tiny", None, [*SETS, *EXACT]))
+    _close(_weights(shared), _weights(joint))
+    assert _logged(shared) == pytest.approx(_logged(joint), rel=1e-4)  # clipped, gradients of any scale move the weights alike
 
 
 def test_replicas_sum_their_gradients_and_share_the_weights():
@@ -96,3 +184,11 @@ def test_replicas_on_a_cpu_are_what_is_asked_for_and_negative_numbers_are_refuse
     assert [count_replicas(asked, torch.device("cpu")) for asked in (0, 1, 3)] == [1, 1, 3]
     with pytest.raises(InputError, match="replicas"):
         count_replicas(-1, torch.device("cpu"))
+
+
+def test_a_process_has_all_visible_cards_and_a_rank_has_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [count_replicas(0, torch.device(name)) for name in ("cuda", "cuda:2")] == [4, 1]
+    for device, asked in (("cuda", 5), ("cuda:2", 2)):
+        with pytest.raises(InputError, match=f"found {asked}"):
+            count_replicas(asked, torch.device(device))
