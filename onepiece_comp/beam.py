@@ -127,3 +127,9 @@ def item_log_prob(model: OnePiece, table: PrefixTable, encoded: Encoded, length_
             own = child == path_BKL[:, part, level, None]
             total[:, part] += torch.where(own, step, 0).sum(2)
     return total.masked_fill(leaf < 0, -torch.inf)
+
+
+def first_log_prob(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor,
+                   prior: Prior | None = None) -> torch.Tensor:
+    """Log-probability [B, P_0] of each first code in use."""
+    return _Decoding(model, table, encoded, length_B, prior).first_level()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from onepiece_comp.batches import item_batch, move
-from onepiece_comp.beam import Prior, beam_search, item_log_prob
+from onepiece_comp.beam import Prior, beam_search, first_log_prob, item_log_prob
 from onepiece_comp.candidates import prepare
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig
@@ -232,27 +232,38 @@ class Ranker:
 
     def _logits(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
         """The retrieval head's logit of the candidates `index` [B, K]."""
-        unit_BKD = self.candidates.vectors.unit_ND[index]
-        if self.config.mode == "cascade" and self.model.decoder.dense is not None:
-            logit = torch.cat([(unit_BKD[part] * self._queries(request, index, part)).sum(2)
-                               for part in torch.arange(len(index)).split(_USERS_AT_ONCE)])
-        else:
-            logit = (unit_BKD @ request.query_BD[..., None])[..., 0]
+        logit = (self.candidates.vectors.unit_ND[index] @ request.query_BD[..., None])[..., 0]
         if request.bias_BM is not None:
             logit = logit + request.bias_BM.gather(1, index)
         return logit if request.metric_BSM is None else logit + self._alike(request, index)
 
-    def _queries(self, request: "_Request", index: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
-        """Some users' queries [B, K, D] given the first code of each candidate; the plain one where it has none."""
-        model, prefixes, length_B = self.model, self.candidates.prefixes, request.history.length_B[users]
-        leaf_BK = prefixes.item_leaf[index[users]]
-        code_BK = prefixes.code[0][prefixes.leaf_path[leaf_BK.clamp_min(0), 0]]
-        steps_T = torch.arange(request.encoded.hidden_BTD.shape[1], device=index.device)
-        query_BKD = model.conditioned_query(
+    def _conditioned(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
+        """log p(first code) + log p(candidate | first code) of the candidates `index`; without an id -inf.
+
+        Under its own first code's query a candidate is compared with those of that code among `index` only: queries of
+        different codes have different scales.
+        """
+        prefixes = self.candidates.prefixes
+        leaf_BK = prefixes.item_leaf[index]
+        first_BK = prefixes.leaf_path[leaf_BK.clamp_min(0), 0]
+        unit_BKD = self.candidates.vectors.unit_ND[index]
+        plain_BK = (unit_BKD @ request.query_BD[..., None])[..., 0]
+        own_BK = torch.cat([(unit_BKD[part] * self._queries(request, prefixes.code[0][first_BK[part]], part)).sum(2)
+                            for part in torch.arange(len(index)).split(_USERS_AT_ONCE)])
+        logit = (self._logits(request, index) - plain_BK + own_BK).masked_fill(leaf_BK < 0, -torch.inf)
+        highest_B1 = logit.amax(1, keepdim=True)
+        log_first = first_log_prob(self.model, prefixes, request.encoded, request.history.length_B, request.prior)
+        total_BP = torch.zeros_like(log_first).scatter_add(1, first_BK, (logit - highest_B1).exp())
+        return log_first.gather(1, first_BK) + logit - highest_B1 - total_BP.clamp_min(1e-30).log().gather(1, first_BK)
+
+    def _queries(self, request: "_Request", code_BK: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """Some users' queries [B, K, D] given first codes."""
+        model, length_B = self.model, request.history.length_B[users]
+        steps_T = torch.arange(request.encoded.hidden_BTD.shape[1], device=code_BK.device)
+        return model.conditioned_query(
             request.encoded.hidden_BTD[users, length_B - 1], code_BK,
             model.decoder.memories([state[users] for state in request.encoded.states]),
             (steps_T < length_B[:, None])[:, None]).float()
-        return torch.where((leaf_BK >= 0)[..., None], query_BKD, request.query_BD[users][:, None])
 
     def _generate(self, request: "_Request", stages: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
@@ -281,8 +292,9 @@ class Ranker:
 
         With `cold_ids` every candidate has one.
         """
-        logit = self._logits(request, index)
-        finite = log_prob.isfinite()
+        logit, finite = self._logits(request, index), log_prob.isfinite()
+        if self.model.decoder.dense is not None:
+            log_prob = torch.where(finite, (log_prob + self._conditioned(request, index)) / 2, log_prob)
         usual = torch.where(finite, log_prob, 0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
         weight = self.config.semantic_weight
         return (1 - weight) * logit + weight * torch.where(finite, log_prob, usual)

@@ -8,7 +8,7 @@ import torch
 
 from onepiece_comp import retrieval
 from onepiece_comp.batches import item_batch
-from onepiece_comp.beam import Prior, beam_search, item_log_prob
+from onepiece_comp.beam import Prior, beam_search, first_log_prob, item_log_prob
 from onepiece_comp.candidates import with_cold_ids
 from onepiece_comp.cascade import Ranker
 from onepiece_comp.checkpoint import Checkpoint
@@ -242,31 +242,34 @@ def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, 
         assert ranked.index[user].tolist()[:min(10, len(order))] == order[:10]
 
 
-def test_a_conditioned_cascade_ranks_each_survivor_by_the_query_of_its_own_first_code(dataset, evaluation):
+def test_a_conditioned_candidate_is_judged_among_those_of_its_own_first_code(dataset, evaluation):
+    """log p(first code) + log softmax, over the candidates of that code, of the logit with the query that knows it."""
     torch.manual_seed(0)
     number = torch.randperm(25 * 4, generator=torch.Generator().manual_seed(3))[:dataset.schema.items]
     codes = torch.cat([torch.full((1, 2), -1), torch.stack([number // 25, number % 25], 1)])
-    config = dataclasses.replace(CONFIG, conditioned=True, trend=False, similarity_width=0)
-    model = OnePiece(config, dataset.schema, codes)
+    model = OnePiece(dataclasses.replace(CONFIG, conditioned=True), dataset.schema, codes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    cascade = InferConfig(mode="cascade", beam=4, survivors=200, union=0, semantic_weight=0.0, filter_seen=False, cold_ids=False)
-    ranker = Ranker(_checkpoint(model.eval(), dataset), evaluation, cascade, torch.device("cpu"))
-    ranked, users = ranker.rank(np.arange(6)), torch.arange(6)
+    ranker = Ranker(_checkpoint(model.eval(), dataset), evaluation, InferConfig(mode="cascade", cold_ids=False), torch.device("cpu"))
     with torch.no_grad():
-        request = ranker._request(np.arange(6), None)
-        length = request.history.length_B
+        request, users = ranker._request(np.arange(6), None), torch.arange(6)
+        length, prefixes = request.history.length_B, ranker.candidates.prefixes
         allowed = (torch.arange(request.encoded.hidden_BTD.shape[1]) < length[:, None])[:, None]
+        index = prefixes.leaf_item[None].expand(6, -1)  # all that have an id
+        ours, plain = ranker._conditioned(request, index), ranker._logits(request, index)
+        first = first_log_prob(model, prefixes, request.encoded, length, request.prior)
+        code = codes[torch.from_numpy(evaluation.items.id_row[evaluation.candidate[index[0]]]).long()][:, 0]
         for user in range(6):
-            score = {}
-            for candidate in ranked.stages["beam"][user].tolist():
-                row = evaluation.items.id_row[evaluation.candidate[candidate]]
-                query = model.conditioned_query(request.encoded.hidden_BTD[users, length - 1], codes[row][0].repeat(6, 1),
+            logit = []
+            for place, candidate in enumerate(index[user].tolist()):
+                query = model.conditioned_query(request.encoded.hidden_BTD[users, length - 1], code[place].repeat(6, 1),
                                                 model.decoder.memories(request.encoded.states), allowed)[user, 0]
-                score[candidate] = float(query @ ranker.candidates.vectors.unit_ND[candidate])
-            assert len(score) > 10
-            order = sorted(score, key=score.get, reverse=True)[:10]
-            assert [score[c] for c in ranked.index[user].tolist()] == pytest.approx([score[c] for c in order], rel=1e-4)
+                logit.append(plain[user, place] + (query - request.query_BD[user]) @ ranker.candidates.vectors.unit_ND[candidate])
+            for place in range(0, len(logit), 7):
+                siblings = torch.stack([value for value, other in zip(logit, code) if other == code[place]])
+                expected = first[user, prefixes.code[0] == code[place]] + logit[place] - siblings.logsumexp(0)
+                torch.testing.assert_close(ours[user, place], expected[0], rtol=1e-3, atol=1e-3)
+    assert len(code) > 30 and len(code.unique()) == 4
 
 
 def test_the_order_is_followed_beyond_the_ten_for_the_funnel(model, dataset, evaluation, monkeypatch):
