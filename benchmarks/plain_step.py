@@ -15,6 +15,8 @@ from onepiece_comp.batches import ItemBatch, TrainBatch
 from onepiece_comp.hstu import CrossBlock, HSTUBlock, merge_heads, split_heads
 from onepiece_comp.model import Encoded, OnePiece
 from onepiece_comp.moe import Routing, SparseMoE, swiglu
+from onepiece_comp.popularity import _ABSENT, TrendRows
+from onepiece_comp.popularity import _STEP as _TREND_STEP
 from onepiece_comp.similarity import _FLOOR, _SHARPNESS, _STEP, HistorySimilarity, Weighing
 
 
@@ -63,7 +65,7 @@ def plain_retrieval_loss(model: OnePiece, batch: TrainBatch, encoded: Encoded, i
     correction_K = batch.log_repeats_K - batch.log_expected_K
     logit_NK = query_ND @ model.keys(item_ND[1:]).T + correction_K
     if model.trend is not None:
-        logit_NK = logit_NK + model.trend_bias(batch.trend)[batch.trend_row_N]
+        logit_NK = logit_NK + plain_trend_logits(model.trend, model._conditioned(batch.trend))[batch.trend_row_N]
     if model.similarity is not None:
         metric_NM, weighing = model.similarity.metric(item_ND), model.weigh(batch.history, encoded)
         like_BTK = plain_similarity(model.similarity, metric_NM[batch.history.item_BT], metric_NM[1:], weighing)
@@ -90,7 +92,7 @@ def plain_semantic_loss(model: OnePiece, batch: TrainBatch, encoded: Encoded) ->
         query_BTD = decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
         logit_NC = query_BTD.flatten(0, 1)[batch.position_N] @ decoder.code_LCD[level].T
         if decoder.trend is not None:
-            bias_RC = model.code_bias(level, batch.code_trend[level])
+            bias_RC = plain_trend_logits(decoder.trend[level], model._conditioned(batch.code_trend[level]))
             logit_NC = logit_NC + (bias_RC if level else bias_RC[batch.trend_row_N])
         if level == 0 and decoder.similarity is not None:
             logit_NC = logit_NC + _first_code_similarity(model, batch, encoded)
@@ -106,6 +108,14 @@ def _first_code_similarity(model: OnePiece, batch: TrainBatch, encoded: Encoded)
     weighing = model.weigh_codes(batch.history, encoded)
     like_BTC = plain_similarity(model.decoder.similarity, metric_CM[code_BS], metric_CM[:-1], weighing)
     return like_BTC.flatten(0, 1)[batch.position_N]
+
+
+def plain_trend_logits(weight_CW: torch.Tensor, trend: TrendRows) -> torch.Tensor:
+    """The logits [R, K] of `popularity.trend_logits`: each pair looks up the weights of its condition."""
+    weight_RW = (weight_CW * _TREND_STEP)[trend.condition_R]
+    recent_P = (trend.feature_PW * weight_RW[trend.row_P, :-1]).sum(1)
+    bias_RK = trend.seen_RK * weight_RW[:, -1:] + _ABSENT * trend.absent_RK
+    return bias_RK.index_put((trend.row_P, trend.key_P), recent_P, accumulate=True)
 
 
 def plain_similarity(similarity: HistorySimilarity, metric_BSM: torch.Tensor, key_KM: torch.Tensor,
