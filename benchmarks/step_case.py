@@ -77,9 +77,10 @@ class Clock:
 class Case:
     """A preset with its data and both forms."""
 
-    def __init__(self, preset: str, negatives: int | None, options: argparse.Namespace, *, forms: tuple[str, ...] = FORMS):
+    def __init__(self, preset: str, users: int | None, negatives: int | None, options: argparse.Namespace, *,
+                 forms: tuple[str, ...] = FORMS):
         self.device, config = torch.device(options.device), load_config(preset)
-        train = {"batch_users": options.batch_users, "sampled_negatives": negatives}
+        train = {"batch_users": users, "sampled_negatives": negatives}
         model = {"max_events": options.events, "dropout": 0.0, "id_dropout": 0.0}
         self.config = config = dataclasses.replace(
             config, train=dataclasses.replace(config.train, **{k: v for k, v in train.items() if v}),

@@ -1,6 +1,6 @@
 """A training step against the plain padded eager form of the same model, part by part, equal losses checked first.
 
-    taskset -c 1 python benchmarks/train_step.py --presets tiny small
+    taskset -c 1 python benchmarks/train_step.py --presets tiny small --batch-users 16 32
     python benchmarks/train_step.py --device cuda --presets base full --events 102 --batch-users 512 --negatives 50000 400000
 
 The plain form (`plain_step.py`) takes users as shuffled, ours those of like length together; both step the same weights
@@ -143,10 +143,11 @@ def _status_kib(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-def memory_apart(preset: str, negatives: int | None, form: str) -> float:
+def memory_apart(preset: str, users: int | None, negatives: int | None, form: str) -> float:
     """`added_memory` in a process of its own."""
     command = [sys.executable, *sys.argv, "--presets", preset, "--memory-of", form]
-    command += ["--negatives", str(negatives)] if negatives else []
+    for name, value in (("--batch-users", users), ("--negatives", negatives)):
+        command += [name, str(value)] if value else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -163,10 +164,10 @@ def product_rate(clock: Clock, size: int = 1024) -> float:
     return best
 
 
-def measure(preset: str, negatives: int | None, options: argparse.Namespace) -> list[str]:
+def measure(preset: str, users: int | None, negatives: int | None, options: argparse.Namespace) -> list[str]:
     """The table of a case as Markdown lines."""
-    memory = {form: memory_apart(preset, negatives, form) for form in FORMS}
-    case = Case(preset, negatives, options)
+    memory = {form: memory_apart(preset, users, negatives, form) for form in FORMS}
+    case = Case(preset, users, negatives, options)
     clock, difference = Clock(case.device, options.threads), case.check()
     on_card = case.device.type == "cuda"
     bound = (bfloat16_peak(torch.cuda.get_device_name()) if on_card else None) or product_rate(clock)
@@ -198,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=["tiny", "small"])
     parser.add_argument("--negatives", nargs="+", type=int, default=[None], help="sampled ones; default: the preset's")
-    parser.add_argument("--batch-users", type=int, help="default: the preset's")
+    parser.add_argument("--batch-users", nargs="+", type=int, default=[None], help="one for all presets or each its own")
     parser.add_argument("--events", type=int, help="longest history; default: the preset's")
     parser.add_argument("--items", type=int, help="of the catalogue; default: 100,000, on a card 2,000,000")
     parser.add_argument("--steps", type=int, default=15)
@@ -208,15 +209,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    cases = [(preset, negatives) for preset in options.presets for negatives in options.negatives]
+    users = options.batch_users * (len(options.presets) if len(options.batch_users) == 1 else 1)
+    if len(users) != len(options.presets):
+        parser.error(f"{len(users)} --batch-users for {len(options.presets)} presets")
+    cases = [(preset, count, negatives) for preset, count in zip(options.presets, users) for negatives in options.negatives]
     if options.memory_of:
         case = Case(*cases[0], options, forms=(options.memory_of,))
         return print(added_memory(case.forms[0], case))
     machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
     lines = [f"`python benchmarks/train_step.py {' '.join(sys.argv[1:])}`", "",
              f"torch {torch.__version__}, {machine}, {options.threads} thread(s), median of {options.steps}."]
-    for preset, negatives in cases:
-        lines += measure(preset, negatives, options)
+    for case in cases:
+        lines += measure(*case, options)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"train_step{'_cuda' * (options.device == 'cuda')}.md").write_text("\n".join(lines) + "\n")
 
