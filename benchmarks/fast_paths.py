@@ -98,7 +98,7 @@ def expert_case() -> tuple[str, Callable, Callable]:
 
 
 def popularity_case() -> tuple[str, Callable, Callable]:
-    """Logits of 3,400 keys at 450 moments, 280,000 pairs shown lately, as in a batch of 16 users: forward and backward."""
+    """Logits of 3,400 keys at 450 moments, 280,000 pairs shown lately, as in a batch of 16 users: both ways."""
     keys, moments = 3400, 450
     pair = torch.randperm(keys * moments)[:280_000].sort().values
     none, seen = torch.zeros(moments, keys, dtype=torch.bool), torch.rand(moments, keys) < 0.5

@@ -66,7 +66,8 @@ class Clock:
     """Processor seconds of one thread, else those of the wall; a card is waited for."""
 
     def __init__(self, device: torch.device, threads: int):
-        self.device, self.read = device, time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
+        alone = device.type == "cpu" and threads == 1
+        self.device, self.read = device, time.process_time if alone else time.perf_counter
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -105,7 +106,8 @@ class Case:
     def paired(self) -> Iterator[tuple[TrainBatch, TrainBatch]]:
         """Batches of users of like length, and of as many users as shuffled."""
         bucketed, shuffled = (self.batches._order(0, bucketed=bucketed) for bucketed in (True, False))
-        whole = (part for part in zip(bucketed, shuffled) if len(part[0]) == len(part[1]) == self.config.train.batch_users)
+        size = self.config.train.batch_users
+        whole = (part for part in zip(bucketed, shuffled) if len(part[0]) == len(part[1]) == size)
         for number, users in enumerate(itertools.cycle(whole)):
             yield tuple(self.batches.batch(some, np.random.default_rng(number)).to(self.device) for some in users)
 

@@ -1,7 +1,8 @@
 """A training step against the plain padded eager form of the same model, part by part, equal losses checked first.
 
     taskset -c 1 python benchmarks/train_step.py --presets tiny small --batch-users 16 32
-    python benchmarks/train_step.py --device cuda --presets base full --events 102 --batch-users 512 --negatives 50000 400000
+    python benchmarks/train_step.py --device cuda --presets base full --events 102 --batch-users 512 \\
+        --negatives 50000 400000
 
 The plain form (`plain_step.py`) takes users as shuffled, ours those of like length together; both step the same weights
 on as many users, in turn. Columns are made (`made_dataset.py`), dropout is off. Parts are forward and backward; the
@@ -32,8 +33,9 @@ WARM_UP = 2
 
 def parts(form: Form, batch: TrainBatch) -> dict[str, Callable[[], torch.Tensor]]:
     """Each part as a function to a scalar, on inputs that take a gradient."""
-    model, retrieval = form.model, plain_retrieval_loss if form.plain else lambda model, *given: model.retrieval_loss(*given)
-    semantic = plain_semantic_loss if form.plain else lambda model, *given: model.semantic_loss(*given)
+    model = form.model
+    retrieval = plain_retrieval_loss if form.plain else type(model).retrieval_loss
+    semantic = plain_semantic_loss if form.plain else type(model).semantic_loss
     leaf = lambda tensor: tensor.detach().requires_grad_()
     with torch.no_grad(), form.precision():
         item, encoded = model.encode_items(batch.items), model.encode(batch.history, model.encode_items(batch.items))
@@ -77,7 +79,8 @@ def parts(form: Form, batch: TrainBatch) -> dict[str, Callable[[], torch.Tensor]
 def work_of(part: str, work: Work) -> int | None:
     """Multiply-adds of a part of the forward pass."""
     return {"history attention": work.blocks, "experts": work.experts, "item tower": work.towers,
-            "retrieval loss": work.retrieval, "retrieval loss with history similarity": work.retrieval + work.similarity,
+            "retrieval loss": work.retrieval,
+            "retrieval loss with history similarity": work.retrieval + work.similarity,
             "semantic loss": work.semantic, "whole step": sum(work)}.get(part)
 
 
@@ -199,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", default=["tiny", "small"])
     parser.add_argument("--negatives", nargs="+", type=int, default=[None], help="sampled ones; default: the preset's")
-    parser.add_argument("--batch-users", nargs="+", type=int, default=[None], help="one for all presets or each its own")
+    parser.add_argument("--batch-users", nargs="+", type=int, default=[None], help="for all presets or one each")
     parser.add_argument("--events", type=int, help="longest history; default: the preset's")
     parser.add_argument("--items", type=int, help="of the catalogue; default: 100,000, on a card 2,000,000")
     parser.add_argument("--steps", type=int, default=15)
@@ -212,7 +215,8 @@ def main() -> None:
     users = options.batch_users * (len(options.presets) if len(options.batch_users) == 1 else 1)
     if len(users) != len(options.presets):
         parser.error(f"{len(users)} --batch-users for {len(options.presets)} presets")
-    cases = [(preset, count, negatives) for preset, count in zip(options.presets, users) for negatives in options.negatives]
+    cases = [(preset, count, negatives)
+             for preset, count in zip(options.presets, users) for negatives in options.negatives]
     if options.memory_of:
         case = Case(*cases[0], options, forms=(options.memory_of,))
         return print(added_memory(case.forms[0], case))

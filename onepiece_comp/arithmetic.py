@@ -94,13 +94,9 @@ def _matrices(module: nn.Module) -> int:
     return linear + sum(p.numel() for name, p in module.named_parameters() if name.endswith(_MATRIX_ENDINGS))
 
 
-def _attention(shape: Shape, width: int) -> int:
-    """Scores of every two positions and their sum over values, all heads together."""
-    return 2 * shape.cells * shape.positions * width
-
-
 def _block(layer: EncoderLayer, shape: Shape, width: int) -> int:
-    return _matrices(layer.block) * shape.cells + _attention(shape, width)
+    """Linear maps; scores of every two positions and their sum over values, all heads together."""
+    return shape.cells * (_matrices(layer.block) + 2 * shape.positions * width)
 
 
 def _experts(moe: SparseMoE, rows: int) -> int:
