@@ -17,6 +17,7 @@ from onepiece_comp.config import Config, TokenizerConfig, load_config
 from onepiece_comp.model import OnePiece
 from onepiece_comp.optim import Optimisers
 from onepiece_comp.preprocess import Dataset
+from onepiece_comp.row_optim import clip_gradients
 from onepiece_comp.tokenizer import choose_codes
 
 FORMS = ("ours", "plain")
@@ -54,7 +55,7 @@ class Form:
         forward = clock.now()
         loss.backward()
         backward = clock.now()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
+        clip_gradients(self.model.parameters(), self.config.train.clip)
         self.optimisers.step(number)
         end = clock.now()
         for part, seconds in (("forward", forward - start), ("backward", backward - forward),
