@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from plain_step import plain_trend_logits
 from torch.nn import functional as F
 
 from onepiece_comp.console import table
 from onepiece_comp.hstu import RelativeBias, gaps
 from onepiece_comp.losses import RowBias, Rows, softmax_loss
 from onepiece_comp.moe import SparseMoE, swiglu
+from onepiece_comp.popularity import CONDITIONS, TrendRows, trend_logits
 from onepiece_comp.retrieval import top_k
 from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES, WINDOW_DAYS, Trend
@@ -95,6 +97,23 @@ def expert_case() -> tuple[str, Callable, Callable]:
     return "experts on their own tokens | every expert on every token", fast, plain
 
 
+def popularity_case() -> tuple[str, Callable, Callable]:
+    """Logits of 3,400 keys at 450 moments, 280,000 pairs shown lately, as in a batch of 16 users: both ways."""
+    keys, moments = 3400, 450
+    pair = torch.randperm(keys * moments)[:280_000].sort().values
+    none, seen = torch.zeros(moments, keys, dtype=torch.bool), torch.rand(moments, keys) < 0.5
+    rows = TrendRows(pair // keys, pair % keys, torch.rand(len(pair), FEATURES), seen, none,
+                     torch.randint(0, CONDITIONS, (moments,)))
+    weight, gradient = torch.randn(CONDITIONS, FEATURES + 1, requires_grad=True), torch.randn(moments, keys)
+
+    def fast() -> torch.Tensor:
+        return torch.autograd.grad(trend_logits(weight, rows), weight, gradient)[0]
+
+    def plain() -> torch.Tensor:
+        return torch.autograd.grad(plain_trend_logits(weight, rows), weight, gradient)[0]
+    return "popularity logits by products with every condition | by look-ups of weights", fast, plain
+
+
 def top_k_case() -> tuple[str, Callable, Callable]:
     """256 users, 200,000 candidates, width 64, top 10."""
     query, candidate = torch.randn(256, 64), torch.randn(200_000, 64)
@@ -158,7 +177,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
-    for case in (loss_case, bias_case, similarity_case, expert_case, top_k_case, trend_case):
+    for case in (loss_case, bias_case, similarity_case, popularity_case, expert_case, top_k_case, trend_case):
         name, fast, plain = case()
         ours, theirs = measure(fast, plain, options.repeats)
         rows.append((name, f"{1000 * ours:.1f}", f"{1000 * theirs:.1f}", f"{theirs / ours:.1f}x"))

@@ -43,11 +43,17 @@ def trend_rows(found: Lookup, absent_RK: np.ndarray, condition_R: np.ndarray) ->
 
 
 def trend_logits(weight_CW: torch.Tensor, trend: TrendRows) -> torch.Tensor:
-    """Additive logits [R, K]: linear in the features, by the row's condition. `weight_CW` [CONDITIONS, W + 1]."""
-    weight_RW = (weight_CW * _STEP)[trend.condition_R]
-    recent_P = (trend.feature_PW * weight_RW[trend.row_P, :-1]).sum(1)
-    bias_RK = trend.seen_RK * weight_RW[:, -1:] + _ABSENT * trend.absent_RK
-    return bias_RK.index_put((trend.row_P, trend.key_P), recent_P, accumulate=True)
+    """Additive logits [R, K]: linear in the features, by the row's condition. `weight_CW` [CONDITIONS, W + 1].
+
+    Pairs are many and conditions few, so every pair's product with every condition costs less than a gather of weights.
+    """
+    weight_CW = weight_CW * _STEP
+    condition_P = trend.condition_R[trend.row_P]
+    with torch.autocast(weight_CW.device.type, enabled=False):  # bfloat16 would keep 8 bits of a count
+        recent_P = (weight_CW[:, :-1] @ trend.feature_PW.T).gather(0, condition_P[None])[0]
+    bias_RK = torch.where(trend.absent_RK, _ABSENT, trend.seen_RK * weight_CW[trend.condition_R, -1:])
+    pair_P = trend.row_P * bias_RK.shape[1] + trend.key_P
+    return bias_RK.flatten().scatter_add(0, pair_P, recent_P).view_as(bias_RK)
 
 
 def no_trend_rows(keys: int) -> TrendRows:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from onepiece_comp.arithmetic import bfloat16_peak, forward_work, shape_of
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json
 from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
 from onepiece_comp.checkpoint import load_tensors, save_checkpoint
@@ -46,13 +47,15 @@ class Progress(NamedTuple):
 
 
 class _Window:
-    """What has happened since the last log line."""
+    """What has happened since the last log line; `peak` is the FLOP/s of this rank's cards where it is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak: float | None) -> None:
         self.started, self.users, self.rows, self.parts, self.load = time.monotonic(), 0, 0, [], None
+        self.flops, self.peak = 0.0, peak
 
-    def add(self, batch: TrainBatch, losses: Losses, norm: float) -> None:
+    def add(self, batch: TrainBatch, losses: Losses, norm: float, *, flops: float) -> None:
         self.users += len(batch.history.length_B)
+        self.flops += flops
         self.rows += len(batch.target_N)
         self.parts.append([float(losses.retrieval), float(losses.semantic), float(losses.conditioned),
                            float(losses.balance), norm])
@@ -63,7 +66,10 @@ class _Window:
         seconds = max(time.monotonic() - self.started, 1e-9)
         names = ("Loss/retrieval", "Loss/semantic", "Loss/conditioned", "Loss/balance", "gradient_norm")
         found = {**dict(zip(names, np.mean(self.parts, 0).tolist())), "users_per_second": self.users / seconds,
-                 "events_per_second": self.rows / seconds, "peak_memory_mib": peak_memory_mib()}
+                 "events_per_second": self.rows / seconds, "flops_per_second": self.flops / seconds,
+                 "peak_memory_mib": peak_memory_mib()}
+        if self.peak is not None:
+            found["share_of_peak"] = found["flops_per_second"] / self.peak
         if self.load is not None:
             found |= {"expert_gini": gini(self.load), "expert_entropy": entropy(self.load),
                       "experts_unused": int((self.load == 0).sum())}
@@ -105,6 +111,9 @@ class Loop:
         self._high_lines = 0  # log lines in a row with a loss far above the first one's
         self.use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
         self.replicas = Replicas(model, device, self.shares // settings.accumulate)
+        on_cards = self.use_bfloat16 and device.type == "cuda"
+        peak = bfloat16_peak(torch.cuda.get_device_name(device)) if on_cards else None
+        self.peak = peak * len(self.replicas.models) if peak else None  # of this rank's cards together
 
     @property
     def judged(self) -> OnePiece:
@@ -113,21 +122,21 @@ class Loop:
 
     def run_steps(self, log: RunLog) -> None:
         """From where the run stands to its end, or to the end of the step in which the process is asked to stop."""
-        settings, window = self.config.train, _Window()
+        settings, window = self.config.train, _Window(self.peak)
         with EndAsked() as end:
             for batches in self._remaining() if not self._lost_patience() else ():
                 losses, norm, rate = self._step(batches)
                 for batch, found in zip(batches, losses):
-                    window.add(batch, found, norm)
+                    window.add(batch, found, norm, flops=self._flops(batch))
                 asked = self.ranks.highest(end.signal or 0)
                 end.signal = asked or end.signal  # all end as one was asked to; asked since then: in the next step
                 step = self.progress.step
                 if step % settings.log_every == 0 or step == self.total_steps:
                     self._log_line(log, window.record(), rate)
-                    window = _Window()
+                    window = _Window(self.peak)
                 if step in self.validate_at or step == self.total_steps:
                     self._checkpoint(log)
-                    window = _Window()
+                    window = _Window(self.peak)
                 elif asked or time.monotonic() - self._saved_at > 60 * settings.save_minutes:
                     self._save_state()
                 if asked:
@@ -180,6 +189,12 @@ class Loop:
                                   conditioned_weight=self.config.train.conditioned_weight, options=self._options())
         (losses.total / every).backward()
         return losses
+
+    def _flops(self, batch: TrainBatch) -> float:
+        settings = self.config.train
+        work = forward_work(self.model, shape_of(batch), semantic=settings.semantic_weight > 0,
+                            conditioned=settings.conditioned_weight > 0, compared=2 if settings.loss == "bce" else None)
+        return work.training_flops
 
     def _options(self) -> LossOptions:
         settings = self.config.train

@@ -362,3 +362,22 @@ def test_the_conditioned_query_of_training_is_that_of_the_cascade_given_the_targ
     torch.testing.assert_close(losses.conditioned, alone.detach(), rtol=1e-4, atol=1e-4)
     rest = losses.retrieval + 0.5 * losses.semantic + CONFIG.balance_weight * losses.balance
     torch.testing.assert_close(losses.total.detach(), rest + 2 * losses.conditioned, rtol=1e-4, atol=1e-4)
+
+
+def test_adamw_takes_the_steps_that_its_formula_has(dataset):
+    torch.manual_seed(0)
+    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+    optimisers = Optimisers(model, learning_rate=0.1, muon_learning_rate=0.0, weight_decay=0.5, warmup_steps=1,
+                            total_steps=10 ** 9)
+    table, head = model.item_tower.id_table.weight, model.decoder.code_LCD  # without and with weight decay
+    expected, mean, square = [w.detach().clone() for w in (table, head)], [0.0, 0.0], [0.0, 0.0]
+    for step in range(3):
+        for place, weight in enumerate((table, head)):
+            weight.grad = gradient = torch.randn(weight.shape)
+            mean[place] = 0.9 * mean[place] + 0.1 * gradient
+            square[place] = 0.98 * square[place] + 0.02 * gradient ** 2
+            direction = mean[place] / (1 - 0.9 ** (step + 1)) / (square[place] / (1 - 0.98 ** (step + 1))).sqrt()
+            expected[place] = expected[place] * (1 - 0.1 * 0.5 * place) - 0.1 * direction
+        optimisers.step(step)
+    for weight, formula in zip((table, head), expected):
+        torch.testing.assert_close(weight.detach(), formula, rtol=1e-4, atol=1e-4)

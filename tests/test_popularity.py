@@ -73,7 +73,7 @@ def test_pairs_know_what_a_lookup_of_all_knows():
 
 def test_logits_are_linear_in_the_features_by_condition(case):
     trend, codes, target, row_of, moments = case
-    weight = torch.randn(CONDITIONS, FEATURES + 1, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(CONDITIONS, FEATURES + 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for rows in code_rows(catalogue_trend(codes, trend), CODES, target, row_of=row_of, **moments):
         logit = trend_logits(weight, rows)
         expected = torch.zeros_like(logit)
@@ -82,3 +82,18 @@ def test_logits_are_linear_in_the_features_by_condition(case):
         for row in range(len(logit)):
             expected[row] += 8 * weight[rows.condition_R[row], -1] * rows.seen_RK[row]
         torch.testing.assert_close(logit, expected, rtol=1e-4, atol=1e-4)
+        slope = torch.randn(logit.shape, generator=torch.Generator().manual_seed(1))
+        fast, slow = (torch.autograd.grad(made, weight, slope)[0] for made in (logit, expected))
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-3)
+
+
+def test_a_key_that_is_not_yet_there_has_no_chance_and_no_part_in_the_gradient(case):
+    trend, codes, target, row_of, moments = case
+    rows = code_rows(catalogue_trend(codes, trend), CODES, target, row_of=row_of, **moments)[0]
+    shown = torch.zeros_like(rows.seen_RK).index_put((rows.row_P, rows.key_P), torch.tensor(True)) | rows.seen_RK
+    rows = rows._replace(absent_RK=~shown)
+    weight = torch.ones(CONDITIONS, FEATURES + 1, requires_grad=True)
+    logit = trend_logits(weight, rows)
+    assert (logit[~shown] == -1e4).all() and (logit[shown] > 0).all() and (~shown).any()
+    all_there = trend_logits(weight, rows._replace(absent_RK=torch.zeros_like(shown)))
+    torch.testing.assert_close(*(torch.autograd.grad(made.sum(), weight)[0] for made in (logit, all_there)))

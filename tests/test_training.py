@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from onepiece_comp import training_loop
+from onepiece_comp.arithmetic import forward_work, shape_of
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors
 from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig, load_config
 from onepiece_comp.end_asked import EndAsked
 from onepiece_comp.errors import InputError
-from onepiece_comp.model import OnePiece
+from onepiece_comp.model import Losses, OnePiece
+from onepiece_comp.parallel import Ranks
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.submission import choose_mode, infer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
-from onepiece_comp.training_loop import Loop
+from onepiece_comp.training_loop import Loop, _Window
 from onepiece_comp.validation import Validation
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
@@ -84,6 +86,22 @@ def test_a_run_explains_itself(retrieval):
 def test_the_loss_falls(retrieval):
     losses = [json.loads(line)["Loss/retrieval"] for line in (retrieval / "log.jsonl").read_text().splitlines() if "Loss/" in line]
     assert losses[-1] < losses[0] - 0.2
+
+
+def test_the_log_tells_the_work_of_its_steps_and_its_share_of_a_known_peak(dataset, retrieval, tmp_path):
+    model = load_checkpoint(retrieval, torch.device("cpu")).model
+    loop = Loop(model, dataset, tmp_path, _config(), torch.device("cpu"), warm=False, ranks=Ranks())
+    batch = next(loop.batches.epoch(0))
+    work = forward_work(model, shape_of(batch), semantic=False).training_flops
+    first = json.loads((retrieval / "log.jsonl").read_text().splitlines()[0])
+    assert first["flops_per_second"] / first["events_per_second"] == pytest.approx(work / len(batch.target_N))
+    assert "share_of_peak" not in first  # a CPU's is not known
+    losses = Losses(*torch.ones(5), None)
+    window = _Window(1e9)
+    window.add(batch, losses, 1.0, flops=6e9)
+    window.add(batch, losses, 1.0, flops=2e9)
+    found = window.record()
+    assert found["share_of_peak"] == pytest.approx(8 * found["users_per_second"] / (2 * len(batch.history.length_B)))
 
 
 KILLER = """
