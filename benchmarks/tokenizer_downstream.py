@@ -69,7 +69,7 @@ class World(NamedTuple):
         sets = [f"tokenizer.{key}={value}" for key, value in tokenizer.items()]
         return load_config(sets=[
             "train.threads=1", "infer.threads=1", f"train.seed={row.seed}", f"tokenizer.seed={row.seed}",
-            f"tokenizer.codes={self.codes}", f"train.warm_start_epochs={self.epochs}", *sets])
+            f"tokenizer.codes={self.codes}", f"train.warm_start_epochs={self.epochs}", "infer.semantic_weight=0.1", *sets])
 
     def vectors(self, name: str) -> str:
         """The text that `build_tokenizer` takes for its vectors."""
@@ -168,7 +168,8 @@ def write_table(options: argparse.Namespace, found: dict[Row, dict]) -> None:
     (options.results / "tokenizer_downstream.md").write_text("\n".join([
         f"`python benchmarks/tokenizer_downstream.py WORK --users {options.users} --codes {options.codes} "
         f"--epochs {options.epochs:g} --joint-epochs {options.joint_epochs:g} --hours {options.hours:g}`", "",
-        f"2 x {options.codes} codes. Error: squared error / variance. In the beam: targets among the beam's survivors.",
+        f"2 x {options.codes} codes. Error: squared error / variance. In the beam: targets among the beam's survivors. "
+        "Share of the ids in the cascade's score: .1.",
         "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|",
         *("| " + " | ".join(row) + " |" for row in rows)]) + "\n")
 
