@@ -1,21 +1,23 @@
 """Ranks, replicas and batches taken in turn: the same shares give the same weights, whoever computes them."""
 
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from onepiece_comp import training_loop
+from onepiece_comp import parallel, training_loop
 from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_tensors
 from onepiece_comp.config import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece
-from onepiece_comp.parallel import Replicas, count_replicas
+from onepiece_comp.parallel import Ranks, Replicas, count_replicas
 from onepiece_comp.training import train
 from onepiece_comp.training_loop import Loop
 
@@ -97,6 +99,18 @@ def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(
     resumed = _torchrun(script, "SIGTERM", "-1", dataset=dataset, run=run)("--resume")
     assert resumed.returncode == 0, resumed.stderr
     _close(_weights(run), _weights(in_turn))
+
+
+def test_a_rank_that_meets_nobody_ends_with_a_line(monkeypatch):
+    """So does one whose torchrun was killed before the ranks had met."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 1, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(parallel, "_MEETING", timedelta(seconds=1))
+    with pytest.raises(InputError, match="rank 1 of 2: found a rank that no longer answers"), Ranks(1, 2):
+        pass
 
 
 class Joint(TrainingBatches):
