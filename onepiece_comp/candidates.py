@@ -2,10 +2,11 @@
 
 Stands between `evaluation.py` and `cascade.py`. A user's moment is their last event, or the training log's end if that
 is later; users whose moments fall into one bucket share a row of popularity logits.
-Legend: R rows (a moment and an action), M candidates, P prefixes.
+Legend: R rows (a moment and an action), M candidates, P prefixes, F folded dimensions.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,12 @@ from onepiece_comp.popularity import TrendRows, code_trend, distinct_pairs, tren
 from onepiece_comp.prefix_table import PrefixTable, build_prefix_table
 from onepiece_comp.retrieval import ItemVectors, encode_item_table
 from onepiece_comp.trend import Trend, extended
+from onepiece_comp.vector_cache import vector_cache
 
 _KEYS_PER_BLOCK = 1 << 16
 _ROWS_PER_BLOCK = 1 << 12
 _CELLS_AT_ONCE = 1 << 24  # pairs of vectors compared at once
+_SKETCHES = 3  # rounds of the sketch of popularity
 
 
 class Candidates(NamedTuple):
@@ -40,11 +43,18 @@ class Candidates(NamedTuple):
 
 
 def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, action: np.ndarray,
-            device: torch.device) -> Candidates:
-    """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for."""
+            device: torch.device, *, keep: Path | None = None) -> Candidates:
+    """Vectors, popularity logits and prefix table of the candidates; `action` [users] is what each is asked for.
+
+    With a folder `keep`, and `config.cache`, vectors are kept in the checkpoint's folder or there.
+    """
     model, items, rows = checkpoint.model, evaluation.items, evaluation.candidate
-    id_row = torch.from_numpy(items.id_row[rows])
-    vectors, prefixes = encode_item_table(model, items, rows, device), None
+    id_row, prefixes = torch.from_numpy(items.id_row[rows]), None
+    encode = lambda: encode_item_table(model, items, rows, device)
+    if keep is not None and config.cache:
+        vectors = vector_cache(checkpoint, evaluation, device, beside=keep).get(encode, device)
+    else:
+        vectors = encode()
     if model.decoder is not None and config.mode != "retrieval":
         codes = torch.where((id_row > 0)[:, None], model.codes.cpu()[id_row].long(), -1)
         if config.cold_ids:
@@ -133,3 +143,28 @@ def _logits(weigh: Callable[[TrendRows], torch.Tensor], trend: Trend, asked: _Mo
         rows = trend_rows(found, np.zeros_like(found.seen_RK), asked.condition)
         bias[:, start:start + len(block)] = weigh(move(rows, device))
     return bias
+
+
+class FoldedBias(NamedTuple):
+    """Popularity logits as dot products, row_RF @ item_MF.T."""
+
+    row_RF: torch.Tensor
+    item_MF: torch.Tensor
+    error: float  # root mean square of what that leaves out of the logits; 0 = nothing
+
+
+def fold_bias(bias_RM: torch.Tensor, *, width: int, scale: float) -> FoldedBias:
+    """`bias_RM` in at most `width` dimensions, the rows' part `scale` times longer than the plain one.
+
+    Exact for up to `width` rows, a dimension each: a user's row picks its own. More are cut to the directions that
+    matter most, found by a random sketch (Halko, Martinsson and Tropp 2011, arXiv 0909.4061).
+    """
+    rows = len(bias_RM)
+    if rows <= width:
+        return FoldedBias(torch.eye(rows, device=bias_RM.device) * scale, bias_RM.T / scale, 0.0)
+    sketch_RF = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).to(bias_RM.device)
+    for _ in range(_SKETCHES):
+        sketch_RF = torch.linalg.qr(bias_RM @ (bias_RM.T @ sketch_RF)).Q
+    item_MF = bias_RM.T @ sketch_RF
+    left = float(bias_RM.square().sum() - item_MF.square().sum())
+    return FoldedBias(sketch_RF * scale, item_MF / scale, (max(0.0, left) / bias_RM.numel()) ** 0.5)

@@ -8,7 +8,8 @@ Legend: B users, M candidates, D width, K items of the union.
 """
 
 from collections import Counter
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +19,21 @@ from onepiece_comp.beam import Prior, beam_search, item_log_prob
 from onepiece_comp.candidates import prepare
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig
+from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation
 from onepiece_comp.histories import NO_ACTION, Columns, History, build_history, last_position
 from onepiece_comp.model import Encoded
-from onepiece_comp.retrieval import top_k
+from onepiece_comp.retrieval import recall, top_k
 from onepiece_comp.similarity import Weighing
 
+if TYPE_CHECKING:
+    from onepiece_comp.approximate import FirstStage
+
 LIST = 10
+DEPTHS = (100, 384, 1000)  # at which a funnel tells the recall, beside the ten
+INDEXES = ("exact", "hnsw", "ivf")
 _CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
+_USERS_AT_ONCE = 32  # whose candidates have queries of their own at once
 
 
 class _Request(NamedTuple):
@@ -34,6 +42,7 @@ class _Request(NamedTuple):
     history: History
     encoded: Encoded
     query_BD: torch.Tensor
+    row_B: torch.Tensor  # int64, the moment of each user
     bias_BM: torch.Tensor | None
     prior: Prior | None  # the same for the beam's prefixes
     metric_BSM: torch.Tensor | None  # metric vectors of the history's items
@@ -52,13 +61,17 @@ class Ranked(NamedTuple):
 class Ranker:
     """Ranks candidates for batches of users of one evaluation folder."""
 
-    def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device):
+    def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device, *,
+                 keep: Path | None = None, depth: int = LIST):
+        """`depth` is how far down the order is followed: beyond the ten for the funnel alone."""
         self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
+        self.depth = depth
         told = evaluation.target_action.astype(np.int64)
         self.action = (
             np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
         )
-        self.candidates = prepare(checkpoint, evaluation, config, self.action, device)
+        self.candidates = prepare(checkpoint, evaluation, config, self.action, device, keep=keep)
+        self._first = self._first_stage()
         self._columns = Columns(evaluation.item, evaluation.action, evaluation.time_seconds, evaluation.user_token,
                                 evaluation.user_token_start)
 
@@ -69,15 +82,56 @@ class Ranker:
         request = self._request(users, seen if self.config.filter_seen else None)
         stages: dict[str, torch.Tensor] = {}
         if self.config.mode == "retrieval":
-            score, index = self._retrieve(request, LIST)
+            score, index = self._retrieve(request, self.depth)
         else:
             score, index = self._generate(request, stages)
-        order = score.topk(min(LIST, score.shape[1]), dim=1)
+        order = score.topk(min(self.depth, score.shape[1]), dim=1)
         best = torch.where(order.values > -torch.inf, index.gather(1, order.indices), -1)
-        chosen, filled = self._fill(best, request, seen)
+        for depth in DEPTHS[::-1]:
+            if depth <= best.shape[1]:
+                stages[f"best {depth:,}"] = best[:, :depth]
+        chosen, filled = self._fill(best[:, :LIST], request, seen)
         stages["ten"] = chosen
         return Ranked(chosen.cpu().numpy(), {name: [row[row >= 0].cpu().numpy() for row in kept]
                                              for name, kept in stages.items()}, filled)
+
+    @property
+    def approximate(self) -> bool:
+        """Whether retrieval goes through an approximate index."""
+        return self._first is not None
+
+    @torch.no_grad()
+    def queries(self, users: np.ndarray) -> torch.Tensor:
+        """Vectors [B, D] whose dot products with the candidates' are logits, without popularity and similarity."""
+        return self._request(users, None).query_BD
+
+    @property
+    def query_scale(self) -> float:
+        """The length of a query: one over the temperature where logits are cosines."""
+        axis_D = torch.eye(1, self.candidates.vectors.unit_ND.shape[1], device=self.device)[0]
+        return float(self.model.retrieval_query(axis_D[None]).detach().norm())
+
+    @torch.no_grad()
+    def index_recall(self, users: np.ndarray, k: int) -> float:
+        """The share of exact retrieval's `k` best that retrieval through the approximate index finds, for `users`."""
+        exact, found = [], []
+        for batch in np.array_split(users, -(-len(users) // self.config.batch_users)):
+            request = self._request(batch, self._seen(batch) if self.config.filter_seen else None)
+            for kept, (score, index) in ((exact, self._exact(request, k)), (found, self._approximate(request, k))):
+                kept += torch.where(score > -torch.inf, index, -1)
+        return recall(exact, found)
+
+    def _first_stage(self) -> "FirstStage | None":
+        """The approximate index, where one is asked for and the mode has use for it."""
+        config = self.config
+        if config.index not in INDEXES:
+            raise InputError("infer.index", found=repr(config.index), expected=f"one of {', '.join(INDEXES)}",
+                             do="choose from these")
+        if config.index == "exact" or config.mode == "beam" or (config.mode == "cascade" and not config.union):
+            return None
+        from onepiece_comp.approximate import FirstStage  # exact retrieval needs no faiss
+
+        return FirstStage(self.candidates, config, scale=self.query_scale)
 
     def _request(self, users: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor] | None) -> _Request:
         """Encode the users' histories."""
@@ -108,7 +162,7 @@ class Ranker:
         if model.similarity is not None:
             metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
             weighing = model.weigh(history, encoded).last(history)
-        return _Request(history, encoded, query_BD, bias_BM, prior, metric_BSM, weighing, seen)
+        return _Request(history, encoded, query_BD, row_B, bias_BM, prior, metric_BSM, weighing, seen)
 
     def _seen(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(user within the batch, candidate number) of every candidate in a user's whole history."""
@@ -135,6 +189,19 @@ class Ranker:
         return torch.isin(own, user * total + number)
 
     def _retrieve(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Top-k by the whole logit among what the first stage names; what is dropped has -inf."""
+        return self._exact(request, k) if self._first is None else self._approximate(request, k)
+
+    def _approximate(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_exact`, among those that the index names; seen ones do not take the places of others."""
+        hidden = 0 if request.seen is None else int(torch.bincount(request.seen[0], minlength=1).max())
+        named = self._first.search(request.query_BD, request.row_B, max(k, self.config.index_fetch) + hidden)
+        index = named.clamp_min(0)
+        score = self._logits(request, index).masked_fill((named < 0) | self._dropped(request, index), -torch.inf)
+        score, place = score.topk(min(k, score.shape[1]), dim=1)
+        return score, index.gather(1, place)
+
+    def _exact(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k by the whole logit, exact among the `shortlist` best without similarity; what is dropped has -inf."""
         bias = request.bias_BM
         if self.config.filter_cold:
@@ -165,10 +232,27 @@ class Ranker:
 
     def _logits(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
         """The retrieval head's logit of the candidates `index` [B, K]."""
-        logit = (self.candidates.vectors.unit_ND[index] @ request.query_BD[..., None])[..., 0]
+        unit_BKD = self.candidates.vectors.unit_ND[index]
+        if self.config.mode == "cascade" and self.model.decoder.dense is not None:
+            logit = torch.cat([(unit_BKD[part] * self._queries(request, index, part)).sum(2)
+                               for part in torch.arange(len(index)).split(_USERS_AT_ONCE)])
+        else:
+            logit = (unit_BKD @ request.query_BD[..., None])[..., 0]
         if request.bias_BM is not None:
             logit = logit + request.bias_BM.gather(1, index)
         return logit if request.metric_BSM is None else logit + self._alike(request, index)
+
+    def _queries(self, request: "_Request", index: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """Some users' queries [B, K, D] given the first code of each candidate; the plain one where it has none."""
+        model, prefixes, length_B = self.model, self.candidates.prefixes, request.history.length_B[users]
+        leaf_BK = prefixes.item_leaf[index[users]]
+        code_BK = prefixes.code[0][prefixes.leaf_path[leaf_BK.clamp_min(0), 0]]
+        steps_T = torch.arange(request.encoded.hidden_BTD.shape[1], device=index.device)
+        query_BKD = model.conditioned_query(
+            request.encoded.hidden_BTD[users, length_B - 1], code_BK,
+            model.decoder.memories([state[users] for state in request.encoded.states]),
+            (steps_T < length_B[:, None])[:, None]).float()
+        return torch.where((leaf_BK >= 0)[..., None], query_BKD, request.query_BD[users][:, None])
 
     def _generate(self, request: "_Request", stages: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""

@@ -196,6 +196,16 @@ def infer(ckpt: Annotated[Path, typer.Option(help="A run or a checkpoint folder.
           shard=read_shard(shard))
 
 
+@app.command("export-ann", epilog="Example: onepiece-comp export-ann work/joint work/ann --data work/split/eval")
+def export_ann(ckpt: Path, out: Path, data: Annotated[Path, typer.Option(help="Evaluation folder.")],
+               config: ConfigFile = None, sets: Sets = None) -> None:
+    """Write vectors of candidates and users in the files of the platform's neighbour search."""
+    from onepiece_comp.ann_export import export_ann as stage
+    from onepiece_comp.submission import stored_config
+
+    stage(ckpt, out, stored_config(ckpt, config, sets or ()), data=data)
+
+
 @app.command(epilog="Example: onepiece-comp baselines work/split/train work/split/eval work/baselines")
 def baselines(train: Path, evaluation: Path, out: Path) -> None:
     """Write result files of popularity, last-day popularity and item-kNN."""

@@ -105,6 +105,7 @@ class ModelConfig:
     expert_width: int = 64  # hidden width of an expert
     balance_weight: float = 0.02  # weight of the load-balance loss
     decoder_layers: int = 1  # cross-attention blocks of the semantic-id decoder
+    conditioned: bool = False  # a query that knows the first code, by which the cascade then ranks its survivors
     dropout: float = 0.2  # on the residual branches
     id_dropout: float = 0.1  # share of items whose id is hidden in a training step, so that cold items are no surprise
     cosine: bool = True  # logits are cosines over the temperature; False: plain dot products over it
@@ -138,6 +139,7 @@ class TrainConfig:
     hard_after: float = 0.5  # share of the steps from which on only these count
     duplicate_cosine: float = 0.0  # items whose vectors are so like the target's are no negatives; 0 = all are
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
+    conditioned_weight: float = 0.3  # weight of the loss of `model.conditioned`
     logq: bool = True  # correct sampled and in-batch negatives for how often they are drawn
     positive_logq: bool = False  # correct the positive by its own LogQ too, as the paper does
     stochastic_alpha: float = 2.0  # below 2: long histories lose random events in a step (HSTU's stochastic length)
@@ -175,6 +177,10 @@ class InferConfig:
     survivors: int = 384  # K', items kept by the beam
     union: int = 100  # exact neighbours added to the survivors in cascade mode
     shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
+    index: str = "exact"  # exact | hnsw | ivf: who names the candidates that the whole logit ranks in retrieval
+    index_fetch: int = 1000  # candidates that hnsw or ivf names for each user, besides seen ones
+    index_effort: float = 1.0  # times their usual breadth of search: more is slower and misses less
+    cache: bool = True  # keep candidate vectors in the checkpoint's folder or, if that cannot be written, the output's
     semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
     filter_seen: bool = True  # drop items of the user's history
     drop_last: bool = False  # leave out the last event of each history, as the organisers' baseline does
@@ -238,12 +244,8 @@ def _replace(section: object, values: dict, place: typing.Callable[[str], str]) 
     kinds = typing.get_type_hints(type(section))
     for key in values:
         if key not in kinds:
-            raise InputError(
-                place(key),
-                found=f"the unknown key {key!r}",
-                expected=f"a key of {type(section).__name__}",
-                do=_nearest(key, kinds),
-            )
+            raise InputError(place(key), found=f"the unknown key {key!r}", expected=f"a key of {type(section).__name__}",
+                             do=_nearest(key, kinds))
     return dataclasses.replace(section, **{k: _coerce(v, kinds[k], place(k)) for k, v in values.items()})
 
 

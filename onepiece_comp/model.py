@@ -47,8 +47,17 @@ class Losses(NamedTuple):
     total: torch.Tensor
     retrieval: torch.Tensor
     semantic: torch.Tensor  # sum over levels; zero without semantic ids
+    conditioned: torch.Tensor  # of the query that knows the target's first code; zero without one
     balance: torch.Tensor
     expert_load: torch.Tensor | None  # tokens per expert, summed over layers
+
+
+class Forced(NamedTuple):
+    """The rows' targets as codes, and the decoder's queries with the codes before each level given."""
+
+    code_NL: torch.Tensor  # int64, -1 where the target has no id
+    batch: TrainBatch  # rows weigh 0 where the target has no id
+    query_ND: list[torch.Tensor]  # per level
 
 
 class OnePiece(nn.Module):
@@ -115,22 +124,44 @@ class OnePiece(nn.Module):
             return trend
         return trend._replace(condition_R=torch.full_like(trend.condition_R, NO_ACTION))
 
-    def losses(self, batch: TrainBatch, *, semantic_weight: float, options: LossOptions = LossOptions()) -> Losses:
+    def losses(self, batch: TrainBatch, *, semantic_weight: float, conditioned_weight: float = 0.0,
+               options: LossOptions = LossOptions()) -> Losses:
         """The training loss and its parts on one batch; `options` are those of the retrieval loss."""
         item_ND = self.encode_items(batch.items)
         encoded = self.encode(batch.history, item_ND)
         retrieval = self.retrieval_loss(batch, encoded, item_ND, options=options)
-        zero = retrieval.new_zeros(())
-        semantic = self.semantic_loss(batch, encoded) if self.decoder is not None and semantic_weight else zero
+        semantic = conditioned = zero = retrieval.new_zeros(())
+        if self.decoder is not None and (semantic_weight or conditioned_weight):
+            forced = self.forced(batch, encoded)
+            semantic = self.semantic_loss(batch, encoded, forced) if semantic_weight else zero
+            if self.decoder.dense is not None and conditioned_weight:
+                query_ND = self._conditioned_query(encoded.hidden_BTD.flatten(0, 1)[batch.position_N], forced.query_ND[1])
+                conditioned = self.retrieval_loss(forced.batch, encoded, item_ND, query_ND=query_ND, options=options)
         balance = sum((routing.balance for routing in encoded.routing), zero) / max(1, len(encoded.routing))
         load = torch.stack([routing.load_E for routing in encoded.routing]).sum(0) if encoded.routing else None
-        total = retrieval + semantic_weight * semantic + self.config.balance_weight * balance
-        return Losses(total, retrieval.detach(), semantic.detach(), balance.detach(), load)
+        total = (retrieval + semantic_weight * semantic + conditioned_weight * conditioned
+                 + self.config.balance_weight * balance)
+        return Losses(total, retrieval.detach(), semantic.detach(), conditioned.detach(), balance.detach(), load)
+
+    def _conditioned_query(self, hidden_ND: torch.Tensor, code_query_ND: torch.Tensor) -> torch.Tensor:
+        return self.retrieval_query(hidden_ND + self.decoder.dense(code_query_ND))
+
+    def conditioned_query(self, hidden_BD: torch.Tensor, code_BK: torch.Tensor,
+                          memories: list[tuple[torch.Tensor, torch.Tensor]], allowed_B1S: torch.Tensor) -> torch.Tensor:
+        """Query vectors [B, K, D] of users given first codes: COBRA (arXiv 2503.02453), section 3.2."""
+        hidden_BKD = hidden_BD[:, None].expand(-1, code_BK.shape[1], -1)
+        query_BKD = self.decoder.query(1, hidden_BKD, code_BK[..., None], memories,
+                                       allowed_B1S.expand(-1, code_BK.shape[1], -1))
+        return self._conditioned_query(hidden_BKD, query_BKD)
 
     def retrieval_loss(self, batch: TrainBatch, encoded: Encoded, item_ND: torch.Tensor, *,
-                       options: LossOptions = LossOptions()) -> torch.Tensor:
-        """Mean retrieval loss over the rows; with history similarity some users at a time, so that memory is bounded."""
-        query_ND = self.retrieval_query(encoded.hidden_BTD.flatten(0, 1)[batch.position_N])
+                       query_ND: torch.Tensor | None = None, options: LossOptions = LossOptions()) -> torch.Tensor:
+        """Mean retrieval loss over the rows; with history similarity some users at a time, so that memory is bounded.
+
+        `query_ND` stands for the encoder's own queries.
+        """
+        if query_ND is None:
+            query_ND = self.retrieval_query(encoded.hidden_BTD.flatten(0, 1)[batch.position_N])
         key_KD = self.keys(item_ND[1:]).to(query_ND.dtype)
         trend = [RowBias(self.trend_bias(batch.trend), batch.trend_row_N)] if self.trend is not None else []
         if self.similarity is None:
@@ -169,8 +200,8 @@ class OnePiece(nn.Module):
         """How much each event of a history counts for its similarity to a candidate."""
         return self.similarity.weigh(history, encoded.gap_BTS, next_action=self.config.next_action)
 
-    def semantic_loss(self, batch: TrainBatch, encoded: Encoded) -> torch.Tensor:
-        """Mean over rows of the summed cross-entropies of the target's codes, teacher forced."""
+    def forced(self, batch: TrainBatch, encoded: Encoded) -> Forced:
+        """Codes of the targets and queries at every level, teacher forced."""
         users, length, _ = encoded.hidden_BTD.shape
         code_KL = self.codes[batch.items.id_row_N[1:]].long()
         code_NL, batch = code_KL[batch.target_N], batch.with_targets((code_KL >= 0).all(1))
@@ -179,19 +210,23 @@ class OnePiece(nn.Module):
         code_BTL = code_BTL.view(users, length, -1)
         memories = self.decoder.memories(encoded.states)
         causal_1TS = torch.ones(1, length, length, dtype=torch.bool, device=code_NL.device).tril()
+        queries = [self.decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
+                   for level in range(self.decoder.levels)]
+        return Forced(code_NL, batch, [query_BTD.flatten(0, 1)[batch.position_N] for query_BTD in queries])
+
+    def semantic_loss(self, batch: TrainBatch, encoded: Encoded, forced: Forced) -> torch.Tensor:
+        """Mean over rows of the summed cross-entropies of the target's codes."""
         total = encoded.hidden_BTD.new_zeros(())
-        for level in range(self.decoder.levels):
-            query_BTD = self.decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
-            query_ND, rows = query_BTD.flatten(0, 1)[batch.position_N], Rows(code_NL[:, level].clamp_min(0), batch.weight_N)
-            biases = []
+        for level, query_ND in enumerate(forced.query_ND):
+            rows, biases = Rows(forced.code_NL[:, level].clamp_min(0), forced.batch.weight_N), []
             if self.decoder.trend is not None:
-                row_N = torch.arange(len(code_NL), device=code_NL.device) if level else batch.trend_row_N
-                biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), row_N))
+                own_N = torch.arange(len(rows.target_N), device=query_ND.device)
+                biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), own_N if level else batch.trend_row_N))
             if level == 0 and self.decoder.similarity is not None:
                 total = total + self._first_code_loss(batch, encoded, query_ND, rows, biases)
             else:
                 total = total + softmax_loss(query_ND, self.decoder.code_LCD[level], rows, *biases)
-        return total / batch.step_weight_K.sum().clamp_min(1e-6)
+        return total / forced.batch.step_weight_K.sum().clamp_min(1e-6)
 
     def _first_code_loss(self, batch: TrainBatch, encoded: Encoded, query_ND: torch.Tensor, rows: Rows,
                          biases: list[RowBias]) -> torch.Tensor:

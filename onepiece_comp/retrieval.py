@@ -14,6 +14,7 @@ from onepiece_comp.model import OnePiece
 from onepiece_comp.preprocess import ItemTable
 
 TILE = 16384
+_GROUP = 32  # scores of a tile that are judged by their highest
 
 
 class Best(NamedTuple):
@@ -46,7 +47,7 @@ def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias_BM
           hidden: tuple[torch.Tensor, torch.Tensor] | None = None) -> Best:
     """Exact top-k of query . candidate + bias. `hidden` = (user, candidate) index pairs to leave out.
 
-    `bias_BM` may be [1, M]. Ties go to the lower candidate number.
+    `bias_BM` may be [1, M]. Of equal scores the one in the earlier tile comes first, within a tile any.
     """
     users, candidates = len(query_BD), len(candidate_MD)
     k = min(k, candidates)
@@ -61,12 +62,37 @@ def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias_BM
         if hidden is not None:
             inside = (hidden[1] >= tile.start) & (hidden[1] < tile.stop)
             score[hidden[0][inside], hidden[1][inside] - start] = -torch.inf
-        found = score.topk(min(k, score.shape[1]), dim=1)
-        both = torch.cat([best.score_BK, found.values], 1)
-        index = torch.cat([best.index_BK, found.indices + start], 1)
+        found = _ahead(score, best.score_BK[:, -1], k)
+        if found is None:
+            continue
+        both = torch.cat([best.score_BK, found.score_BK], 1)
+        index = torch.cat([best.index_BK, found.index_BK + start], 1)
         kept = both.sort(dim=1, descending=True, stable=True)
         best = Best(kept.values[:, :k], index.gather(1, kept.indices[:, :k]))
     return best
+
+
+def _ahead(score_BT: torch.Tensor, least_B: torch.Tensor, k: int) -> Best | None:
+    """What may enter lists whose last scores are `least_B`: at most the `k` best of a tile, None where nothing does.
+
+    Only groups whose highest score is ahead of the list's last are looked through: in late tiles these are few.
+    """
+    users, width = score_BT.shape
+    if width % _GROUP or not least_B.isfinite().all():
+        return Best(*score_BT.topk(min(k, width), dim=1))
+    group_BGX = score_BT.view(users, -1, _GROUP)
+    highest_BG = group_BGX.amax(2)
+    groups = int((highest_BG > least_B[:, None]).sum(1).max())
+    if not groups:
+        return None
+    if groups * 2 > highest_BG.shape[1]:
+        return Best(*score_BT.topk(min(k, width), dim=1))
+    chosen_BG = highest_BG.topk(groups, dim=1).indices
+    inside = group_BGX.gather(1, chosen_BG[..., None].expand(-1, -1, _GROUP)).flatten(1)
+    wanted = int((inside > least_B[:, None]).sum(1).max())
+    found = inside.topk(min(k, wanted), dim=1)
+    group_BK = chosen_BG.gather(1, torch.div(found.indices, _GROUP, rounding_mode="floor"))
+    return Best(found.values, group_BK * _GROUP + found.indices % _GROUP)
 
 
 def target_rank(
@@ -89,3 +115,12 @@ def target_rank(
         (score == target) & (torch.arange(len(candidate_MD), device=score.device) < target_B[:, None])
     )
     return torch.where(target[:, 0] == -torch.inf, len(candidate_MD) + 1, ahead.sum(1) + 1)
+
+
+def recall(exact: torch.Tensor, found: torch.Tensor) -> float:
+    """The share of `exact` [B, K] that is in the same user's row of `found` [B, K']; negative ones do not count."""
+    hit = wanted = 0
+    for own, ours in zip(exact, found):
+        own = own[own >= 0]
+        hit, wanted = hit + int(torch.isin(own, ours).sum()), wanted + len(own)
+    return hit / max(1, wanted)

@@ -37,6 +37,7 @@ class SemanticIdDecoder(nn.Module):
         if config.similarity_width and config.code_similarity:
             self.similarity = HistorySimilarity(width=config.width, metric_width=config.similarity_width)
             self.first_code_table = nn.Embedding(codes + 1, config.width)  # the last row is for items without an id
+        self.dense = nn.Linear(config.width, config.width, bias=False) if config.conditioned and levels > 1 else None
         self.code_LCD = nn.Parameter(torch.empty(levels, codes, config.width))
 
     def code_metrics(self) -> torch.Tensor:

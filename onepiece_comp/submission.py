@@ -18,7 +18,7 @@ import numpy as np
 
 from onepiece_comp.answer_parts import Answers, Parts
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
-from onepiece_comp.cascade import LIST, Ranker
+from onepiece_comp.cascade import DEPTHS, LIST, Ranker
 from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint, find_checkpoint, load_checkpoint
 from onepiece_comp.config import Config, InferConfig, from_dict, override, to_dict
 from onepiece_comp.console import progress, say, table
@@ -28,6 +28,7 @@ from onepiece_comp.training import choose_device, set_threads
 from onepiece_comp.truths import read_truth
 
 MODES = ("retrieval", "beam", "cascade")
+_RECALL_USERS = 256  # for whom an approximate index is compared with exact retrieval
 
 
 class Submission(NamedTuple):
@@ -49,7 +50,7 @@ def recommend(
     """
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
-    ranker = Ranker(checkpoint, evaluation, config, device)
+    ranker = Ranker(checkpoint, evaluation, config, device, keep=keep, depth=max(DEPTHS) if truth else LIST)
     users = np.argsort(np.diff(evaluation.user_start), kind="stable")
     target = _targets(truth, evaluation, ranker) if truth else None
     parts = Parts(keep, _key(checkpoint, evaluation, config, target) if keep else "", shard=shard)
@@ -69,6 +70,8 @@ def recommend(
     creative = evaluation.items.creative_id[evaluation.candidate[chosen]]
     funnel = _funnel(evaluation, ranker, config.mode, total["kept"], total["survived"] if target is not None else None,
                      total["filled"], seconds)
+    if ranker.approximate:
+        funnel["index"] = _index_figures(ranker, users)
     submission = Submission(creative.tolist(), evaluation.users, funnel)
     check(submission, set(evaluation.items.creative_id[evaluation.candidate].tolist()))
     return submission
@@ -145,6 +148,14 @@ def _funnel(evaluation: Evaluation, ranker: Ranker, mode: str, kept: Counter, su
     }
 
 
+def _index_figures(ranker: Ranker, users: np.ndarray) -> dict:
+    """What the approximate index misses, by exact retrieval for some users of every history length."""
+    sample, config = users[::-(-len(users) // _RECALL_USERS)], ranker.config
+    depths = sorted({LIST, config.union} - {0}) if config.mode == "cascade" else [LIST]
+    return {"kind": config.index, "fetch": config.index_fetch, "effort": config.index_effort, "users": len(sample),
+            **{f"recall_at_{k}": round(ranker.index_recall(sample, k), 4) for k in depths}}
+
+
 def check(submission: Submission, candidates: set[int]) -> None:
     """Our own promise: ten distinct candidates, plain ints, for every user, each user once."""
     assert len(submission.top10s) == len(submission.users) == len(set(submission.users)), "a user is lost or doubled"
@@ -205,4 +216,8 @@ def _report(funnel: dict, out: Path) -> None:
     rows += [(f"places filled: {name}", f"{count:,}", "") for name, count in funnel["filled"].items() if count]
     table(f"infer: {funnel['mode']}, {funnel['users']:,} users, {funnel['users_per_second']:,} users/s, "
           f"{funnel['users_without_history']:,} without history", ("step", "kept per user", "targets kept"), rows)
+    if "index" in funnel:
+        found = ", ".join(f"{100 * value:.1f} % of the best {name.rpartition('_')[2]}"
+                          for name, value in funnel["index"].items() if name.startswith("recall"))
+        say(f"{funnel['index']['kind']} finds {found} of exact retrieval ({funnel['index']['users']} users)")
     say(f"wrote {out / 'result.json'}")

@@ -54,13 +54,14 @@ class _Window:
     def add(self, batch: TrainBatch, losses: Losses, norm: float) -> None:
         self.users += len(batch.history.length_B)
         self.rows += len(batch.target_N)
-        self.parts.append([float(losses.retrieval), float(losses.semantic), float(losses.balance), norm])
+        self.parts.append([float(losses.retrieval), float(losses.semantic), float(losses.conditioned),
+                           float(losses.balance), norm])
         if losses.expert_load is not None:
             self.load = losses.expert_load if self.load is None else self.load + losses.expert_load
 
     def record(self) -> dict[str, float]:
         seconds = max(time.monotonic() - self.started, 1e-9)
-        names = ("Loss/retrieval", "Loss/semantic", "Loss/balance", "gradient_norm")
+        names = ("Loss/retrieval", "Loss/semantic", "Loss/conditioned", "Loss/balance", "gradient_norm")
         found = {**dict(zip(names, np.mean(self.parts, 0).tolist())), "users_per_second": self.users / seconds,
                  "events_per_second": self.rows / seconds, "peak_memory_mib": peak_memory_mib()}
         if self.load is not None:
@@ -158,7 +159,7 @@ class Loop:
         self.ranks.sum_gradients(parameters)
         norm = clip_gradients(parameters, self.config.train.clip)
         parts = {f"the {name} loss": sum(float(getattr(part, name)) for part in losses)
-                 for name in ("retrieval", "semantic", "balance")}
+                 for name in ("retrieval", "semantic", "conditioned", "balance")}
         for name, value in {**parts, "the gradient's norm": norm}.items():
             if not np.isfinite(value):
                 self._refuse(f"{name} is {value}", self.progress.step + 1)
@@ -176,7 +177,7 @@ class Loop:
         seed_share(self.config.train.seed, self.progress.step * every + self.batches.rank + place, device)
         with torch.autocast("cuda", torch.bfloat16) if self.use_bfloat16 else contextlib.nullcontext():
             losses = model.losses(batch.to(device), semantic_weight=self.config.train.semantic_weight,
-                                  options=self._options())
+                                  conditioned_weight=self.config.train.conditioned_weight, options=self._options())
         (losses.total / every).backward()
         return losses
 

@@ -9,20 +9,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "onepiece_comp"
 
 ORDER = """
     errors presets config artefacts paths console report_html
-    pickle_opcodes pickles pickle_stream formats truths embeddings vector_kernels vector_blocks reduction features blocks number_kernels line_kernels sequences item_records parquet_tables parquet_release log_source raw_folder parquet_writer world impressions observables oracle synthetic log_files log_features log_times event_log
+    pickle_opcodes pickles pickle_stream formats ann_files truths embeddings vector_kernels vector_blocks reduction features blocks number_kernels line_kernels sequences item_records parquet_tables parquet_release log_source raw_folder parquet_writer world impressions observables oracle synthetic log_files log_features log_times event_log
     log_kuairand log_recbole log_movielens log_amazon log_sequences log_table convert targets split
     metrics trend event_columns engine embedding_tables preprocess evaluation baselines scoring
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
     histories prefix_table popularity batches losses hstu transformer similarity moe encoder_layer item_tower history_inputs sid_decoder
     model row_optim optim parallel checkpoint retrieval validation run_log end_asked training_loop training
-    beam candidates cascade answer_parts submission
+    beam vector_cache candidates approximate cascade answer_parts submission ann_export
     flow ablation platform_jobs cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
-    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"word_search", "quantisers"},
+    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"word_search", "quantisers", "approximate"},
     "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
     "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "cli"} | {"learned_quantisers", "alignment", "word_search"},
 }

@@ -323,3 +323,28 @@ def test_code_truncation_hides_finer_codes_in_training_only(dataset):
     assert torch.equal(second, tower.code_tables[1].weight[:1].expand(8, -1))  # row 0: hidden
     assert torch.equal(first, tower.code_tables[0](model.codes[row, 0] + 1))
     assert torch.equal(tower.eval()._codes(row)[1], tower.code_tables[1](model.codes[row, 1] + 1))
+
+
+def test_the_conditioned_query_of_training_is_that_of_the_cascade_given_the_targets_first_code(dataset):
+    """And its loss is the retrieval loss with that query; queries given other codes differ."""
+    model = _with(dataset, conditioned=True, similarity_width=8).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    batches = _batches(dataset, batch_users=4, popularity=True, codes=model.codes.numpy())
+    batch = batches.batch(batches.users[:4], np.random.default_rng(0))
+    encoded = model.encode(batch.history, item_ND := model.encode_items(batch.items))
+    forced = model.forced(batch, encoded)
+    hidden = encoded.hidden_BTD.flatten(0, 1)[batch.position_N]
+    trained = model._conditioned_query(hidden, forced.query_ND[1])
+    last = torch.stack([torch.where(batch.user_N == user)[0][-1] for user in range(4)])
+    steps = torch.arange(batch.history.item_BT.shape[1])
+    code = torch.stack([forced.code_NL[last, 0], (forced.code_NL[last, 0] + 1) % 8], 1)
+    asked = model.conditioned_query(hidden[last], code, model.decoder.memories(encoded.states),
+                                    (steps < batch.history.length_B[:, None])[:, None])
+    torch.testing.assert_close(asked[:, 0], trained[last], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(asked[:, 1], trained[last], atol=1e-2)
+    losses = model.losses(batch, semantic_weight=0.5, conditioned_weight=2.0)
+    alone = model.retrieval_loss(batch, encoded, item_ND, query_ND=trained)
+    torch.testing.assert_close(losses.conditioned, alone.detach(), rtol=1e-4, atol=1e-4)
+    rest = losses.retrieval + 0.5 * losses.semantic + CONFIG.balance_weight * losses.balance
+    torch.testing.assert_close(losses.total.detach(), rest + 2 * losses.conditioned, rtol=1e-4, atol=1e-4)

@@ -141,7 +141,7 @@ def test_with_shared_negatives_the_mean_loss_and_gradient_are_those_of_one_batch
     torch.manual_seed(0)
     codes = torch.randint(0, 5, (dataset.schema.items + 1, 2), dtype=torch.int32)
     codes[::7] = -1  # no loss of codes for these, so its weights differ from the retrieval loss's
-    model = OnePiece(load_config("tiny", None, [*SETS, *EXACT]).model, dataset.schema, codes)
+    model = OnePiece(load_config("tiny", None, [*SETS, *EXACT, "model.conditioned=true"]).model, dataset.schema, codes)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     settings = {**dict(stop=np.array(dataset.user_start[1:]), batch_users=8, max_events=100, sampled_negatives=20,
@@ -150,9 +150,9 @@ def test_with_shared_negatives_the_mean_loss_and_gradient_are_those_of_one_batch
 
     def mean(batches):
         model.zero_grad()
-        losses = [model.losses(batch, semantic_weight=0.5) for batch in batches]
+        losses = [model.losses(batch, semantic_weight=0.5, conditioned_weight=0.3) for batch in batches]
         (sum(part.total for part in losses) / len(losses)).backward()
-        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic")],
+        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic", "conditioned")],
                 {name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None})
 
     shared = TrainingBatches(dataset, **settings, ranks=2, shared_negatives=True).epoch(0, count=2)

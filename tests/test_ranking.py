@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from onepiece_comp import retrieval
 from onepiece_comp.batches import item_batch
 from onepiece_comp.beam import Prior, beam_search, item_log_prob
 from onepiece_comp.candidates import with_cold_ids
@@ -184,6 +185,23 @@ def test_top_k_over_tiles_equals_a_full_sort_and_respects_what_is_hidden():
     assert order[0, 0] not in best.index_BK[0] and order[2, 3] not in best.index_BK[2]
 
 
+@pytest.mark.parametrize("k", [1, 10, 70, 500])
+def test_top_k_in_many_tiles_gives_each_users_sorted_list_whatever_the_order_of_candidates(monkeypatch, k):
+    """Tiles of four groups and a rest; one user's best come first, last or anywhere."""
+    monkeypatch.setattr(retrieval, "TILE", 128)
+    draw = torch.Generator().manual_seed(k)
+    query, candidate = torch.randn(6, 4, generator=draw), torch.randn(128 * 12 + 40, 4, generator=draw)
+    for order in (candidate[:, 0].argsort(), candidate[:, 0].argsort(descending=True), torch.arange(len(candidate))):
+        keys = candidate[order]
+        hidden = torch.tensor([0, 0, 3, 5]), torch.tensor([3, 700, 1570, 200])
+        best = top_k(query, keys, k=k, hidden=hidden)
+        for user in range(6):
+            score = keys @ query[user]
+            score[hidden[1][hidden[0] == user]] = -torch.inf
+            loop = sorted(range(len(keys)), key=lambda place: -float(score[place]))[:k]
+            assert best.index_BK[user].tolist() == loop
+
+
 def test_target_rank_counts_what_is_better_and_breaks_ties_by_number():
     query, candidate = torch.eye(2), torch.tensor([[1.0, 0], [3, 0], [3, 1], [2, 5]])
     assert target_rank(query, candidate, torch.tensor([2, 3])).tolist() == [2, 1]
@@ -224,14 +242,55 @@ def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, 
         assert ranked.index[user].tolist()[:min(10, len(order))] == order[:10]
 
 
+def test_a_conditioned_cascade_ranks_each_survivor_by_the_query_of_its_own_first_code(dataset, evaluation):
+    torch.manual_seed(0)
+    number = torch.randperm(25 * 4, generator=torch.Generator().manual_seed(3))[:dataset.schema.items]
+    codes = torch.cat([torch.full((1, 2), -1), torch.stack([number // 25, number % 25], 1)])
+    config = dataclasses.replace(CONFIG, conditioned=True, trend=False, similarity_width=0)
+    model = OnePiece(config, dataset.schema, codes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    cascade = InferConfig(mode="cascade", beam=4, survivors=200, union=0, semantic_weight=0.0, filter_seen=False, cold_ids=False)
+    ranker = Ranker(_checkpoint(model.eval(), dataset), evaluation, cascade, torch.device("cpu"))
+    ranked, users = ranker.rank(np.arange(6)), torch.arange(6)
+    with torch.no_grad():
+        request = ranker._request(np.arange(6), None)
+        length = request.history.length_B
+        allowed = (torch.arange(request.encoded.hidden_BTD.shape[1]) < length[:, None])[:, None]
+        for user in range(6):
+            score = {}
+            for candidate in ranked.stages["beam"][user].tolist():
+                row = evaluation.items.id_row[evaluation.candidate[candidate]]
+                query = model.conditioned_query(request.encoded.hidden_BTD[users, length - 1], codes[row][0].repeat(6, 1),
+                                                model.decoder.memories(request.encoded.states), allowed)[user, 0]
+                score[candidate] = float(query @ ranker.candidates.vectors.unit_ND[candidate])
+            assert len(score) > 10
+            order = sorted(score, key=score.get, reverse=True)[:10]
+            assert [score[c] for c in ranked.index[user].tolist()] == pytest.approx([score[c] for c in order], rel=1e-4)
+
+
+def test_the_order_is_followed_beyond_the_ten_for_the_funnel(model, dataset, evaluation, monkeypatch):
+    import onepiece_comp.cascade as cascade
+
+    monkeypatch.setattr(cascade, "DEPTHS", (12, 20, 5000))
+    config = InferConfig(mode="retrieval")
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=20)
+    ranked, short = ranker.rank(np.arange(3)), Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu")).rank(np.arange(3))
+    assert (ranked.index == short.index).all() and set(ranked.stages) == {"best 20", "best 12", "ten"}
+    for user in range(3):
+        order = _full_order(ranker, user)
+        assert ranked.stages["best 20"][user].tolist() == order[:20] and ranked.stages["best 12"][user].tolist() == order[:12]
+
+
 def _full_order(ranker, user):
     """All legal candidates of one user by retrieval logit."""
     import onepiece_comp.cascade as cascade
-    kept, cascade.LIST = cascade.LIST, len(ranker.evaluation.candidate)
+    kept, depth = cascade.LIST, ranker.depth
+    cascade.LIST = ranker.depth = len(ranker.evaluation.candidate)
     try:
         index = ranker.rank(np.array([user])).index[0]
     finally:
-        cascade.LIST = kept
+        cascade.LIST, ranker.depth = kept, depth
     warm = ranker.candidates.warm_M.numpy()
     seen = set(ranker._seen(np.array([user]))[1].tolist())
     return [c for c in index.tolist() if warm[c] and c not in seen]
