@@ -66,7 +66,11 @@ class Ranks:
         self.highest(0)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """The gradients of all ranks, summed, on each; a parameter that no rank has a gradient of stays without."""
+        """The gradients of all ranks, summed, on each; a parameter that no rank has a gradient of stays without.
+
+        Not by DistributedDataParallel: that hooks into `forward`, which the losses are not. Sent once, after all backward
+        passes of a step, experts without tokens and tables with sparse gradients need no case of their own.
+        """
         if self.ranks == 1:
             return
         held = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=self.device)

@@ -125,6 +125,20 @@ def test_the_event_after_a_position_is_its_target(dataset):
             assert key[following] == key[batch.target_N[n] + 1] and position[n + 1] == position[n] + 1
 
 
+def test_the_semantic_loss_is_the_mean_over_targets_with_codes(dataset):
+    """Targets without codes may weigh what they like."""
+    codes = random_codes(dataset.schema.items)
+    codes[::3] = -1
+    model, batch = OnePiece(CONFIG, dataset.schema, codes).eval(), next(_batches(dataset, codes=codes.numpy()).epoch(0))
+    weight_K = torch.zeros(len(batch.own_BK[0])).index_add_(0, batch.target_N, batch.weight_N)
+    torch.testing.assert_close(batch.step_weight_K, weight_K)
+    factor_K = torch.where(codes[batch.items.id_row_N[1:], 0] < 0, 5.0, 1.0)
+    heavier = batch._replace(weight_N=batch.weight_N * factor_K[batch.target_N], step_weight_K=weight_K * factor_K)
+    first, second = (model.losses(some, semantic_weight=1.0) for some in (batch, heavier))
+    torch.testing.assert_close(first.semantic, second.semantic)
+    assert abs(first.retrieval - second.retrieval) > 1e-4
+
+
 def test_epochs_differ_in_order_and_a_later_start_sees_the_same_rest(dataset):
     batches = _batches(dataset)
     whole = [batch.target_N for batch in batches.epoch(0)]
