@@ -16,6 +16,7 @@ from torch import distributed, nn
 
 from onepiece_comp.errors import InputError
 
+_MEETING = timedelta(minutes=10)  # for ranks to find each other, and for each to bring its gradients
 _PATIENCE = timedelta(hours=2)  # the others wait while the first one validates and saves
 
 
@@ -24,6 +25,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, ranks: int = 1, *, device: torch.device = torch.device("cpu")):
         self.rank, self.ranks, self.device = rank, ranks, device
+        self._patient = None  # the group whose members wait longer, on CPU
 
     @property
     def first(self) -> bool:
@@ -32,27 +34,31 @@ class Ranks:
 
     def __enter__(self) -> "Ranks":
         if self.ranks > 1:
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=_PATIENCE)
+            self._send(self._meet)
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self.ranks > 1 and exc[0] is None:
             distributed.destroy_process_group()
 
+    def _meet(self) -> None:
+        distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=_MEETING)
+        self._patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+
     def tell(self, value: object) -> object:
         """The first rank's value, on all of them."""
         if self.ranks == 1:
             return value
         box = [value]
-        self._send(lambda: distributed.broadcast_object_list(box, src=0, device=self.device))
+        self._send(lambda: distributed.broadcast_object_list(box, src=0, group=self._patient))
         return box[0]
 
     def highest(self, number: int) -> int:
         """The highest number that any rank gives."""
         if self.ranks == 1:
             return number
-        found = torch.tensor([number], device=self.device)
-        self._send(lambda: distributed.all_reduce(found, op=distributed.ReduceOp.MAX))
+        found = torch.tensor([number])
+        self._send(lambda: distributed.all_reduce(found, op=distributed.ReduceOp.MAX, group=self._patient))
         return int(found.item())
 
     def wait(self) -> None:

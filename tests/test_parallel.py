@@ -2,21 +2,23 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from onepiece_comp import training_loop
+from onepiece_comp import parallel, training_loop
 from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_tensors
 from onepiece_comp.config import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece
-from onepiece_comp.parallel import Replicas, count_replicas
+from onepiece_comp.parallel import Ranks, Replicas, count_replicas
 from onepiece_comp.training import train
 from onepiece_comp.training_loop import Loop
 
@@ -105,6 +107,18 @@ def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(
     _close(_weights(run), _weights(in_turn))
 
 
+def test_a_rank_that_meets_nobody_ends_with_a_line(monkeypatch):
+    """So does one whose torchrun was killed before the ranks had met."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 1, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(parallel, "_MEETING", timedelta(seconds=1))
+    with pytest.raises(InputError, match="rank 1 of 2: found a rank that no longer answers"), Ranks(1, 2):
+        pass
+
+
 class Joint(TrainingBatches):
     """Steps of one batch, with the users and the negatives of two batches that two ranks would take."""
 
@@ -133,18 +147,19 @@ def test_with_shared_negatives_the_mean_loss_and_gradient_are_those_of_one_batch
     torch.manual_seed(0)
     codes = torch.randint(0, 5, (dataset.schema.items + 1, 2), dtype=torch.int32)
     codes[::7] = -1  # no loss of codes for these, so its weights differ from the retrieval loss's
-    model = OnePiece(load_config("tiny", None, [*SETS, *EXACT]).model, dataset.schema, codes)
+    model = OnePiece(load_config("tiny", None, [*SETS, *EXACT, "model.conditioned=true"]).model, dataset.schema, codes)
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        if parameter.ndim > 1:  # a sharpness of the similarity drawn at random leaves it no gradient
+            nn.init.normal_(parameter, std=0.3)
     settings = {**dict(stop=np.array(dataset.user_start[1:]), batch_users=8, max_events=100, sampled_negatives=20,
                        action_weights=(1.0, 3.0, 0.5, 1.0), moment_lag_seconds=0.0, click_lag_seconds=0.0,
                        horizon_seconds=1e9, seed=0, codes=codes.numpy()), **changes}
 
     def mean(batches):
         model.zero_grad()
-        losses = [model.losses(batch, semantic_weight=0.5) for batch in batches]
+        losses = [model.losses(batch, semantic_weight=0.5, conditioned_weight=0.3) for batch in batches]
         (sum(part.total for part in losses) / len(losses)).backward()
-        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic")],
+        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic", "conditioned")],
                 {name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None})
 
     shared = TrainingBatches(dataset, **settings, ranks=2, shared_negatives=True).epoch(0, count=2)
