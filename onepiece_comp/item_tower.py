@@ -49,10 +49,10 @@ class ItemTower(nn.Module):
         if self.training and self.config.id_dropout:
             row = row * (torch.rand(len(row), device=row.device) >= self.config.id_dropout)
         known = (row > 0).unsqueeze(1)
-        parts = [self.feature_table(items.feature_NF).flatten(1)]
+        parts = [look_up(self.feature_table, items.feature_NF).flatten(1)]
         if self.id_table is not None:
-            parts.append(self.id_table(row) * known)
-        parts += [table(items.creative_id_N % table.num_embeddings) * known for table in self.hash_tables]
+            parts.append(look_up(self.id_table, row) * known)
+        parts += [look_up(table, items.creative_id_N % table.num_embeddings) * known for table in self.hash_tables]
         for fid, project in self.project.items():
             present = items.present[fid]
             vector = (
@@ -77,6 +77,17 @@ class ItemTower(nn.Module):
             kept_N1 = torch.randint(1, max(2, levels), (len(row_N), 1), device=row_N.device)
             code_NL = code_NL.masked_fill(hit_N1 & (torch.arange(levels, device=row_N.device) >= kept_N1), 0)
         return [table(code_NL[:, level]) for level, table in enumerate(self.code_tables)]
+
+
+def look_up(table: nn.Embedding, index: torch.Tensor) -> torch.Tensor:
+    """table(index) in float32, [*index, width]; a narrow table has its repeated rows' gradients summed in float32.
+
+    In bfloat16 a sum of many equal parts stands still: 5,000 ones are 256.
+    """
+    if table.weight.dtype == torch.float32:
+        return table(index)
+    row_R, place = index.unique(return_inverse=True)
+    return F.embedding(place, table(row_R).float())
 
 
 class UserTower(nn.Module):

@@ -150,8 +150,11 @@ class TableBytes(NamedTuple):
     state: int
 
 
-def prepare_tables(model: OnePiece, *, optimiser: str, precision: str) -> None:
-    """Sparse gradients for the item tables, where the optimiser steps rows, and their weights' type."""
+def prepare_tables(model: OnePiece, *, optimiser: str, precision: str, average: float = 0.0) -> None:
+    """Sparse gradients for the item tables, where the optimiser steps rows, and their weights' type.
+
+    InputError for names that are none, and for bfloat16 with what would round to nearest: AdamW, or an average.
+    """
     for place, value, valid in (("train.table_optimiser", optimiser, TABLE_OPTIMISERS),
                                 ("train.table_precision", precision, ("float32", "bfloat16"))):
         if value not in valid:
@@ -159,6 +162,10 @@ def prepare_tables(model: OnePiece, *, optimiser: str, precision: str) -> None:
     if precision == "bfloat16" and optimiser == "adamw":
         raise InputError("train.table_precision", found="bfloat16 with table_optimiser adamw", expected="a row optimiser, "
                          "which rounds at random", do="set train.table_optimiser=adam_rows or adagrad_rows")
+    if precision == "bfloat16" and average:
+        raise InputError("train.table_precision", found=f"bfloat16 with average {average}",
+                         expected="float32, in which small moves of an average are not lost",
+                         do="set train.average=0 or train.table_precision=float32")
     for table in model.item_tower.tables():
         table.sparse = optimiser != "adamw"
         table.weight.data = table.weight.data.to(getattr(torch, precision))

@@ -43,11 +43,13 @@ class RowOptimiser(torch.optim.Optimizer):
                 table.index_copy_(0, row_R, round_at_random(moved_RD, draw) if table.dtype == torch.bfloat16 else moved_RD)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As the base class, which would make the state as narrow as the weights."""
+        """As the base class, which would make the state as narrow as the weights and count steps on the device."""
         super().load_state_dict(state_dict)
         tables = [table for group in self.param_groups for table in group["params"]]
         for number, stored in state_dict["state"].items():
-            self.state[tables[number]] = {name: value.to(tables[number].device) for name, value in stored.items()}
+            table = tables[number]
+            self.state[table] = {name: value if name == "step" else value.to(table.device)
+                                 for name, value in stored.items()}
 
     def _fresh(self, table: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.kind == "adagrad":

@@ -97,7 +97,8 @@ class Loop:
             codes=model.codes.cpu().numpy() if reads_codes else None, rank=ranks.rank * self.shares,
             ranks=ranks.ranks * self.shares)
         self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
-        prepare_tables(model, optimiser=settings.table_optimiser, precision=settings.table_precision)
+        prepare_tables(model, optimiser=settings.table_optimiser, precision=settings.table_precision,
+                       average=settings.average)
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),

@@ -8,6 +8,9 @@ from torch import nn
 from onepiece_comp.checkpoint import MODEL, find_checkpoint
 from onepiece_comp.config import load_config
 from onepiece_comp.errors import InputError
+from onepiece_comp.item_tower import look_up
+from onepiece_comp.model import OnePiece
+from onepiece_comp.optim import Optimisers, bytes_per_id, parameter_groups, prepare_tables
 from onepiece_comp.row_optim import RowOptimiser, clip_gradients, round_at_random
 from onepiece_comp.training import train
 from onepiece_comp.training_loop import Loop
@@ -83,6 +86,26 @@ def test_rounding_at_random_keeps_the_mean_and_goes_to_a_neighbour():
     assert torch.equal(round_at_random(torch.tensor([1.5, -2.0]), draw).float(), torch.tensor([1.5, -2.0]))
 
 
+@pytest.mark.parametrize("kind", ["adam", "adagrad"])
+def test_the_number_of_threads_changes_no_bit_of_a_step(kind):
+    """Rows that repeat a hundred times and more, enough of them that torch shares the work out."""
+    index, start = torch.randint(0, 400, (50_000,), generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            _, sparse, ours = _tables(rows=400, kind=kind)
+            for step in range(2):
+                _backward(sparse, index, step)
+                found.append(clip_gradients([sparse.weight], 0.5))
+                ours.step()
+            found.append(sparse.weight.detach())
+    finally:
+        torch.set_num_threads(start)
+    assert found[:2] == found[3:5] and torch.equal(found[2], found[5])
+
+
 def test_small_steps_are_not_lost_in_bfloat16():
     """A thousand steps of a tenth of the last place: rounding to nearest would stand still."""
     table = nn.Embedding(200, 3, sparse=True)
@@ -94,6 +117,67 @@ def test_small_steps_are_not_lost_in_bfloat16():
         table(torch.arange(200)).float().sum().backward()
         ours.step()
     assert abs(float(table.weight.detach().float().mean()) - 0.6) < 0.02
+
+
+def test_repeated_rows_of_a_narrow_table_are_summed_in_float32():
+    """Five thousand parts of one row: a sum in bfloat16 ends at 256 of them."""
+    exact, narrow = nn.Embedding(4, 3, sparse=True), nn.Embedding(4, 3, sparse=True)
+    narrow.weight.data = exact.weight.data.bfloat16()
+    index = torch.tensor([[0] * 5000, [1, 3] * 2500])
+    part = torch.rand(*index.shape, 3)
+    for table in (exact, narrow):
+        (look_up(table, index) * part).sum().backward()
+    narrow_grad, exact_grad = narrow.weight.grad.to_dense().float(), exact.weight.grad.to_dense()
+    torch.testing.assert_close(narrow_grad, exact_grad, rtol=2 ** -8, atol=0)
+    assert torch.equal(look_up(narrow, index), narrow(index).float())
+
+
+@pytest.fixture
+def model(dataset):
+    return OnePiece(load_config("tiny", None, [*SETS]).model, dataset.schema)
+
+
+def _optimisers(model, tables, *, trained_rate=1.0):
+    return Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.1, warmup_steps=2,
+                      total_steps=4, tables=tables, trained_rate=trained_rate)
+
+
+def test_the_item_tables_alone_are_stepped_by_rows_and_every_parameter_has_one_group(model):
+    prepare_tables(model, optimiser="adam_rows", precision="float32")
+    groups = parameter_groups(model)
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [named[id(table)] for table in groups["rows"]] == [
+        f"item_tower.{name}.weight" for name in ("id_table", "hash_tables.0", "feature_table")]
+    assert sorted(id(p) for group in groups.values() for p in group) == sorted(named)
+    prepare_tables(model, optimiser="adamw", precision="float32")
+    groups = parameter_groups(model)
+    assert not groups["rows"] and any(model.item_tower.id_table.weight is parameter for parameter in groups["plain"])
+
+
+def test_the_schedule_and_the_rate_of_trained_weights_hold_for_tables_too(model):
+    """Adam's first step has the size of its rate: half the peak in a warm-up of two, a tenth of that if trained."""
+    prepare_tables(model, optimiser="adam_rows", precision="float32")
+    table = model.item_tower.id_table
+    before = table.weight.detach().clone()
+    table(torch.tensor([1, 2])).sum().backward()
+    _optimisers(model, "adam_rows", trained_rate=0.1).step(0)
+    moved = (before - table.weight).detach()
+    torch.testing.assert_close(moved[1:3], torch.full((2, table.embedding_dim), 0.0005))
+    assert not moved[0].any() and not moved[3:].any()
+
+
+@pytest.mark.parametrize("optimiser, precision", [("adamw", "float32"), ("adam_rows", "float32"),
+                                                  ("adagrad_rows", "bfloat16")])
+def test_the_bytes_of_an_id_are_those_that_are_held(model, optimiser, precision):
+    prepare_tables(model, optimiser=optimiser, precision=precision)
+    table = model.item_tower.id_table
+    optimisers = _optimisers(model, optimiser)
+    table(torch.tensor([1])).float().sum().backward()
+    optimisers.step(0)
+    held = (optimisers.rows or optimisers.adam).state[table.weight].values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in held if tensor.dim())
+    row = table.weight[0]
+    assert bytes_per_id(model, optimiser) == (row.numel() * row.element_size(), size / len(table.weight))
 
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
@@ -120,11 +204,24 @@ def test_a_run_with_row_tables_learns_and_resumes_to_the_bit(dataset, tmp_path, 
     resumed = weights(train(dataset.path, tmp_path / "broken", config, resume=True))
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
     assert float(unbroken["item_tower.id_table.weight"].abs().sum()) > 0  # it started at zero
+    assert not unbroken["item_tower.id_table.weight"][0].any()  # and padding stays there
     assert unbroken["item_tower.id_table.weight"].dtype == (torch.bfloat16 if len(changes) == 2 else torch.float32)
+
+
+@pytest.mark.parametrize("changes", [["train.table_optimiser=adam_rows"],
+                                     ["train.table_optimiser=adagrad_rows", "train.table_precision=bfloat16"]])
+def test_two_threads_give_the_same_row_tables_twice(dataset, tmp_path, changes):
+    config = load_config("tiny", None, [*SETS, "train.threads=2", "train.batch_users=64", "train.epochs=6", *changes])
+    runs = [train(dataset.path, tmp_path / name, config) for name in ("first", "second")]
+    first, second = (torch.load(find_checkpoint(run) / MODEL, weights_only=True) for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_what_cannot_go_together_is_refused(dataset, tmp_path):
     with pytest.raises(InputError, match="adam_rows"):
         train(dataset.path, tmp_path / "run", load_config("tiny", None, [*SETS, "train.table_precision=bfloat16"]))
+    narrow = ["train.table_precision=bfloat16", "train.table_optimiser=adam_rows"]
+    with pytest.raises(InputError, match="average"):
+        train(dataset.path, tmp_path / "run1", load_config("tiny", None, [*SETS, *narrow, "train.average=0.9"]))
     with pytest.raises(InputError, match="table_optimiser"):
         train(dataset.path, tmp_path / "run2", load_config("tiny", None, [*SETS, "train.table_optimiser=sgd"]))
