@@ -15,6 +15,7 @@ from torch import nn
 
 from onepiece_comp.batches import TrainBatch
 from onepiece_comp.encoder_layer import EncoderLayer
+from onepiece_comp.latent_steps import LatentSteps
 from onepiece_comp.model import OnePiece
 from onepiece_comp.moe import SparseMoE
 from onepiece_comp.sid_decoder import SemanticIdDecoder
@@ -43,7 +44,7 @@ class Shape(NamedTuple):
 class Work(NamedTuple):
     """Multiply-adds of a forward pass."""
 
-    blocks: int  # the encoder's attention and its linear maps
+    blocks: int  # the encoder's attention and its linear maps, latent steps included
     experts: int
     towers: int  # item tower and inputs
     retrieval: int  # logits of the keys
@@ -74,7 +75,8 @@ def forward_work(model: OnePiece, shape: Shape, *, semantic: bool = True, condit
     conditioned = conditioned and decoder is not None and decoder.dense is not None
     decodes = decoder is not None and (semantic or conditioned)
     return Work(
-        blocks=sum(_block(layer, shape, width) for layer in model.layers),
+        blocks=sum(_block(layer, shape, width) for layer in model.layers)
+        + (_latent(model.latent, shape, width) if model.latent is not None else 0),
         experts=sum(_experts(layer.moe, shape.rows) for layer in model.layers if layer.moe is not None),
         towers=_matrices(model.item_tower) * (shape.keys + 1) + _matrices(model.inputs) * shape.cells,
         retrieval=retrieval, similarity=similarity,
@@ -97,6 +99,13 @@ def _matrices(module: nn.Module) -> int:
 def _block(layer: EncoderLayer, shape: Shape, width: int) -> int:
     """Linear maps; scores of every two positions and their sum over values, all heads together."""
     return shape.cells * (_matrices(layer.block) + 2 * shape.positions * width)
+
+
+def _latent(latent: LatentSteps, shape: Shape, width: int) -> int:
+    """The history's keys and values once, then a query, attention and a linear map for each step."""
+    memory = latent.block.value_key.weight.numel()
+    step = _matrices(latent.block) - memory + 2 * shape.positions * width
+    return shape.cells * (memory + len(latent.step_table.weight) * step)
 
 
 def _experts(moe: SparseMoE, rows: int) -> int:

@@ -100,6 +100,7 @@ class ModelConfig:
     embedding_width: int = 32  # width that each multi-modal embedding is projected to
     codes_as_input: bool = False  # add embeddings of the semantic id's codes to the item tower
     code_truncation: float = 0.0  # share of items whose finer codes are hidden in a training step, from a drawn level on
+    latent_steps: int = 0  # further looks at the history before a state is read out; see `latent_steps.py`
     experts: int = 4  # E, routed experts of the feed-forward sublayer; 0 = no MoE
     active_experts: int = 2  # A, experts per token
     expert_width: int = 64  # hidden width of an expert

@@ -21,6 +21,7 @@ from onepiece_comp.histories import NO_ACTION, History
 from onepiece_comp.history_inputs import HistoryInputs
 from onepiece_comp.hstu import gaps, residual_scale
 from onepiece_comp.item_tower import ItemTower
+from onepiece_comp.latent_steps import LatentSteps
 from onepiece_comp.losses import LossOptions, RowBias, Rows, retrieval_loss, softmax_loss
 from onepiece_comp.moe import Routing
 from onepiece_comp.popularity import CONDITIONS, TrendRows, trend_logits
@@ -35,7 +36,7 @@ _CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared 
 class Encoded(NamedTuple):
     """What the encoder makes of a batch of histories."""
 
-    hidden_BTD: torch.Tensor  # after the last block and its LayerNorm
+    hidden_BTD: torch.Tensor  # after the last block, the latent steps and a LayerNorm
     states: list[torch.Tensor]  # [B, T, D] after each block
     routing: list[Routing]  # one per MoE sublayer
     gap_BTS: torch.Tensor  # int64, bucketed time between every two positions
@@ -70,6 +71,10 @@ class OnePiece(nn.Module):
         self.item_tower = ItemTower(config, schema, codes)
         self.inputs = HistoryInputs(config, schema)
         self.layers = nn.ModuleList(EncoderLayer(config, self.max_length) for _ in range(config.layers))
+        self.latent = None
+        if config.latent_steps:
+            self.latent = LatentSteps(config.latent_steps, width=config.width, heads=config.heads,
+                                      max_length=self.max_length, dropout=config.dropout)
         self.log_temperature = nn.Parameter(torch.zeros(())) if config.learned_temperature else None
         self.trend = nn.Parameter(torch.zeros(CONDITIONS, TREND_FEATURES + 1)) if config.trend else None
         self.similarity = None
@@ -95,6 +100,7 @@ class OnePiece(nn.Module):
             x_BTD, routed = layer(x_BTD, gap_BTS, valid_BT)
             states.append(x_BTD)
             routing += [routed] if routed else []
+        x_BTD = x_BTD if self.latent is None else self.latent(x_BTD)
         return Encoded(F.layer_norm(x_BTD, x_BTD.shape[-1:]), states, routing, gap_BTS)
 
     def retrieval_query(self, hidden_ND: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def _counted(run):
 
 @pytest.mark.parametrize("changes", [
     {}, {"experts": 0}, {"similarity_width": 0}, {"block": "transformer", "experts": 0}, {"conditioned": True},
-    {"action_fusion": "gate", "decoder_layers": 1}])
+    {"action_fusion": "gate", "decoder_layers": 1}, {"latent_steps": 3}])
 def test_a_training_step_has_the_operations_that_pytorch_counts(dataset, batch, changes):
     """Embeddings of items need no gradient, so that the step is a little short of three forward passes."""
     model = _model(dataset, **changes)
@@ -51,7 +51,7 @@ def test_a_training_step_has_the_operations_that_pytorch_counts(dataset, batch, 
 
 
 def test_the_encoder_has_the_multiply_adds_that_pytorch_counts(dataset, batch):
-    model = _model(dataset, action_fusion="gate", time_inputs=("calendar",)).eval()
+    model = _model(dataset, action_fusion="gate", time_inputs=("calendar",), latent_steps=2).eval()
     with torch.no_grad():
         counted = _counted(lambda: model.encode(batch.history, model.encode_items(batch.items)))
     work = forward_work(model, shape_of(batch))

@@ -10,12 +10,13 @@ from onepiece_comp.batches import TrainingBatches, item_batch
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.histories import NO_ACTION, build_history, event_columns, last_position
+from onepiece_comp.latent_steps import LatentSteps
 from onepiece_comp.model import OnePiece
 from onepiece_comp.optim import Optimisers, orthogonalise, parameter_groups
 from onepiece_comp.trend import WINDOW_DAYS
 
 CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, expert_width=8, dropout=0.0,
-                     id_dropout=0.0, hash_sizes=(17,), hash_width=3)
+                     id_dropout=0.0, hash_sizes=(17,), hash_width=3, latent_steps=2)
 
 
 def random_codes(items: int, codes: int = 8) -> torch.Tensor:
@@ -219,7 +220,7 @@ def test_items_that_come_much_later_are_no_negatives_but_targets_stay(dataset):
 
 
 VARIANTS = [{}, {"block": "transformer"}, {"block": "transformer", "experts": 0, "rotary": True, "time_bias": False},
-            {"rotary": True, "history_relu": False}, {"code_trend": False, "code_similarity": False}]
+            {"rotary": True, "history_relu": False}, {"code_trend": False, "code_similarity": False, "latent_steps": 0}]
 
 
 @pytest.mark.parametrize("muon, variant", [(True, variant) for variant in VARIANTS] + [(False, {})])
@@ -381,3 +382,18 @@ def test_adamw_takes_the_steps_that_its_formula_has(dataset):
         optimisers.step(step)
     for weight, formula in zip((table, head), expected):
         torch.testing.assert_close(weight.detach(), formula, rtol=1e-4, atol=1e-4)
+
+
+def test_latent_steps_read_the_history_and_not_the_future():
+    """Without attention's output a step adds its vector; with it, what stands before a position reaches it."""
+    torch.manual_seed(0)
+    latent = LatentSteps(2, width=8, heads=2, max_length=6, dropout=0.0)
+    x = torch.randn(1, 6, 8)
+    torch.nn.init.zeros_(latent.block.out.weight)
+    torch.nn.init.zeros_(latent.block.out.bias)
+    torch.testing.assert_close(latent(x), x + latent.step_table.weight.sum(0))
+    torch.nn.init.normal_(latent.block.out.weight)
+    other = x.clone()
+    other[0, 3] = torch.randn(8)
+    changed = (latent(x) - latent(other)).abs().sum(-1)[0] > 1e-6
+    assert changed.tolist() == [False] * 3 + [True] * 3

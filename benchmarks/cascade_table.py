@@ -1,0 +1,156 @@
+"""The cascade step by step: beam, exact retrieval, the paper's cascade, union, the conditioned query; widths of both.
+
+    python benchmarks/cascade_table.py world work/world-1 work/world-2 work/world-3 --results benchmarks/results
+
+Each WORK is a folder that `onepiece-comp run` or worlds.py has made; several are seeds of one data set. What they lack
+(a joint stage with the conditioned query) is trained into WORK/conditioned. The main rows are run for all of them, the
+grid of widths for the first. Differences are to exact retrieval by the retrieval stage alone, paired by user; over
+several seeds their mean, and an interval from the seeds' own. Resumable: rankings are kept in WORK/cascade_table.
+"""
+
+import argparse
+import dataclasses
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp.artefacts import fingerprint, read_json, write_json
+from onepiece_comp.checkpoint import find_checkpoint
+from onepiece_comp.config import Config, load_config, to_dict
+from onepiece_comp.console import say, table
+from onepiece_comp.flow import train_or_resume
+from onepiece_comp.scoring import score
+from onepiece_comp.submission import infer
+
+PAPER = {"mode": "cascade", "union": 0, "semantic_weight": 0.0, "cold_ids": False}
+EXACT = "exact, retrieval stage"
+COLUMNS = ("row", "seeds", "HR@10", "NDCG@10", "score", f"to '{EXACT}'", "95 % interval", "target kept", "kept a user",
+           "users/s")
+
+
+class Row(NamedTuple):
+    """A way to rank."""
+
+    name: str
+    run: str  # folder of the checkpoint: retrieval, joint or conditioned
+    changes: dict
+
+
+MAIN = (
+    Row(EXACT, "retrieval", {"mode": "retrieval"}),
+    Row("exact, joint stage", "joint", {"mode": "retrieval"}),
+    Row("beam alone", "joint", {"mode": "beam"}),
+    Row("the paper's cascade: beam, then the embedding", "joint", PAPER),
+    Row("the same, cold candidates with ids", "joint", {**PAPER, "cold_ids": True}),
+    Row("the same, fused scores", "joint", {"mode": "cascade", "union": 0}),
+    Row("union, the embedding alone", "joint", {"mode": "cascade", "semantic_weight": 0.0}),
+    Row("union, fused scores (default)", "joint", {"mode": "cascade"}),
+    Row("conditioned query", "conditioned", {"mode": "cascade", "union": 0}),
+    Row("conditioned query, union", "conditioned", {"mode": "cascade"}),
+)
+WIDTHS = (
+    *(Row(f"default, beam {beam}", "joint", {"mode": "cascade", "beam": beam}) for beam in (5, 50, 100)),
+    *(Row(f"default, {kept} survivors", "joint", {"mode": "cascade", "survivors": kept}) for kept in (64, 768)),
+    *(Row(f"the paper's cascade, beam {beam}, {kept} survivors", "joint", {**PAPER, "beam": beam, "survivors": kept})
+      for beam, kept in ((5, 64), (50, 384), (100, 768))),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the data set, in the table's file name")
+    parser.add_argument("work", type=Path, nargs="+")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="section.key=value")
+    parser.add_argument("--hours", type=float, default=4.0, help="after which no row is begun")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    config = load_config(options.preset, options.config, options.sets)
+    until = time.monotonic() + 3600 * options.hours
+    found = {row.name: [] for row in (*MAIN, *WIDTHS)}
+    for number, work in enumerate(options.work):
+        for row in (*MAIN, *(WIDTHS if number == 0 else ())):
+            if (figures := one(row, work, config, until)) is not None:
+                found[row.name].append(figures)
+    lines = [line(name, values) for name, values in found.items()]
+    table(f"the cascade on {options.name}", COLUMNS, lines)
+    write(options, lines)
+
+
+def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
+    """Figures of a row on one work folder: those kept, or new ones where there is time."""
+    run = work / row.run
+    if row.run == "conditioned" and not (run / "run.json").is_file():
+        if time.monotonic() > until:
+            return None
+        train_or_resume(work / "dataset", run, dataclasses.replace(
+            config, model=dataclasses.replace(config.model, conditioned=True)), tokenizer=work / "tokenizer",
+            warm=work / "retrieval")
+    out = work / "cascade_table" / folder(row.name)
+    settings = dataclasses.replace(config.infer, **row.changes)
+    key = fingerprint(to_dict(settings), find_checkpoint(run).name, (run / "run.json").read_text())
+    if (out / "row.json").is_file() and (kept := read_json(out / "row.json"))["key"] == key:
+        return kept
+    if time.monotonic() > until:
+        return None
+    say(f"== {work}: {row.name}")
+    shutil.rmtree(out, ignore_errors=True)
+    parts = work / "split"
+    infer(run, out, settings, data=parts / "eval", truth=parts / "truth.jsonl")
+    exact = out.parent / folder(EXACT) / "result.json"
+    judged = score(out / "result.json", parts / "truth.jsonl", config.score,
+                   against={} if row.name == EXACT else {EXACT: exact})
+    write_json(out / "row.json", {"key": key, **figures_of(judged, read_json(out / "funnel.json"))})
+    return read_json(out / "row.json")
+
+
+def folder(name: str) -> str:
+    """A row's name as that of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
+def figures_of(judged: dict, funnel: dict) -> dict:
+    """What the table tells of a ranking."""
+    steps = {step["step"]: step for step in funnel["steps"]}
+    last = steps.get("union") or steps.get("beam")
+    difference = judged["against"][EXACT]["difference"]["score"] if judged["against"] else None
+    return {**{name: judged[name]["mean"] for name in ("hr", "ndcg", "score")}, "difference": difference,
+            "targets": last and last.get("targets"), "per_user": last and last["per_user"],
+            "users_per_second": funnel["users_per_second"]}
+
+
+def line(name: str, values: list[dict]) -> tuple[str, ...]:
+    """A row of the table over its seeds."""
+    if not values:
+        return (name, "0", *["not run"] * (len(COLUMNS) - 2))
+    mean = lambda field: float(np.mean([value[field] for value in values]))
+    apart = ("", "")
+    if values[0]["difference"] is not None:
+        middle = np.mean([value["difference"]["mean"] for value in values])
+        half = np.sqrt(sum(((v["difference"]["high"] - v["difference"]["low"]) / 2) ** 2 for v in values)) / len(values)
+        apart = (f"{middle:+.4f}", f"{middle - half:+.4f} .. {middle + half:+.4f}")
+    kept = ("", "") if values[0]["per_user"] is None else (f"{100 * mean('targets'):.1f} %", f"{mean('per_user'):.0f}")
+    spread = f" ± {np.std([v['score'] for v in values], ddof=1):.4f}" if len(values) > 1 else ""
+    return (name, str(len(values)), f"{mean('hr'):.4f}", f"{mean('ndcg'):.4f}", f"{mean('score'):.4f}{spread}", *apart,
+            *kept, f"{mean('users_per_second'):.0f}")
+
+
+def write(options: argparse.Namespace, lines: list[tuple[str, ...]]) -> None:
+    """The table as Markdown, with the command that makes it."""
+    asked = [f"python benchmarks/cascade_table.py {options.name}", *(["WORK"] * len(options.work)),
+             *([f"--preset {options.preset}"] if options.preset != "tiny" else []),
+             *([f"--config benchmarks/{options.config.name}"] if options.config else []),
+             *(f"--set {change}" for change in options.sets)]
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / f"cascade_{options.name}.md").write_text("\n".join([
+        f"`{' '.join(asked)}`", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in lines)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
