@@ -50,14 +50,29 @@ def _named_os_errors(out: Path) -> Iterator[None]:
     """Turn the operating system's refusals into errors that say what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, RuntimeError) as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        if refused.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _cut_short(refused):
             raise InputError(out, found="a full disk while writing", expected="room for the output",
                              do="free some space or choose another folder; nothing was left behind") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise InputError(error.filename or out, found=f"no permission ({error.strerror})",
+        if refused.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise InputError(refused.filename or out, found=f"no permission ({refused.strerror})",
                              expected="a readable input and a writable output", do="choose another path") from error
         raise
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """The operating system's error, or the one that led to this: PyTorch's writer ends with a RuntimeError of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _cut_short(error: OSError) -> bool:
+    """Whether numpy wrote less than it had, which it tells in words alone."""
+    return error.errno is None and "requested and" in str(error)
 
 
 @contextlib.contextmanager

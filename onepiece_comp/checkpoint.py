@@ -55,7 +55,7 @@ def save_checkpoint(
     """
     folder = Path(run) / f"global_step{step}.valid_score={score:.4f}"
     with atomic_folder(folder, CONFIG) as out:
-        torch.save(model.state_dict(), out / MODEL)
+        save_tensors(model.state_dict(), out / MODEL)
         np.save(out / "trend_counts.npy", trend.tail().counts)
         copy_projections(columns, out, model.schema.embeddings)
         write_json(out / CONFIG, {
@@ -83,6 +83,12 @@ def find_checkpoint(path: Path) -> Path:
             do="give the run folder that train wrote",
         )
     return whole[-1]
+
+
+def save_tensors(value: dict, path: Path) -> None:
+    """Write what `load_tensors` reads, through a Python file: its OSError tells a full disk, PyTorch's own does not."""
+    with open(path, "wb") as file:
+        torch.save(value, file)
 
 
 def load_tensors(path: Path) -> dict:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from onepiece_comp.arithmetic import bfloat16_peak, forward_work, shape_of
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json
 from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
-from onepiece_comp.checkpoint import load_tensors, save_checkpoint
+from onepiece_comp.checkpoint import load_tensors, save_checkpoint, save_tensors
 from onepiece_comp.config import Config
 from onepiece_comp.console import say
 from onepiece_comp.end_asked import EndAsked
@@ -272,9 +272,9 @@ class Loop:
         if not self.ranks.first:
             return
         with atomic_file(self.run / "resume.pt") as temporary:
-            torch.save({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
-                        "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
-                        "average": None if self.average is None else self.average.state_dict()}, temporary)
+            save_tensors({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
+                          "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
+                          "average": None if self.average is None else self.average.state_dict()}, temporary)
 
     def _restore(self) -> Progress:
         state = load_tensors(self.run / "resume.pt")

@@ -49,6 +49,30 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("write", ["np.save(temporary.open('wb'), np.zeros(99999))",
+                                   "save_tensors({'x': torch.zeros(99999)}, temporary)"])
+def test_arrays_and_weights_tell_a_full_disk_too(tmp_path, write):
+    """Neither numpy nor PyTorch raises the system's error as it is; a limit of the file's size stands in for the disk."""
+    script = textwrap.dedent(f"""
+        import resource, signal
+        import numpy as np, torch
+        from pathlib import Path
+        from onepiece_comp.artefacts import atomic_file
+        from onepiece_comp.checkpoint import save_tensors
+        from onepiece_comp.errors import InputError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            with atomic_file(Path({str(tmp_path)!r}) / "x.npy") as temporary:
+                {write}
+        except InputError as error:
+            print(error)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "full disk" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_process_left_is_not_taken_for_whole_and_is_swept_by_the_next(tmp_path):
     script = textwrap.dedent(f"""
         import os, signal
