@@ -5,7 +5,10 @@ import threading
 
 
 class EndAsked:
-    """Within the block SIGINT and SIGTERM are only noted, so that a step is never cut in two; a second one passes."""
+    """Within the block SIGINT and SIGTERM are only noted, so that a step is never cut in two; a second one passes.
+
+    One that is ignored, as SIGINT is in what a script starts with `&`, stays ignored.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -13,7 +16,8 @@ class EndAsked:
 
     def __enter__(self) -> "EndAsked":
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+                            if signal.getsignal(number) is not signal.SIG_IGN}
         return self
 
     def _note(self, number: int, frame: object) -> None:

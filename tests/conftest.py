@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,12 @@ torch.set_num_threads(1)
 
 CREATIVE = 20_000_000_000
 START = 1_746_000_000
+
+
+def pytest_configure() -> None:
+    """What a script starts with `&` ignores SIGINT, and so would every process that the tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -156,6 +156,13 @@ def test_a_second_request_to_end_is_not_held_back():
         raise AssertionError("the second one was swallowed")
     with pytest.raises(KeyboardInterrupt), EndAsked():
         os.kill(os.getpid(), signal.SIGINT)  # the first one is passed on at the end of the block
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with EndAsked() as end:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert end.signal is None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_state_is_written_by_the_clock(dataset, tmp_path, monkeypatch):
