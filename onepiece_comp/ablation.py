@@ -2,10 +2,10 @@
 
 LADDER.yaml has `rows`, a name and sections of settings for each (the first is what the others are compared with; one
 with `joint: true` is trained with semantic ids too, one with `preset` starts from another), and optionally `preset` and
-`config` for all. Every row runs
-under the first seed; then the first row and the best `best` others by validation score run under the further seeds.
-What does not fit the hours is printed as 'not run'; the same command goes on. Under WORK: split/ dataset/ rows/
-ablation.json ablation.html.
+`config` for all. Every row runs under the first seed; then the first row and the best `best` others by validation score
+run under the further seeds.
+What does not fit the hours is printed as 'not run'; the same command goes on. Rows that differ in ranking alone share
+their training. Under WORK: split/ dataset/ runs/ rows/ ablation.json ablation.md ablation.html.
 """
 
 import re
@@ -131,13 +131,8 @@ def _one(row: Row, seed: int, first: Row, work: Path, until: float, found: dict[
 
 
 def _run(config: Config, row: Row, folder: Path, work: Path, first: Row | None, seed: int) -> dict:
-    started, data, truth = time.monotonic(), work / "dataset", work / "split" / "truth.jsonl"
-    train_or_resume(data, folder / "retrieval", config)
-    run = folder / "retrieval"
-    if row.joint:
-        build_tokenizer(data, folder / "tokenizer", config.tokenizer, checkpoint=run)
-        train_or_resume(data, folder / "joint", config, tokenizer=folder / "tokenizer", warm=run)
-        run = folder / "joint"
+    started, truth = time.monotonic(), work / "split" / "truth.jsonl"
+    run = _trained(config, work, joint=row.joint)
     infer(run, folder, config.infer, data=work / "split" / "eval", truth=truth)
     against = {} if first is None else {"first": work / "rows" / first.folder / f"seed-{seed}" / "result.json"}
     judged = score(folder / "result.json", truth, config.score, against=against)
@@ -148,11 +143,29 @@ def _run(config: Config, row: Row, folder: Path, work: Path, first: Row | None, 
             "seconds": time.monotonic() - started}
 
 
+def _trained(config: Config, work: Path, *, joint: bool) -> Path:
+    """The run of these settings, from an earlier row or trained now."""
+    data = work / "dataset"
+    place = work / "runs" / fingerprint(to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]))
+    run, ids = place / "retrieval", place / f"ids-{fingerprint(to_dict(config.tokenizer))}"
+    if not (run / MARKERS["run"]).is_file():
+        train_or_resume(data, run, config)
+    if not joint:
+        return run
+    if not (ids / "tokenizer" / MARKERS["tokenizer"]).is_file():
+        build_tokenizer(data, ids / "tokenizer", config.tokenizer, checkpoint=run)
+    if not (ids / "joint" / MARKERS["run"]).is_file():
+        train_or_resume(data, ids / "joint", config, tokenizer=ids / "tokenizer", warm=run)
+    return ids / "joint"
+
+
 def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str, int], Found]) -> Path:
     lines = [_line(row, [value for (name, _), value in found.items() if name == row.name]) for row in rows]
     table(f"ablation: {ladder.name}", COLUMNS, lines)
     write_json(work / "ablation.json", {
         "ladder": str(ladder), "rows": {f"{name}, seed {seed}": value._asdict() for (name, seed), value in found.items()}})
+    markdown = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *lines)]
+    (work / "ablation.md").write_text("\n".join(markdown) + "\n", "utf-8")
     run = [(number, row.name, np.mean([v.score for (name, _), v in found.items() if name == row.name]))
            for number, row in enumerate(rows, 1) if (row.name, 0) in found]
     plot = Plot("score on the held-out targets, by row", np.array([number for number, _, _ in run]),
@@ -161,8 +174,8 @@ def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str
         Text("Every row differs from the first in what its name says. Validation: the score by which rows are chosen, "
              "on users held out of training. The other figures are on the targets of the split; differences to the "
              "first row are paired by user, of the first seed, with bootstrap intervals. A row with several seeds has "
-             "their mean and standard deviation."), Table(ladder.name, COLUMNS, lines), *([plot] if run else [])])])
-    say(f"wrote {page} and ablation.json")
+             "their mean and standard deviation. Minutes leave out the training that a row shares with one before it."), Table(ladder.name, COLUMNS, lines), *([plot] if run else [])])])
+    say(f"wrote {page}, ablation.md and ablation.json")
     return page
 
 

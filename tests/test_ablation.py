@@ -49,7 +49,20 @@ def test_every_row_runs_and_the_best_by_validation_run_again(done):
             assert low <= mean <= high and mean == pytest.approx(value["score"] - found[f"whole, seed {name[-1]}"]["score"])
     page = (done / "work" / "ablation.html").read_text()
     assert "no experts" in page and "not run" not in page
-    assert (done / "work/rows/ids/seed-0/joint").is_dir() and not (done / "work/rows/whole/seed-0/joint").exists()
+    assert [line.split(" | ")[0] for line in (done / "work" / "ablation.md").read_text().splitlines()[2:]] == [
+        "| whole", "| no experts", "| ids"]
+
+
+def test_rows_that_differ_in_ranking_or_ids_alone_share_what_is_trained_before(done, raw_log, capsys):
+    capsys.readouterr()
+    runs = done / "work" / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("run.json")}
+    trained_apart = [name for name in figures(done) if not name.startswith("ids")]
+    assert len([path for path in before if path.parent.name == "retrieval"]) == len(trained_apart)
+    ablate(ladder(done, ROWS + "  seen kept: {infer: {filter_seen: false}}\n"), raw_log, done / "work", seeds=1)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")] == ["== seen kept, seed 0"]
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("run.json")} == before
+    assert figures(done)["seen kept, seed 0"]["hr"] != figures(done)["whole, seed 0"]["hr"]
 
 
 def test_a_second_call_runs_what_is_missing_and_what_has_changed(done, raw_log, capsys):
