@@ -1,9 +1,9 @@
 """An ablation ladder: rows of settings over one split, each trained, ranked and judged alike; resumable.
 
 LADDER.yaml has `rows`, a name and sections of settings for each (the first is what the others are compared with; one
-with `joint: true` is trained with semantic ids too, one with `preset` starts from another), and optionally `preset` and
-`config` for all. Every row runs under the first seed; then the first row and the best `best` others by validation score
-run under the further seeds.
+with `joint: true` is trained with semantic ids too, one with `preset` starts from another, a `note` stands beside the
+figures), and optionally `preset` and `config` for all. Every row runs under the first seed; then the first row and the
+best `best` others by validation score run under the further seeds.
 What does not fit the hours is printed as 'not run'; the same command goes on. Rows that differ in ranking alone share
 their training. Under WORK: split/ dataset/ runs/ rows/ ablation.json ablation.md ablation.html.
 """
@@ -39,6 +39,7 @@ class Row(NamedTuple):
     name: str
     config: Config
     joint: bool
+    note: str
 
     @property
     def folder(self) -> str:
@@ -95,7 +96,7 @@ def _row(path: Path, name: str, settings: dict, ladder: dict) -> Row:
     """Preset (the row's own or the ladder's), then the settings for all, then the row's."""
     joint, preset = settings.pop("joint", False), settings.pop("preset", ladder.get("preset", "tiny"))
     common = merge(load_config(preset), ladder.get("config") or {}, lambda *keys: f"{path}: config.{'.'.join(keys)}")
-    place = f"{path}: rows.{name}"
+    place, note = f"{path}: rows.{name}", str(settings.pop("note", ""))
     if not isinstance(joint, bool) or any(not isinstance(part, dict) for part in settings.values()):
         raise InputError(place, found=str(settings), expected="sections of settings, and joint: true or false",
                          do="write for example model: {experts: 0}")
@@ -103,7 +104,7 @@ def _row(path: Path, name: str, settings: dict, ladder: dict) -> Row:
     if shared:
         raise InputError(place, found=f"the section {shared}", expected="what rows may differ in: "
                          "tokenizer, model, train, infer", do="put it under config: it is the same for all rows")
-    return Row(name, merge(common, settings, lambda *keys: f"{place}.{'.'.join(keys)}"), joint)
+    return Row(name, merge(common, settings, lambda *keys: f"{place}.{'.'.join(keys)}"), joint, note)
 
 
 def _prepare(raw: Path, work: Path, config: Config) -> None:
@@ -164,7 +165,8 @@ def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str
     table(f"ablation: {ladder.name}", COLUMNS, lines)
     write_json(work / "ablation.json", {
         "ladder": str(ladder), "rows": {f"{name}, seed {seed}": value._asdict() for (name, seed), value in found.items()}})
-    markdown = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *lines)]
+    columns, lines = (*COLUMNS, "note"), [(*cells, row.note) for row, cells in zip(rows, lines)]
+    markdown = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *lines)]
     (work / "ablation.md").write_text("\n".join(markdown) + "\n", "utf-8")
     run = [(number, row.name, np.mean([v.score for (name, _), v in found.items() if name == row.name]))
            for number, row in enumerate(rows, 1) if (row.name, 0) in found]
@@ -174,7 +176,7 @@ def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str
         Text("Every row differs from the first in what its name says. Validation: the score by which rows are chosen, "
              "on users held out of training. The other figures are on the targets of the split; differences to the "
              "first row are paired by user, of the first seed, with bootstrap intervals. A row with several seeds has "
-             "their mean and standard deviation. Minutes leave out the training that a row shares with one before it."), Table(ladder.name, COLUMNS, lines), *([plot] if run else [])])])
+             "their mean and standard deviation. Minutes leave out the training that a row shares with one before it."), Table(ladder.name, columns, lines), *([plot] if run else [])])])
     say(f"wrote {page}, ablation.md and ablation.json")
     return page
 

@@ -16,7 +16,7 @@ config:
   score: {resamples: 50}
 rows:
 """
-ROWS = "  whole: {}\n  no experts: {model: {experts: 0}}\n  ids: {joint: true}\n"
+ROWS = "  whole: {note: all of it}\n  no experts: {model: {experts: 0}}\n  ids: {joint: true}\n"
 
 
 def ladder(folder, rows=ROWS, head=COMMON):
@@ -49,8 +49,9 @@ def test_every_row_runs_and_the_best_by_validation_run_again(done):
             assert low <= mean <= high and mean == pytest.approx(value["score"] - found[f"whole, seed {name[-1]}"]["score"])
     page = (done / "work" / "ablation.html").read_text()
     assert "no experts" in page and "not run" not in page
-    assert [line.split(" | ")[0] for line in (done / "work" / "ablation.md").read_text().splitlines()[2:]] == [
-        "| whole", "| no experts", "| ids"]
+    table = [line.split(" | ") for line in (done / "work" / "ablation.md").read_text().splitlines()[2:]]
+    assert [cells[0] for cells in table] == ["| whole", "| no experts", "| ids"]
+    assert table[0][-1] == "all of it |"
 
 
 def test_rows_that_differ_in_ranking_or_ids_alone_share_what_is_trained_before(done, raw_log, capsys):
