@@ -66,6 +66,9 @@ class Ranker:
         """`depth` is how far down the order is followed: beyond the ten for the funnel alone."""
         self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
         self.depth = depth
+        if config.mode == "beam" and not config.survivors or config.mode == "cascade" and not config.survivors + config.union:
+            raise InputError("infer.survivors", found=f"0 in mode {config.mode}", expected="candidates from the beam, or in "
+                             "mode cascade from infer.union", do="set one of them above 0")
         told = evaluation.target_action.astype(np.int64)
         self.action = (
             np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
@@ -269,10 +272,12 @@ class Ranker:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
         config, prefixes = self.config, self.candidates.prefixes
         length_B = request.history.length_B
-        found = beam_search(
-            self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors,
-            prior=request.prior)
-        index, log_prob = found.index_BK, found.log_prob_BK
+        log_prob = request.query_BD.new_empty(len(length_B), 0)
+        index = length_B.new_empty(len(length_B), 0)
+        if config.survivors:
+            log_prob, index = beam_search(
+                self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors,
+                prior=request.prior)
         legal = log_prob > -torch.inf
         stages["beam"] = torch.where(legal, index, -1)
         if config.mode == "cascade" and config.union:
