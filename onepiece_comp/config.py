@@ -152,6 +152,7 @@ class TrainConfig:
     learning_rate: float = 0.002  # peak, AdamW
     muon_learning_rate: float = 0.02  # peak, Muon on hidden matrices
     table_optimiser: str = "adamw"  # of item tables: adamw | adam_rows | adagrad_rows; the last two cost touched rows only
+    shard_tables: bool = False  # under torchrun each rank holds a share of the item tables; else they are whole on each
     table_precision: str = "float32"  # of item tables: float32 | bfloat16, rounded at random
     weight_decay: float = 0.0001  # AdamW and Muon
     warmup: float = 0.1  # share of steps

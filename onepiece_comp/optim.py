@@ -139,6 +139,10 @@ class Optimisers:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """Those of a part of the `state_dict`, in the order of its numbers."""
+        return [parameter for group in self._parts()[name].param_groups for parameter in group["params"]]
+
     def _parts(self) -> dict[str, torch.optim.Optimizer]:
         return {name: part for name, part in (("muon", self.muon), ("rows", self.rows), ("adam", self.adam)) if part}
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from onepiece_comp.errors import InputError
 
@@ -26,6 +27,7 @@ class Ranks:
     def __init__(self, rank: int = 0, ranks: int = 1, *, device: torch.device = torch.device("cpu")):
         self.rank, self.ranks, self.device = rank, ranks, device
         self._patient = None  # the group whose members wait longer, on CPU
+        self.mesh: DeviceMesh | None = None  # of all ranks, where there are several
 
     @property
     def first(self) -> bool:
@@ -44,6 +46,7 @@ class Ranks:
     def _meet(self) -> None:
         distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=_MEETING)
         self._patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        self.mesh = init_device_mesh(self.device.type, (self.ranks,))
 
     def tell(self, value: object) -> object:
         """The first rank's value, on all of them."""
@@ -60,6 +63,22 @@ class Ranks:
         found = torch.tensor([number])
         self._send(lambda: distributed.all_reduce(found, op=distributed.ReduceOp.MAX, group=self._patient))
         return int(found.item())
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' values."""
+        if self.ranks == 1:
+            return value
+        found = value.clone()
+        self._send(lambda: distributed.all_reduce(found))
+        return found
+
+    def gather(self, value: torch.Tensor) -> list[torch.Tensor] | None:
+        """All ranks' values, of one shape and in main memory, on the first rank; None on the others."""
+        if self.ranks == 1:
+            return [value]
+        parts = [torch.empty_like(value) for _ in range(self.ranks)] if self.first else None
+        self._send(lambda: distributed.gather(value, parts, dst=0, group=self._patient))
+        return parts
 
     def wait(self) -> None:
         """Go on once all ranks have come here."""

@@ -6,7 +6,7 @@ bfloat16 are stepped in float32 and rounded at random, so that steps smaller tha
 in the mean. Legend: N rows, D width, R touched rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -77,8 +77,30 @@ def round_at_random(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before. Sparse ones count too."""
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, *, shares: Iterable[nn.Parameter] = (),
+                   total: Callable[[torch.Tensor], torch.Tensor] | None = None) -> float:
+    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before. Sparse ones count too.
+
+    `shares` are parameters whose other parts other ranks hold: `total` sums their squares over all ranks.
+    """
+    values = _gradients(parameters)
+    divided = _gradients(shares)
+    norms = [torch.linalg.vector_norm(value.float()) for value in values]
+    if total is not None:
+        device = (values or divided)[0].device
+        squares = [torch.linalg.vector_norm(value.float()).square() for value in divided]
+        norms.append(total(torch.stack([torch.zeros((), device=device), *squares]).sum()).sqrt())
+    if not norms:
+        return 0.0
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    scale = (limit / (norm + 1e-6)).clamp_max(1.0)
+    for value in values + divided:
+        value.mul_(scale.to(value.dtype))
+    return float(norm)
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """The values of the gradients there are."""
     values = []
     for parameter in parameters:
         if parameter.grad is not None:
@@ -87,10 +109,4 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
                 values.append(parameter.grad.values())
             else:
                 values.append(parameter.grad)
-    if not values:
-        return 0.0
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value.float()) for value in values]))
-    scale = (limit / (norm + 1e-6)).clamp_max(1.0)
-    for value in values:
-        value.mul_(scale.to(value.dtype))
-    return float(norm)
+    return values

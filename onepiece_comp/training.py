@@ -27,10 +27,11 @@ from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.retrieval import encode_item_table
 from onepiece_comp.run_log import RunLog
 from onepiece_comp.semantic_ids import load_tokenizer
+from onepiece_comp.table_shards import shard_tables
 from onepiece_comp.training_loop import Loop
 
 
-_SHARED_OUT = ("accumulate", "replicas")  # who takes a step's batches: another one may go on with a run
+_SHARED_OUT = ("accumulate", "replicas", "shard_tables")  # who takes a step's batches: another one may go on with a run
 
 
 def choose_device(name: str) -> torch.device:
@@ -110,6 +111,11 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     model = _build(data, config, tokenizer)
     if warm is not None and not going_on:
         say("warm start: %d of %d tensors copied" % warm_start(model, warm))
+    if config.train.shard_tables:
+        if config.train.average or config.train.replicas != 1:
+            raise InputError("train.shard_tables", found="average or replicas, which copy whole models", expected="neither",
+                             do="set train.average=0 and train.replicas=1, or leave the tables whole")
+        shard_tables(model, ranks)  # before a card would have to hold them
     model.to(device)
     ranks.wait()  # all have read whether the run was there before the first one writes to it
     if ranks.first:

@@ -31,6 +31,7 @@ from onepiece_comp.parallel import Ranks, Replicas, count_replicas, seed_share
 from onepiece_comp.preprocess import Dataset
 from onepiece_comp.row_optim import clip_gradients
 from onepiece_comp.run_log import RunLog
+from onepiece_comp.table_shards import share_of_state, shards_of, whole_state, whole_tables
 from onepiece_comp.validation import HeldOut, as_good, hold_out, validate
 
 _DIVERGED, _LINES = 2.0, 5  # times the first log line's loss, and how many lines in a row
@@ -104,6 +105,7 @@ class Loop:
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
             total_steps=self.total_steps, trained_rate=trained_rate, muon=settings.muon,
             schedule=settings.schedule, tables=settings.table_optimiser, seed=settings.seed)
+        self.shards = shards_of(model)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)) if settings.average else None
         self.validate_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
         self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
@@ -164,10 +166,12 @@ class Loop:
 
     def _step(self, shares: Sequence[TrainBatch]) -> tuple[list[Losses], float, float]:
         """(losses, gradient norm, learning rate); the weights do not move where one of these is not finite."""
-        losses, parameters = self.replicas.run(self._backward, shares), list(self.model.parameters())
+        losses = self.replicas.run(self._backward, shares)
         self.replicas.gather()
-        self.ranks.sum_gradients(parameters)
-        norm = clip_gradients(parameters, self.config.train.clip)
+        divided = [table.weight for table in self.shards]  # whose gradients are sums over the ranks already
+        common = [p for p in self.model.parameters() if not any(p is own for own in divided)]
+        self.ranks.sum_gradients(common)
+        norm = clip_gradients(common, self.config.train.clip, shares=divided, total=self.ranks.total if divided else None)
         parts = {f"the {name} loss": sum(float(getattr(part, name)) for part in losses)
                  for name in ("retrieval", "semantic", "conditioned", "balance")}
         for name, value in {**parts, "the gradient's norm": norm}.items():
@@ -231,9 +235,10 @@ class Loop:
 
     def _checkpoint(self, log: RunLog) -> None:
         """On the first rank: validate, keep this checkpoint unless the one kept is clearly better, write the state."""
-        if self.ranks.first:
-            self._judge(log)
-        self.progress = Progress(*self.ranks.tell(list(self.progress)))
+        with whole_tables(self.model):
+            if self.ranks.first:
+                self._judge(log)
+            self.progress = Progress(*self.ranks.tell(list(self.progress)))
         self._save_state()
 
     def _judge(self, log: RunLog) -> None:
@@ -269,18 +274,22 @@ class Loop:
     def _save_state(self) -> None:
         """What `_restore` reads; dropout needs no state, it follows from the step."""
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
-        if not self.ranks.first:
-            return
-        with atomic_file(self.run / "resume.pt") as temporary:
-            save_tensors({"model": self.model.state_dict(), "optimisers": self.optimisers.state_dict(),
-                          "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
-                          "average": None if self.average is None else self.average.state_dict()}, temporary)
+        optimisers = {name: whole_state(state, self.optimisers.parameters(name), self.shards)
+                      for name, state in self.optimisers.state_dict().items()}
+        with whole_tables(self.model):
+            if not self.ranks.first:
+                return
+            with atomic_file(self.run / "resume.pt") as temporary:
+                save_tensors({"model": self.model.state_dict(), "optimisers": optimisers,
+                              "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
+                              "average": None if self.average is None else self.average.state_dict()}, temporary)
 
     def _restore(self) -> Progress:
         state = load_tensors(self.run / "resume.pt")
         self.kept_score = state["kept_score"].numpy()
         self.model.load_state_dict(state["model"])
-        self.optimisers.load_state_dict(state["optimisers"])
+        self.optimisers.load_state_dict({name: share_of_state(part, self.optimisers.parameters(name), self.shards)
+                                         for name, part in state["optimisers"].items()})
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         return Progress(*state["progress"])

@@ -39,7 +39,17 @@ def dying(self, shares):
         os.kill(os.getpid(), getattr(signal, name))
     return step(self, shares)
 loop.Loop._step = dying
-main()
+"""
+
+SHARES = """
+def dying(self, shares, before=dying):
+    found = before(self, shares)
+    if self.progress.step == 1 and self.ranks.first:
+        table = self.model.item_tower.id_table
+        held = [table.weight, *(v for v in self.optimisers.rows.state[table.weight].values() if v.dim())]
+        print(f"held {set(map(len, held)).pop()} of {table.num_embeddings} rows, weights and state", flush=True)
+    return found
+loop.Loop._step = dying
 """
 
 
@@ -96,7 +106,7 @@ def test_two_batches_in_turn_are_another_run_than_one(dataset, in_turn, tmp_path
 
 def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(dataset, in_turn, tmp_path):
     script, run = tmp_path / "rank.py", tmp_path / "run"
-    script.write_text(RANK)
+    script.write_text(RANK + "main()")
     killed = _torchrun(script, "SIGKILL", "5", dataset=dataset, run=run)()
     assert killed.returncode and "no longer answers" in killed.stderr and "Traceback (most recent call last):\n  File \"/tmp" not in killed.stderr
     asked = _torchrun(script, "SIGTERM", "8", dataset=dataset, run=run)("--resume")
@@ -105,6 +115,27 @@ def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(
     resumed = _torchrun(script, "SIGTERM", "-1", dataset=dataset, run=run)("--resume")
     assert resumed.returncode == 0, resumed.stderr
     _close(_weights(run), _weights(in_turn))
+
+
+def test_ranks_that_share_the_tables_end_there_too_and_one_process_can_go_on(dataset, in_turn, tmp_path):
+    """Killed after five steps, gone on with for some more, ended by one process that has the tables whole."""
+    script, run = tmp_path / "rank.py", tmp_path / "run"
+    script.write_text(RANK + SHARES + "main()")
+    shared = ("--set", "train.shard_tables=true")
+    killed = _torchrun(script, "SIGKILL", "5", dataset=dataset, run=run)(*shared)
+    assert killed.returncode and (run / "resume.pt").is_file(), killed.stderr
+    rows = dataset.schema.items + 1
+    assert f"held {-(-rows // 2)} of {rows} rows, weights and state" in killed.stdout
+    asked = _torchrun(script, "SIGTERM", "8", dataset=dataset, run=run)(*shared, "--resume")
+    assert asked.returncode and load_tensors(run / "resume.pt")["progress"][0] == 9, asked.stderr
+    train(dataset.path, run, load_config("tiny", None, [*SETS, "train.accumulate=2"]), resume=True)
+    _close(_weights(run), _weights(in_turn))
+
+
+def test_shared_tables_go_with_nothing_that_copies_models(dataset, tmp_path):
+    for change in ("train.average=0.9", "train.replicas=2"):
+        with pytest.raises(InputError, match="train.shard_tables"):
+            train(dataset.path, tmp_path / change, load_config("tiny", None, [*SETS, "train.shard_tables=true", change]))
 
 
 def test_a_rank_that_meets_nobody_ends_with_a_line(monkeypatch):

@@ -78,6 +78,14 @@ def test_the_norm_of_sparse_gradients_is_that_of_dense_ones_and_both_are_clipped
     torch.testing.assert_close(other[1].grad, other[0].grad, rtol=1e-5, atol=1e-6)
 
 
+def test_shares_of_a_parameter_are_clipped_by_the_norm_of_all_of_it():
+    """This rank's share has norm 3, the other's 4, what both have 12: 13 together."""
+    common, share = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))
+    common.grad, share.grad = torch.tensor([12.0]), torch.tensor([3.0, 0.0])
+    assert clip_gradients([common], 1.3, shares=[share], total=lambda squares: squares + 16) == pytest.approx(13)
+    assert common.grad.item() == pytest.approx(1.2) and share.grad.tolist() == pytest.approx([0.3, 0.0])
+
+
 def test_rounding_at_random_keeps_the_mean_and_goes_to_a_neighbour():
     draw, value = torch.Generator().manual_seed(0), torch.tensor([1.001, -1.001, 3.14159, 0.0, 1e-20])
     rounded = torch.stack([round_at_random(value, draw).float() for _ in range(20_000)])
