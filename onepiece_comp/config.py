@@ -178,7 +178,7 @@ class InferConfig:
     beam: int = 20  # B, first codes kept
     survivors: int = 384  # K', items kept by the beam; 0 = no beam, exact neighbours alone ranked by both heads
     union: int = 100  # exact neighbours added to the survivors in cascade mode
-    shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
+    shortlist: int = 5000  # best candidates without history similarity, among which the whole logit then ranks
     index: str = "exact"  # exact | hnsw | ivf: who names the candidates that the whole logit ranks in retrieval
     index_fetch: int = 1000  # candidates that hnsw or ivf names for each user, besides seen ones
     index_effort: float = 1.0  # times their usual breadth of search: more is slower and misses less
