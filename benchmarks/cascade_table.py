@@ -5,7 +5,8 @@
 Each WORK is a folder that `onepiece-comp run` or worlds.py has made; several are seeds of one data set. What they lack
 (a joint stage with the conditioned query) is trained into WORK/conditioned. The main rows are run for all of them, the
 grid of widths for the first. Differences are to exact retrieval by the retrieval stage alone, paired by user; over
-several seeds their mean, and an interval from the seeds' own. Resumable: rankings are kept in WORK/cascade_table.
+several seeds their mean, and an interval from the seeds' own. Cold targets are items that training never saw: their
+share of the targets, and the score on them, tell what is left to win there. Resumable: rankings are kept in WORK/cascade_table.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from onepiece_comp.submission import infer
 
 PAPER = {"mode": "cascade", "union": 0, "semantic_weight": 0.0, "cold_ids": False}
 EXACT = "exact, retrieval stage"
-COLUMNS = ("row", "seeds", "HR@10", "NDCG@10", "score", f"to '{EXACT}'", "95 % interval", "target kept", "kept a user",
-           "users/s")
+COLUMNS = ("row", "seeds", "HR@10", "NDCG@10", "score", f"to '{EXACT}'", "95 % interval", "warm targets", "cold targets",
+           "target kept", "kept a user", "users/s")
 
 
 class Row(NamedTuple):
@@ -121,7 +122,10 @@ def figures_of(judged: dict, funnel: dict) -> dict:
     steps = {step["step"]: step for step in funnel["steps"]}
     last = steps.get("union") or steps.get("beam")
     difference = judged["against"][EXACT]["difference"]["score"] if judged["against"] else None
+    by_target = {name: judged["slices"]["target"].get(name) for name in ("warm", "cold")}
     return {**{name: judged[name]["mean"] for name in ("hr", "ndcg", "score")}, "difference": difference,
+            **{name: part["score"]["mean"] if part else 0.0 for name, part in by_target.items()},
+            "cold_share": by_target["cold"]["users"] / judged["users"] if by_target["cold"] else 0.0,
             "targets": last and last.get("targets"), "per_user": last and last["per_user"],
             "users_per_second": funnel["users_per_second"]}
 
@@ -139,7 +143,8 @@ def line(name: str, values: list[dict]) -> tuple[str, ...]:
     kept = ("", "") if values[0]["per_user"] is None else (f"{100 * mean('targets'):.1f} %", f"{mean('per_user'):.0f}")
     spread = f" ± {np.std([v['score'] for v in values], ddof=1):.4f}" if len(values) > 1 else ""
     return (name, str(len(values)), f"{mean('hr'):.4f}", f"{mean('ndcg'):.4f}", f"{mean('score'):.4f}{spread}", *apart,
-            *kept, f"{mean('users_per_second'):.0f}")
+            f"{mean('warm'):.4f}", f"{mean('cold'):.4f} of {100 * mean('cold_share'):.0f} %", *kept,
+            f"{mean('users_per_second'):.0f}")
 
 
 def write(options: argparse.Namespace, lines: list[tuple[str, ...]]) -> None:
