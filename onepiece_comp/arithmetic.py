@@ -10,7 +10,6 @@ Legend: B users, T positions, N rows, D width, K keys, C codes, M metric width.
 import re
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from onepiece_comp.batches import TrainBatch

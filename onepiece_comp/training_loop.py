@@ -17,14 +17,15 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from onepiece_comp.arithmetic import bfloat16_peak, forward_work, shape_of
-from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json
+from onepiece_comp.artefacts import MARKERS, atomic_file, read_json
 from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
 from onepiece_comp.checkpoint import load_tensors, save_checkpoint, save_tensors
 from onepiece_comp.config import Config
 from onepiece_comp.console import say
 from onepiece_comp.end_asked import EndAsked
 from onepiece_comp.errors import InputError
-from onepiece_comp.losses import LossOptions, entropy, gini
+from onepiece_comp.log_window import CodesMet, Window
+from onepiece_comp.losses import LossOptions
 from onepiece_comp.model import Losses, OnePiece
 from onepiece_comp.optim import Optimisers, prepare_tables
 from onepiece_comp.parallel import Ranks, Replicas, count_replicas, seed_share
@@ -45,36 +46,6 @@ class Progress(NamedTuple):
     best_checkpoint: str = ""
     first_loss: float = 0.0  # of the first log line; 0 = before it
     worse: int = 0  # validations since the best score
-
-
-class _Window:
-    """What has happened since the last log line; `peak` is the FLOP/s of this rank's cards where it is known."""
-
-    def __init__(self, peak: float | None) -> None:
-        self.started, self.users, self.rows, self.parts, self.load = time.monotonic(), 0, 0, [], None
-        self.flops, self.peak = 0.0, peak
-
-    def add(self, batch: TrainBatch, losses: Losses, norm: float, *, flops: float) -> None:
-        self.users += len(batch.history.length_B)
-        self.flops += flops
-        self.rows += len(batch.target_N)
-        self.parts.append([float(losses.retrieval), float(losses.semantic), float(losses.conditioned),
-                           float(losses.balance), norm])
-        if losses.expert_load is not None:
-            self.load = losses.expert_load if self.load is None else self.load + losses.expert_load
-
-    def record(self) -> dict[str, float]:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        names = ("Loss/retrieval", "Loss/semantic", "Loss/conditioned", "Loss/balance", "gradient_norm")
-        found = {**dict(zip(names, np.mean(self.parts, 0).tolist())), "users_per_second": self.users / seconds,
-                 "events_per_second": self.rows / seconds, "flops_per_second": self.flops / seconds,
-                 "peak_memory_mib": peak_memory_mib()}
-        if self.peak is not None:
-            found["share_of_peak"] = found["flops_per_second"] / self.peak
-        if self.load is not None:
-            found |= {"expert_gini": gini(self.load), "expert_entropy": entropy(self.load),
-                      "experts_unused": int((self.load == 0).sum())}
-        return found
 
 
 class Loop:
@@ -100,6 +71,7 @@ class Loop:
         self.total_steps = max(1, round(epochs * self.batches.steps_per_epoch))
         prepare_tables(model, optimiser=settings.table_optimiser, precision=settings.table_precision,
                        average=settings.average)
+        self.codes_met = CodesMet(model)
         self.optimisers = Optimisers(
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
@@ -125,21 +97,22 @@ class Loop:
 
     def run_steps(self, log: RunLog) -> None:
         """From where the run stands to its end, or to the end of the step in which the process is asked to stop."""
-        settings, window = self.config.train, _Window(self.peak)
+        settings, window = self.config.train, Window(self.peak)
         with EndAsked() as end:
             for batches in self._remaining() if not self._lost_patience() else ():
                 losses, norm, rate = self._step(batches)
                 for batch, found in zip(batches, losses):
                     window.add(batch, found, norm, flops=self._flops(batch))
+                    self.codes_met.add(batch)
                 asked = self.ranks.highest(end.signal or 0)
                 end.signal = asked or end.signal  # all end as one was asked to; asked since then: in the next step
                 step = self.progress.step
                 if step % settings.log_every == 0 or step == self.total_steps:
-                    self._log_line(log, window.record(), rate)
-                    window = _Window(self.peak)
+                    self._log_line(log, {**window.record(), **self.codes_met.record()}, rate)
+                    window = Window(self.peak)
                 if step in self.validate_at or step == self.total_steps:
                     self._checkpoint(log)
-                    window = _Window(self.peak)
+                    window = Window(self.peak)
                 elif asked or time.monotonic() - self._saved_at > 60 * settings.save_minutes:
                     self._save_state()
                 if asked:

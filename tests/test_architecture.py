@@ -15,7 +15,7 @@ ORDER = """
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
     histories prefix_table popularity batches losses hstu transformer similarity moe encoder_layer latent_steps item_tower history_inputs sid_decoder
-    model arithmetic row_optim optim parallel table_shards checkpoint retrieval validation run_log end_asked training_loop training
+    model arithmetic row_optim optim parallel table_shards checkpoint retrieval validation run_log end_asked log_window training_loop training
     beam vector_cache candidates approximate cascade answer_parts submission ann_export
     flow ablation platform_jobs cli __main__
 """.split()

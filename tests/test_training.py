@@ -17,13 +17,14 @@ from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, lo
 from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig, load_config
 from onepiece_comp.end_asked import EndAsked
 from onepiece_comp.errors import InputError
+from onepiece_comp.log_window import Window
 from onepiece_comp.model import Losses, OnePiece
 from onepiece_comp.parallel import Ranks
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.submission import choose_mode, infer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
-from onepiece_comp.training_loop import Loop, _Window
+from onepiece_comp.training_loop import Loop
 from onepiece_comp.validation import Validation
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
@@ -88,6 +89,14 @@ def test_the_loss_falls(retrieval):
     assert losses[-1] < losses[0] - 0.2
 
 
+def test_the_log_counts_the_codes_that_were_no_target_yet(joint, tokenizer):
+    """By hand over the log: in the end those whose items no training user met are left."""
+    lines = [json.loads(line) for line in (joint / "log.jsonl").read_text().splitlines()]
+    dead = [line["dead_codes/level_0"] for line in lines if "dead_codes/level_0" in line]
+    used = len(np.unique(np.load(tokenizer / "codes.npy")[1:, 0]))
+    assert dead == sorted(dead, reverse=True) and used > dead[0] > dead[-1]
+
+
 def test_the_log_tells_the_work_of_its_steps_and_its_share_of_a_known_peak(dataset, retrieval, tmp_path):
     model = load_checkpoint(retrieval, torch.device("cpu")).model
     loop = Loop(model, dataset, tmp_path, _config(), torch.device("cpu"), warm=False, ranks=Ranks())
@@ -97,7 +106,7 @@ def test_the_log_tells_the_work_of_its_steps_and_its_share_of_a_known_peak(datas
     assert first["flops_per_second"] / first["events_per_second"] == pytest.approx(work / len(batch.target_N))
     assert "share_of_peak" not in first  # a CPU's is not known
     losses = Losses(*torch.ones(5), None)
-    window = _Window(1e9)
+    window = Window(1e9)
     window.add(batch, losses, 1.0, flops=6e9)
     window.add(batch, losses, 1.0, flops=2e9)
     found = window.record()
