@@ -194,8 +194,8 @@ def _first_of_each(group: np.ndarray, count: int) -> np.ndarray:
     return np.arange(len(group)) - np.searchsorted(group, group) < count
 
 
-def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int) -> Neighbours:
-    """The most similar candidates of each item: users of both / (sqrt(users of one * users of the other) + DAMPING)."""
+def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int, damping: float = DAMPING) -> Neighbours:
+    """The most similar candidates of each item: users of both / (sqrt(users of one * users of the other) + damping)."""
     size = np.diff(baskets.start)
     owner = np.repeat(np.arange(len(size)), size)
     owner_by_item = owner[np.argsort(baskets.item, kind="stable")]
@@ -210,19 +210,19 @@ def item_neighbours(baskets: Baskets, candidates: Candidates, *, items: int) -> 
         entry_owner = owner_by_item[item_start[low]:item_start[high]]
         row = np.repeat(np.repeat(np.arange(low, high), users[low:high]), size[entry_owner])
         other = baskets.item[_slices(baskets.start[entry_owner], size[entry_owner])]
-        parts.append(_top_neighbours(row, other, number_of=number_of, users=users))
+        parts.append(_top_neighbours(row, other, number_of=number_of, users=users, damping=damping))
     row, number, similarity = (np.concatenate(column) for column in zip(*parts))
     start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=items + 1))])
     return Neighbours(number, similarity, start)
 
 
 def _top_neighbours(row: np.ndarray, other: np.ndarray, *, number_of: np.ndarray,
-                    users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                    users: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(item, candidate number, similarity) from the pairs of items that one user has, the best of each item only."""
     kept = (number_of[other] >= 0) & (row != other)
     pair, together = np.unique(row[kept] * len(users) + other[kept], return_counts=True)
     row, other = np.divmod(pair, len(users))
-    similarity = together / (np.sqrt(users[row] * users[other].astype(np.float64)) + DAMPING)
+    similarity = together / (np.sqrt(users[row] * users[other].astype(np.float64)) + damping)
     best = np.lexsort((number_of[other], -similarity, row))
     best = best[_first_of_each(row[best], NEIGHBOURS)]
     return row[best].astype(np.int32), number_of[other[best]].astype(np.int32), similarity[best].astype(np.float32)

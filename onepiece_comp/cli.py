@@ -256,6 +256,27 @@ def ablate(
     stage(ladder, raw, work, hours=hours, seeds=seeds, best=best)
 
 
+@app.command(epilog="Example: onepiece-comp benchmark beauty --data amazon2014_beauty --out work/beauty --seeds 0,1,2")
+def benchmark(
+    name: Annotated[str, typer.Argument(help="ml-1m-order, ml-1m-time, beauty, beauty-20, beauty-shuffled, "
+                                             "leave-one-out or leave-one-out-200.")],
+    data: Annotated[Path, typer.Option(help="Sequences, MovieLens ratings, or a table of user, item, time.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; what is done there is not run again.")],
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
+    models: Annotated[str, typer.Option(help="Rows, comma-separated; without it all.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="1,000 users, 2 epochs: that it works, no more.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.", min=0)] = 0,
+    sets: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of all rows, as epochs=20.")] = None,
+) -> None:
+    """Run a public benchmark: split, train with early stopping, test once, a result file per row and seed."""
+    from onepiece_comp.benchmark import benchmark as stage
+
+    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise InputError("--seeds", found=repr(seeds), expected="numbers such as 0,1,2", do="correct them")
+    stage(name, data, out, seeds=[int(seed) for seed in seeds.split(",")], models=models, quick=quick,
+          sets=sets or (), threads=threads)
+
+
 class _Stopped(BaseException):
     """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
 

@@ -313,11 +313,11 @@ def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> C
         if not equals or not dot:
             raise InputError(f"--set {text}", found="no section.key=value", expected="for example train.epochs=4",
                              do="write it so")
-        config = merge(config, {section: {name: _parse_value(value_text)}}, lambda *keys: f"--set {text}")
+        config = merge(config, {section: {name: parse_value(value_text)}}, lambda *keys: f"--set {text}")
     return config
 
 
-def _parse_value(text: str) -> object:
+def parse_value(text: str) -> object:
     """A `--set` value: JSON where it is JSON (numbers, true, lists), else the text itself."""
     try:
         return json.loads(text)

@@ -30,7 +30,7 @@ def convert_movielens(source: Path, out: Path) -> Path:
     InputError for a missing file or a line that is none.
     """
     form, path = ratings_file(Path(source))
-    rows = _ratings(form, path)
+    rows = read_ratings(form, path)
     rows.require(*RATING_TYPES)
     stars = rows.table.column("rating").to_numpy()
     log, _, counts = number_log(
@@ -66,7 +66,7 @@ def is_movielens(source: Path) -> bool:
         return False
 
 
-def _ratings(form: str, path: Path) -> Rows:
+def read_ratings(form: str, path: Path) -> Rows:
     if form == "csv":
         types = {theirs: RATING_TYPES[ours] for theirs, ours in CSV_NAMES.items()}
         rows = delimited(path, types)

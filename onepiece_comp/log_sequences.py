@@ -38,13 +38,13 @@ def convert_sequences(source: Path, out: Path, interactions: Path | None = None)
     the one before it. Without it positions stand for times. InputError for what does not fit.
     """
     source = sequence_file(Path(source))
-    held = _read_lines(source)
+    held = read_lines(source)
     creative_ids, original_ids = number_items(held.item)
     times = positions_as_seconds(held.user)
     about, counts = {"source": "sequences", "actions": "1, all", "times": "order only",
                      "ordinal_start": ORDINAL_START, "ordinal_step": ORDINAL_STEP}, {}
     if interactions is not None:
-        times, counts = _join_times(Path(interactions), held, ordinal=times)
+        times, counts = join_times(Path(interactions), held, ordinal=times)
         about["times"] = "seconds, from the interactions"
     log = Log(held.users, held.user, creative_ids, np.full(len(held.user), CLICK, np.int8), times)
     return write_raw(Path(out), log, about, Extras(
@@ -78,7 +78,7 @@ def _starts_with_numbers(path: Path) -> bool:
     return len(words) > 1 and all(word.isascii() and word.isdigit() for word in words)
 
 
-def _read_lines(path: Path) -> Sequences:
+def read_lines(path: Path) -> Sequences:
     users: dict[str, int] = {}
     numbers: dict[str, int] = {}
     lengths, codes, blank = array("q"), array("q"), 0
@@ -100,7 +100,7 @@ def _read_lines(path: Path) -> Sequences:
     return Sequences(list(users), user, Ids(np.frombuffer(codes, np.int64), list(numbers)))
 
 
-def _join_times(path: Path, held: Sequences, *, ordinal: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+def join_times(path: Path, held: Sequences, *, ordinal: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
     """The time of each event in the order of the lines, and how many had none.
 
     A null time takes the one before it of the same user, at the start the one after it; a user without any time keeps

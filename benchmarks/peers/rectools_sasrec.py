@@ -1,0 +1,87 @@
+"""RecTools' SASRec beside ours: the same split, the same judge, its own code and environment.
+
+python benchmarks/peers/rectools_sasrec.py beauty DATA work/peers --epochs 20
+
+Makes work/peers/env with `pip install "rectools[torch]"` unless --python names an environment that has it. It trains a
+number of epochs that is given, without validation: choose it on ours, or compare at several.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import numpy as np
+
+from onepiece_comp.artefacts import atomic_file, write_json
+from onepiece_comp.benchmark_rows import PROTOCOLS
+from onepiece_comp.full_ranking import CUTS, FILTERS, Scored, batches_of, figures, judge
+from onepiece_comp.interactions import (
+    Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
+
+WORKER = Path(__file__).with_name("rectools_worker.py")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--loss", default="softmax")
+    parser.add_argument("--users", type=int, default=0, help="the first so many alone; 0 = all")
+    parser.add_argument("--python", help="of an environment that has rectools[torch]")
+    asked = parser.parse_args()
+    protocol = PROTOCOLS[asked.name]
+    log = read_interactions(asked.data, form=protocol.form, ties=protocol.ties)
+    log = first_users(log, asked.users) if asked.users else log
+    asked.work.mkdir(parents=True, exist_ok=True)
+    python, split, lists = asked.python or _environment(asked.work / "env"), asked.work / "split.npz", asked.work / "lists.npz"
+    write_split(log, split)
+    started = time.monotonic()
+    subprocess.run([python, WORKER, split, lists, "--epochs", str(asked.epochs), "--loss", asked.loss,
+                    "--length", str(protocol.max_length)], check=True)
+    found = {"protocol": asked.name, "peer": "RecTools SASRec", "loss": asked.loss, "epochs": asked.epochs,
+             "users": log.users, "data_sha256": sha256(files_of(asked.data, form=protocol.form)),
+             "seconds": time.monotonic() - started, "figures": judge_lists(log, lists)}
+    write_json(asked.work / "rectools.json", found)
+    for kind in FILTERS:
+        print(f"{kind:7s}" + "  ".join(f"{name} {found['figures'][kind][name]:.4f}" for name in ("hr@10", "ndcg@10", "hr@200")))
+
+
+def _environment(folder: Path) -> str:
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "rectools[torch]"], check=True)
+    return str(python)
+
+
+def write_split(log: Interactions, path: Path) -> None:
+    """All events but each user's last, and which of them training may see: all but the one before it."""
+    user = np.repeat(np.arange(log.users), np.diff(log.start))
+    place = np.arange(len(log.item)) - log.start[user]
+    from_end = log.start[user + 1] - np.arange(len(log.item))
+    kept = from_end > 1
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, user=user[kept], item=log.item[kept], place=place[kept], train=(from_end > 2)[kept])
+
+
+def judge_lists(log: Interactions, path: Path) -> dict[str, dict[str, float]]:
+    """Our figures of lists of items: what is not in a list ranks behind all of it."""
+    held, target, counts, found = np.load(path), targets(log, 1), train_counts(log), {}
+    assert (held["user"] == np.arange(log.users)).all(), "the lists are of other users"
+    for kind in FILTERS:
+        def batches(lists: np.ndarray = held[kind]):
+            for users in batches_of(np.arange(log.users), 256):
+                score = np.zeros((len(users), log.items + 1), np.float32)
+                np.put_along_axis(score, lists[users], np.arange(CUTS[-1], 0, -1, dtype=np.float32)[None], 1)
+                yield Scored(score, target[users], np.zeros((len(users), 1), np.int64))
+        found[kind] = figures(judge(batches(), items=log.items)["all"], counts, target)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""docs/benchmarks.md from the result files of `onepiece-comp benchmark` and the figures that others published.
+
+python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json --out docs/benchmarks.md
+
+Rows without a result print 'not run'. Nothing in the page is written by hand but the text of this file.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onepiece_comp.artefacts import atomic_file, read_json
+from onepiece_comp.benchmark_rows import PROTOCOLS, rows
+from onepiece_comp.config import read_yaml
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@50", "ndcg@50", "hr@200", "ndcg@200")
+MAKE_UP = ("coverage@10", "coverage@50", "popularity@10", "popularity@50")
+HEAD = """# Public benchmarks
+
+Written by `python benchmarks/public_tables.py RESULT.json ... --out docs/benchmarks.md`; the figures come from the result files alone.
+
+    onepiece-comp benchmark beauty --data amazon2014_beauty --out work/beauty --seeds 0,1,2
+    onepiece-comp benchmark leave-one-out --data my_events.csv --out work/mine      # columns user, item, time
+
+Protocol of all: last event = test, the one before = validation, the rest trains; weights of the best validation NDCG@10; the whole catalogue is ranked; the test is looked at once.
+With one target Recall is HR.
+A target that ties with other items takes the last place among them.
+`unseen` leaves the items of the whole history out of the list, `all` does not.
+`coverage` is the share of the catalogue in any list, `popularity` the mean training count of what is recommended over that of the targets.
+Figures are means over seeds, with the standard deviation where there are several.
+Published figures stand beside ours only where the data is the same or nearly so; the last column says what differs, so none is a like-for-like comparison unless it says nothing.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="*")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    results = {found["protocol"]: found for found in map(read_json, asked.results)}
+    published, _ = read_yaml(PUBLISHED)
+    names = [name for name, protocol in PROTOCOLS.items() if protocol.published or name in published or name in results]
+    parts = [HEAD, *(_section(name, results.get(name, {"rows": {}}), published.get(name) or []) for name in names)]
+    with atomic_file(asked.out) as temporary:
+        temporary.write_text("\n".join(parts), "utf-8")
+    print(f"wrote {asked.out}")
+
+
+def _section(name: str, found: dict, published: Sequence[dict]) -> str:
+    protocol, any_row = PROTOCOLS[name], next(iter(found["rows"].values()), None)
+    about = f"Version {protocol.version}, history of {protocol.max_length}, ties: {protocol.ties}."
+    if any_row:
+        data = any_row[0]["about"]
+        about += f"\n{data['users']:,} users, {data['items']:,} items, {data['events']:,} events."
+        about += "\nOf a quick run: these figures say nothing." if data["quick"] else ""
+    lines = [line for row in rows(name) for line in _lines(row, found["rows"].get(row, []))]
+    text = [f"## {name}", about, "", *_markdown(("row", "items", "seeds", *METRICS), [line[0] for line in lines]), "",
+            *_markdown(("row", "items", *MAKE_UP, "best epoch", "minutes", "users/s"), [line[1] for line in lines])]
+    if published:
+        text += ["", *_markdown(("published", "source", *METRICS, "how its protocol differs"), [
+            (one["model"], one["source"], *(f"{one[m]:.4f}" if m in one else "" for m in METRICS), one["differs"])
+            for one in published])]
+    return "\n".join(text) + "\n"
+
+
+def _lines(row: str, results: Sequence[dict]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Two lines of cells for each filter: metrics, and what the lists are made of."""
+    if not results:
+        return [((row, "", "0", *["not run"] * len(METRICS)), (row, "", *["not run"] * (len(MAKE_UP) + 3)))]
+    mean = lambda name: float(np.mean([result[name] or 0 for result in results]))
+    cost = (f"{mean('best_epoch'):.0f}", f"{mean('seconds') / 60:.1f}", f"{mean('users_per_second'):,.0f}")
+    return [((row, kind, str(len(results)), *(_several(results, kind, name) for name in METRICS)),
+             (row, kind, *(_several(results, kind, name) for name in MAKE_UP), *cost)) for kind in ("unseen", "all")]
+
+
+def _several(results: Sequence[dict], kind: str, name: str) -> str:
+    values = [result["figures"][kind].get(name, float("nan")) for result in results]
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *lines)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A public benchmark end to end: one result per row and seed with all that is needed to repeat it, and a table.
+
+WORK/rows/ROW/seed-S.json holds protocol, data checksums, configuration, versions, figures, times; a row that is done and
+unchanged is not run again, one that is missing prints 'not run'. WORK/result.json has all of them together.
+The test events are looked at once, by the weights of the best validation epoch.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onepiece_comp import __version__
+from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
+from onepiece_comp.benchmark_baselines import knn_scorer, popularity_scorer
+from onepiece_comp.benchmark_rows import PROTOCOLS, Protocol, RowConfig, chosen, rows
+from onepiece_comp.config import from_dict, parse_value, to_dict
+from onepiece_comp.console import say, table
+from onepiece_comp.errors import InputError
+from onepiece_comp.full_ranking import FILTERS, Scorer, figures, judge
+from onepiece_comp.interactions import (
+    Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
+from onepiece_comp.next_item_training import Trained, by_length, scored, scorer, train_next_item
+
+QUICK_USERS, QUICK_EPOCHS = 1000, 2
+TIES_SEED = 0  # of the protocols that shuffle ties: the data is the same for all seeds of a row
+SHOWN = ("hr@10", "ndcg@10", "hr@50", "hr@200", "coverage@10", "popularity@10")
+
+
+def benchmark(name: str, data: Path, out: Path, *, seeds: Sequence[int] = (0,), models: str = "", quick: bool = False,
+              sets: Sequence[str] = (), threads: int = 0) -> Path:
+    """Run what is missing of the rows of a protocol and print its table; returns OUT/result.json.
+
+    `quick` takes the first QUICK_USERS users and QUICK_EPOCHS epochs: it shows that all works, its figures say nothing.
+    `sets` are `key=value` of all the rows. InputError for an unknown name or data that cannot be read.
+    """
+    out, wanted = Path(out), {row: _changed(config, sets, quick) for row, config in chosen(name, models).items()}
+    protocol = PROTOCOLS[name]
+    if threads:
+        torch.set_num_threads(threads)
+    files = sha256(files_of(data, form=protocol.form))
+    log = read_interactions(data, form=protocol.form, ties=protocol.ties, seed=TIES_SEED)
+    about = {"protocol": name, **to_dict(protocol), "data_sha256": files, "users": log.users, "items": log.items,
+             "events": len(log.item), "users_left_out": log.left_out, "quick": quick,
+             "data_as_published": _as_published(log, protocol)}
+    say(f"{name}, version {protocol.version}: {log.users:,} users, {log.items:,} items, {len(log.item):,} events"
+        + ("" if about["data_as_published"] else "; these are not the published data, figures are your own"))
+    log = first_users(log, QUICK_USERS) if quick else log
+    for row, config in wanted.items():
+        for seed in seeds if config.model == "sequence" else (0,):
+            _one(out, row, config, seed, log, protocol, about)
+    return _report(out, name)
+
+
+def _changed(config: RowConfig, sets: Sequence[str], quick: bool) -> RowConfig:
+    values = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}", found="no key=value", expected="for example epochs=20", do="write it so")
+        values[key] = parse_value(value)
+    config = from_dict(RowConfig, {**to_dict(config), **values}, "--set")
+    return dataclasses.replace(config, epochs=min(config.epochs, QUICK_EPOCHS)) if quick else config
+
+
+def _as_published(log: Interactions, protocol: Protocol) -> bool:
+    return bool(protocol.published) and (log.users, log.items, len(log.item)) == protocol.published
+
+
+def _one(out: Path, row: str, config: RowConfig, seed: int, log: Interactions, protocol: Protocol, about: dict) -> None:
+    """Run a row under a seed unless its result is there and made of the same things."""
+    path = out / "rows" / row / f"seed-{seed}.json"
+    key = fingerprint(about, to_dict(config), seed)
+    if path.is_file() and read_json(path).get("key") == key:
+        say(f"{row}, seed {seed}: done before ({path})")
+        return
+    say(f"== {row}, seed {seed}")
+    started, worked = time.monotonic(), time.process_time()
+    score, trained = _scorer(config, log, protocol, seed)
+    fitted = time.monotonic()
+    judged = judge(scored(score, log, 1), items=log.items)
+    ended, counts, target = time.monotonic(), train_counts(log), targets(log, 1)[by_length(log)]
+    write_json(path, {
+        "key": key, "row": row, "seed": seed, "about": about, "config": to_dict(config), "versions": _versions(),
+        "figures": {name: figures(judged[name], counts, target) for name in FILTERS},
+        "best_epoch": trained and trained.best_epoch, "epochs": [e._asdict() for e in trained.epochs] if trained else [],
+        "parameters": sum(p.numel() for p in trained.model.parameters()) if trained else 0,
+        "seconds": ended - started, "cpu_seconds": time.process_time() - worked, "train_seconds": fitted - started,
+        "users_per_second": log.users / (ended - fitted), "threads": torch.get_num_threads(),
+        "peak_memory_mib": peak_memory_mib()})
+
+
+def _scorer(config: RowConfig, log: Interactions, protocol: Protocol, seed: int) -> tuple[Scorer, Trained | None]:
+    if config.model == "popularity":
+        return popularity_scorer(log), None
+    if config.model == "item_knn":
+        return knn_scorer(log), None
+    trained = train_next_item(log, config, max_length=protocol.max_length, seed=seed)
+    return scorer(trained.model, log, protocol.max_length), trained
+
+
+def _versions() -> dict[str, str]:
+    return {"onepiece_comp": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "machine": platform.machine()}
+
+
+def _report(out: Path, name: str) -> Path:
+    """All results of the protocol as one file, and its table: means over seeds, both filters."""
+    found = {row: [read_json(path) for path in sorted((out / "rows" / row).glob("seed-*.json"))] for row in rows(name)}
+    lines = []
+    for row, results in found.items():
+        for kind in FILTERS if results else ("",):
+            cells = [f"{np.mean([result['figures'][kind][metric] for result in results]):.4f}" if results else "not run"
+                     for metric in SHOWN]
+            minutes = f"{np.mean([result['seconds'] for result in results]) / 60:.1f}" if results else "not run"
+            lines.append((row, kind, len(results), *cells, minutes))
+    table(f"{name}: means over seeds; `unseen` leaves out the items of the history", ("row", "items", "seeds", *SHOWN,
+          "minutes"), lines)
+    path = out / "result.json"
+    write_json(path, {"protocol": name, "version": PROTOCOLS[name].version,
+                      "rows": {row: results for row, results in found.items() if results}})
+    say(f"wrote {path}")
+    return path

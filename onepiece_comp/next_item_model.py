@@ -1,0 +1,88 @@
+"""A next-item model of ids alone, as the public benchmarks have it: table, positions, blocks, the table again as keys.
+
+Stands between the blocks and `next_item_training.py`. No item features, actions or popularity: what the competition's
+model adds (`model.py`) the published figures do not have. Legend: B users, T positions, S attended positions,
+D width, I items in the catalogue.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from onepiece_comp.benchmark_rows import RowConfig
+from onepiece_comp.errors import InputError
+from onepiece_comp.hstu import HSTUBlock, gap_bucket
+from onepiece_comp.interactions import Window
+from onepiece_comp.next_item_blocks import LiGRBlock, SASRecBlock
+
+BLOCKS, TIMES = ("sasrec", "ligr", "hstu"), ("none", "last", "next")
+
+
+class NextItemModel(nn.Module):
+    """States of every position, whose products with `keys()` are the logits of the next item."""
+
+    def __init__(self, config: RowConfig, *, items: int, max_length: int):
+        super().__init__()
+        for place, value, valid in (("block", config.block, BLOCKS), ("time", config.time, TIMES)):
+            if value not in valid:
+                raise InputError(place, found=repr(value), expected=f"one of {', '.join(valid)}", do="choose one of these")
+        if config.time != "none" and config.block != "hstu":
+            raise InputError("time", found=f"{config.time!r} with block {config.block}", expected="block hstu, whose "
+                             "attention has a bias by time", do="set block=hstu or time=none")
+        self.config, self.max_length = config, max_length
+        self.item_table = nn.Embedding(items + 1, config.width, padding_idx=0)
+        self.position_table = nn.Embedding(max_length, config.width)
+        self.blocks = nn.ModuleList(_block(config, max_length) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width) if config.block != "hstu" else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        _initialise(self)
+
+    def forward(self, window: Window) -> torch.Tensor:
+        """Queries [B, T, D] of each position, unit vectors over the temperature where logits are cosines."""
+        item, length = torch.from_numpy(window.item_BT), torch.from_numpy(window.length_B)
+        steps = torch.arange(item.shape[1])
+        # counted from the last event back: the latest has one position, however long the history
+        position = (length[:, None] - 1 - steps).clamp_min(0)
+        x = self.dropout(self.item_table(item) * math.sqrt(self.config.width) + self.position_table(position))
+        gap = self._gaps(window)
+        for block in self.blocks:
+            x = block(x) if gap is None else block(x, gap)
+        x = self.norm(x)
+        return F.normalize(x, dim=-1) / self.config.temperature if self.config.cosine else x
+
+    def keys(self) -> torch.Tensor:
+        """Keys [I, D] of the items; item row i is at i - 1."""
+        table = self.item_table.weight[1:]
+        return F.normalize(table, dim=-1) if self.config.cosine else table
+
+    def _gaps(self, window: Window) -> torch.Tensor | None:
+        """Buckets [B, T, S] of the time from each attended event to the moment asked; None for blocks without bias."""
+        if self.config.block != "hstu":
+            return None
+        if self.config.time == "none":
+            return torch.zeros((1, window.item_BT.shape[1], window.item_BT.shape[1]), dtype=torch.long)
+        asked = torch.from_numpy(window.next_time_BT if self.config.time == "next" else window.time_BT)
+        return gap_bucket(asked[:, :, None] - torch.from_numpy(window.time_BT)[:, None, :])
+
+
+def _block(config: RowConfig, max_length: int) -> nn.Module:
+    if config.block == "hstu":
+        return HSTUBlock(width=config.width, heads=config.heads, max_length=max_length, dropout=config.dropout,
+                         time_bias=config.time != "none")
+    kind = SASRecBlock if config.block == "sasrec" else LiGRBlock
+    return kind(width=config.width, heads=config.heads, hidden=round(config.hidden * config.width), dropout=config.dropout)
+
+
+def _initialise(model: NextItemModel) -> None:
+    """Tables and HSTU's inner map normal with deviation .02, other matrices Xavier uniform, biases 0."""
+    for name, parameter in model.named_parameters():
+        if "table" in name or name.endswith("uvqk.weight"):
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("weight") and parameter.dim() == 2:
+            nn.init.xavier_uniform_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    with torch.no_grad():
+        model.item_table.weight[0] = 0

@@ -1,0 +1,154 @@
+"""Epochs over the users with early stopping on validation: every position of a window predicts the next item.
+
+Stands between `next_item_model.py` and `benchmark.py`. Batches are of users of like length, in random order; all
+randomness comes from the row's seed. Legend: B users, T positions, N valid rows, I items, M negatives of a user.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onepiece_comp.benchmark_rows import RowConfig
+from onepiece_comp.console import say
+from onepiece_comp.errors import InputError
+from onepiece_comp.full_ranking import Scored, Scorer, batches_of, judge
+from onepiece_comp.interactions import Interactions, Window, lengths, targets, window
+from onepiece_comp.metrics import ndcg
+from onepiece_comp.next_item_losses import (
+    LOSSES, calibrated_power, full_softmax, generalised_bce, sampled_logits, sampled_softmax)
+from onepiece_comp.next_item_model import NextItemModel
+
+SCORED_AT_ONCE = 256  # users
+_POOL = 32  # batches whose users are sorted by length together
+
+
+class Epoch(NamedTuple):
+    """A line of the training's log."""
+
+    epoch: int
+    loss: float
+    valid_ndcg: float  # @10, seen items filtered
+    seconds: float  # training and validation
+    cpu_seconds: float  # of this process, all threads: what a busy machine does not stretch
+
+
+class Trained(NamedTuple):
+    """The model of the best epoch, and what all of them reached."""
+
+    model: NextItemModel
+    best_epoch: int
+    epochs: list[Epoch]
+
+
+def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, seed: int) -> Trained:
+    """Train until `patience` epochs bring nothing better on validation, or `epochs` are done."""
+    if config.loss not in LOSSES:
+        raise InputError("loss", found=repr(config.loss), expected=f"one of {', '.join(LOSSES)}", do="choose one of these")
+    if config.time != "none" and log.time_seconds is None:
+        raise InputError("time", found=repr(config.time), expected="none: the data has no times", do="choose another row")
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = NextItemModel(config, items=log.items, max_length=max_length)
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    best, best_weights, epochs = (0, -1.0), None, []
+    for epoch in range(1, config.epochs + 1):
+        started, worked = time.monotonic(), time.process_time()
+        loss = _one_epoch(model, optimiser, log, config, max_length, rng)
+        valid = validate(scorer(model, log, max_length), log)
+        epochs.append(Epoch(epoch, loss, valid, time.monotonic() - started, time.process_time() - worked))
+        say(f"epoch {epoch:3d}  loss {loss:8.4f}  valid NDCG@10 {valid:.4f}  {epochs[-1].seconds:7.1f} s  {epochs[-1].cpu_seconds:7.1f} CPU s")
+        if valid > best[1]:
+            best, best_weights = (epoch, valid), copy.deepcopy(model.state_dict())
+        elif epoch - best[0] >= config.patience:
+            break
+    model.load_state_dict(best_weights)
+    return Trained(model, best[0], epochs)
+
+
+def _one_epoch(model: NextItemModel, optimiser: torch.optim.Optimizer, log: Interactions, config: RowConfig,
+               max_length: int, rng: np.random.Generator) -> float:
+    """The mean loss over rows."""
+    model.train()
+    total, rows = 0.0, 0
+    for users in epoch_batches(lengths(log, 2), config.batch_users, rng):
+        seen, target_BT = training_window(log, users, max_length)
+        loss = _loss(model, config, seen, torch.from_numpy(target_BT), rng)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        count = int(seen.length_B.sum())
+        total, rows = total + float(loss.detach()) * count, rows + count
+    return total / max(1, rows)
+
+
+def epoch_batches(length_U: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:  # noqa: N803
+    """Users with at least one transition, each once: random pools, sorted by length within, batches in random order."""
+    users = rng.permutation(np.flatnonzero(length_U >= 2))
+    batches = []
+    for pool in batches_of(users, size * _POOL):
+        batches.extend(batches_of(pool[np.argsort(length_U[pool], kind="stable")], size))
+    return (batches[place] for place in rng.permutation(len(batches)))
+
+
+def training_window(log: Interactions, users: np.ndarray, max_length: int) -> tuple[Window, np.ndarray]:
+    """Inputs of each user's latest training events, and the item that followed each, 0 behind the last."""
+    whole = window(log, users, held_out=2, longest=max_length + 1)
+    inside = np.arange(whole.item_BT.shape[1] - 1) < whole.length_B[:, None] - 1
+    cut = Window(*(None if part is None else part[:, :-1] for part in whole[:3]), whole.length_B - 1)
+    return cut._replace(item_BT=cut.item_BT * inside), whole.item_BT[:, 1:]
+
+
+def _loss(model: NextItemModel, config: RowConfig, seen: Window, target_BT: torch.Tensor,  # noqa: N803
+          rng: np.random.Generator) -> torch.Tensor:
+    query_BTD, key_ID, valid_BT = model(seen), model.keys(), target_BT > 0
+    row_BT = (target_BT - 1).clamp_min(0)
+    if config.loss == "softmax":
+        return full_softmax(query_BTD[valid_BT], key_ID, row_BT[valid_BT])
+    draws = (*target_BT.shape,) if config.loss == "bce" else (len(target_BT), config.negatives)
+    negative = torch.from_numpy(rng.integers(0, len(key_ID), draws))
+    if config.loss == "bce":  # one of its own for every position
+        query, target, drawn = query_BTD[valid_BT], row_BT[valid_BT], negative[valid_BT]
+        positive, own = ((query * key_ID[item]).sum(-1) for item in (target, drawn))
+        return generalised_bce(positive, own.masked_fill(target == drawn, -torch.inf)[:, None], 1.0)
+    positive, negative_logit = sampled_logits(query_BTD, key_ID, row_BT, negative)
+    positive, negative_logit = positive[valid_BT], negative_logit[valid_BT]
+    if config.loss == "sampled":
+        return sampled_softmax(positive, negative_logit)
+    return generalised_bce(positive, negative_logit, calibrated_power(config.negatives, len(key_ID), config.calibration))
+
+
+def scorer(model: NextItemModel, log: Interactions, max_length: int) -> Scorer:
+    """Scores of all items from each user's last position, as the judge wants them."""
+
+    @torch.inference_mode()
+    def score(users: np.ndarray, held_out: int) -> np.ndarray:
+        model.eval()
+        seen = window(log, users, held_out=held_out, longest=max_length)
+        last_BD = model(seen)[torch.arange(len(users)), torch.from_numpy(seen.length_B) - 1]
+        out_BI = np.empty((len(users), log.items + 1), np.float32)
+        out_BI[:, 0] = -np.inf
+        out_BI[:, 1:] = (last_BD @ model.keys().T).numpy()
+        return out_BI
+
+    return score
+
+
+def scored(score: Scorer, log: Interactions, held_out: int) -> Iterator[Scored]:
+    """All users' scores, targets and histories, batch by batch of like length; in the order of `by_length`."""
+    target = targets(log, held_out)
+    for users in batches_of(by_length(log), SCORED_AT_ONCE):
+        yield Scored(score(users, held_out), target[users], window(log, users, held_out=held_out).item_BT)
+
+
+def by_length(log: Interactions) -> np.ndarray:
+    """The users, shortest history first: batches with little padding."""
+    return np.argsort(lengths(log, 0), kind="stable")
+
+
+def validate(score: Scorer, log: Interactions) -> float:
+    """NDCG@10 of the validation events with the seen filter."""
+    return float(ndcg(judge(scored(score, log, 2), items=log.items, lists=False)["unseen"].rank, 10).mean())

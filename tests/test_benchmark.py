@@ -1,0 +1,164 @@
+"""Public benchmarks: what is held out, what the losses are, that a planted order is learned, that done rows are kept."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from onepiece_comp.benchmark import benchmark
+from onepiece_comp.benchmark_baselines import knn_scorer
+from onepiece_comp.benchmark_rows import RowConfig, chosen, rows
+from onepiece_comp.errors import InputError
+from onepiece_comp.full_ranking import judge
+from onepiece_comp.interactions import read_interactions, targets, train_counts, window
+from onepiece_comp.next_item_losses import (
+    calibrated_power, full_softmax, generalised_bce, sampled_logits, sampled_softmax)
+from onepiece_comp.next_item_model import NextItemModel
+from onepiece_comp.next_item_training import (
+    epoch_batches, scored, scorer, train_next_item, training_window)
+from onepiece_comp.metrics import hit_rate
+
+TINY = RowConfig(width=16, layers=1, batch_users=16, epochs=40, patience=40, dropout=0.0, learning_rate=0.01)
+
+
+def _circle(path, users=60, items=25):
+    """Users who walk a circle of items from different starts: the next item is certain."""
+    lengths = [6 + user % 7 for user in range(users)]
+    lines = [" ".join(map(str, [user + 1, *((user * 3 + step) % items + 1 for step in range(length))]))
+             for user, length in enumerate(lengths)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def circle(tmp_path):
+    return _circle(tmp_path / "sequences.txt")
+
+
+def _timed(path, rows_):
+    path.write_text("user,item,time\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows_))
+    return path
+
+
+def test_the_last_event_tests_the_one_before_validates_and_training_reads_neither(tmp_path):
+    path = tmp_path / "s.txt"
+    path.write_text("7 10 20 30 40 50\n8 20 10 60\n9 10 20\n")
+    log = read_interactions(path)
+    assert log.left_out == 1 and log.item_id == ["10", "20", "30", "40", "50", "60"]
+    assert targets(log, 1).tolist() == [5, 6] and targets(log, 2).tolist() == [4, 1]
+    seen, target = training_window(log, np.array([0, 1]), 10)
+    assert seen.item_BT.tolist() == [[1, 2], [0, 0]] and target.tolist() == [[2, 3], [0, 0]]
+    assert window(log, np.array([0, 1]), held_out=1, longest=3).item_BT.tolist() == [[2, 3, 4], [2, 1, 0]]
+    assert train_counts(log).tolist() == [0, 1, 2, 1, 0, 0, 0]
+
+
+def test_events_are_in_order_of_time_and_ties_in_order_of_the_file_unless_shuffled(tmp_path):
+    tied = [("a", f"i{place}", 5) for place in range(12)]
+    path = _timed(tmp_path / "t.csv", [("a", "last", 9), *tied, ("a", "first", 1)])
+    kept = read_interactions(path)
+    assert [kept.item_id[row - 1] for row in kept.item] == ["first", *(f"i{place}" for place in range(12)), "last"]
+    shuffled = read_interactions(path, ties="shuffled", seed=3)
+    assert shuffled.item[[0, -1]].tolist() == kept.item[[0, -1]].tolist()
+    assert sorted(shuffled.item) == sorted(kept.item) and shuffled.item.tolist() != kept.item.tolist()
+
+
+def test_the_next_time_is_the_one_of_the_event_that_follows(tmp_path):
+    log = read_interactions(_timed(tmp_path / "t.csv", [("a", f"i{step}", 10 ** step) for step in range(5)]))
+    seen = window(log, np.array([0]), held_out=1)
+    assert seen.time_BT.tolist() == [[1, 10, 100, 1000]] and seen.next_time_BT.tolist() == [[10, 100, 1000, 10000]]
+
+
+@pytest.mark.parametrize("row", ["sasrec", "ligr", "hstu", "hstu-time"])
+def test_a_query_depends_on_no_batch_mate_no_padding_and_no_later_event(tmp_path, row):
+    rng = np.random.default_rng(0)
+    log = read_interactions(_timed(tmp_path / "t.csv", [
+        (f"u{user}", int(rng.integers(0, 30)), int(t)) for user, length in enumerate((12, 4, 8))
+        for t in np.cumsum(rng.integers(1, 10 ** 6, length))]))
+    config = replace(TINY, block=row.split("-")[0], time="last" if "-" in row else "none", heads=2)
+    torch.manual_seed(1)
+    model = NextItemModel(config, items=log.items, max_length=10).eval()
+    for block in model.blocks:  # biases start at zero, where nothing could be seen
+        if config.block == "hstu":
+            torch.nn.init.normal_(block.bias.position_HC)
+            if block.bias.time_HC is not None:
+                torch.nn.init.normal_(block.bias.time_HC)
+    score = scorer(model, log, 10)
+    together, alone = score(np.arange(3), 1), np.concatenate([score(np.array([user]), 1) for user in range(3)])
+    assert together[:, 1:] == pytest.approx(alone[:, 1:], abs=1e-5)
+    seen = window(log, np.array([0]), held_out=1, longest=10)
+    with torch.no_grad():
+        before, item = model(seen), seen.item_BT.copy()
+        item[0, 6:] = 1 + item[0, 6:] % log.items
+        after = model(seen._replace(item_BT=item))
+    assert torch.allclose(before[:, :6], after[:, :6], atol=1e-6) and not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+def test_softmax_over_all_items_is_the_cross_entropy_and_so_is_a_sample_of_all_of_them():
+    torch.manual_seed(0)
+    query, key, target = torch.randn(2, 3, 8), torch.randn(11, 8), torch.randint(0, 11, (2, 3))
+    expected = F.cross_entropy((query @ key.T).flatten(0, 1), target.flatten())
+    assert full_softmax(query.flatten(0, 1), key, target.flatten()) == pytest.approx(expected.item(), rel=1e-5)
+    everything = torch.arange(11).expand(2, 11)
+    assert sampled_softmax(*sampled_logits(query, key, target, everything)) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_binary_loss_by_hand_and_its_calibration_at_both_ends():
+    positive, negative = torch.tensor([2.0]), torch.tensor([[0.0, -torch.inf]])
+    by_hand = (0.5 * np.log1p(np.exp(-2)) + np.log(2)) / 3
+    assert generalised_bce(positive, negative, 0.5) == pytest.approx(by_hand)
+    assert calibrated_power(10, 101, 0.0) == pytest.approx(1) and calibrated_power(10, 101, 1.0) == pytest.approx(0.1)
+
+
+def test_an_epoch_has_every_user_with_a_transition_once():
+    length = np.array([1, 2, 5, 3, 9, 2, 1, 4])
+    users = np.concatenate(list(epoch_batches(length, 3, np.random.default_rng(0))))
+    assert sorted(users) == [1, 2, 3, 4, 5, 7]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled", "bce", "gbce"])
+def test_every_loss_learns_the_order_of_a_circle(circle, loss):
+    log = read_interactions(circle)
+    config = replace(TINY, loss=loss, negatives=8, epochs=60 if loss == "bce" else 30, patience=60)
+    trained = train_next_item(log, config, max_length=10, seed=0)
+    judged = judge(scored(scorer(trained.model, log, 10), log, 1), items=log.items)["unseen"]
+    assert hit_rate(judged.rank, 1).mean() > 0.8
+
+
+def test_neighbours_of_the_history_come_before_what_is_popular(circle):
+    log = read_interactions(circle)
+    judged = judge(scored(knn_scorer(log), log, 1), items=log.items)["unseen"]
+    assert hit_rate(judged.rank, 5).mean() > 0.8  # what walks together is near
+
+
+def _run(circle, out, **options):
+    return json.loads(benchmark("leave-one-out", circle, out, **options).read_text())
+
+
+def test_a_row_that_is_done_is_kept_and_a_changed_one_runs_again(circle, tmp_path, capsys):
+    settings = {"models": "popularity,sasrec-softmax", "sets": ["width=8", "epochs=2"], "seeds": (0, 1)}
+    first = _run(circle, tmp_path / "out", **settings)
+    assert len(first["rows"]["sasrec-softmax"]) == 2 and "not run" in capsys.readouterr().out
+    assert _run(circle, tmp_path / "out", **settings) == first
+    assert "done before" in capsys.readouterr().out
+    changed = _run(circle, tmp_path / "out", **{**settings, "sets": ["width=8", "epochs=1"]})
+    assert len(changed["rows"]["sasrec-softmax"][0]["epochs"]) == 1
+    with open(circle, "a", encoding="utf-8") as file:
+        file.write("99 1 2 3 4\n")
+    assert _run(circle, tmp_path / "out", **settings)["rows"]["popularity"][0]["about"]["users"] == 61
+
+
+def test_the_same_seed_gives_the_same_figures(circle, tmp_path):
+    runs = [_run(circle, tmp_path / name, models="sasrec-sampled", sets=["width=8", "epochs=3"]) for name in "ab"]
+    assert runs[0]["rows"]["sasrec-sampled"][0]["figures"] == runs[1]["rows"]["sasrec-sampled"][0]["figures"]
+
+
+def test_what_cannot_be_run_is_an_error(circle, tmp_path):
+    for refused in (lambda: rows("nonsense"), lambda: chosen("beauty", "sasrec"),
+                    lambda: _run(circle, tmp_path / "o", models="hstu-time"),
+                    lambda: _run(circle, tmp_path / "o", models="popularity", sets=["widht=3"]),
+                    lambda: benchmark("beauty-shuffled", circle, tmp_path / "o")):
+        with pytest.raises(InputError):
+            refused()
