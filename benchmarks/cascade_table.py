@@ -49,6 +49,8 @@ MAIN = (
     Row("the same, fused scores", "joint", {"mode": "cascade", "union": 0}),
     Row("union, the embedding alone", "joint", {"mode": "cascade", "semantic_weight": 0.0}),
     Row("union, fused scores (default)", "joint", {"mode": "cascade"}),
+    Row("484 exact neighbours, fused scores, no beam", "joint", {"mode": "cascade", "survivors": 0, "union": 484}),
+    Row("default, cold candidates dropped", "joint", {"mode": "cascade", "filter_cold": True}),
     Row("conditioned query", "conditioned", {"mode": "cascade", "union": 0}),
     Row("conditioned query, union", "conditioned", {"mode": "cascade"}),
 )

@@ -22,7 +22,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation
 from onepiece_comp.filling import fill
 from onepiece_comp.histories import NO_ACTION, Columns
-from onepiece_comp.request import Request, encode_request
+from onepiece_comp.request import Found, Request, encode_request
 from onepiece_comp.reranking import Reranker, ranker_input
 from onepiece_comp.retrieval import recall, top_k
 from onepiece_comp.target_ranker import RankerInput
@@ -37,19 +37,6 @@ INDEXES = ("exact", "hnsw", "ivf")
 _CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
 _LEAST_LOG_PROB = -40.0  # of the beam, as a ranker reads it
 _USERS_AT_ONCE = 32  # whose candidates have queries of their own at once
-
-
-class Found(NamedTuple):
-    """Candidates of each user with scores of the first stage; -inf for what is dropped."""
-
-    score_BK: torch.Tensor
-    index_BK: torch.Tensor  # int64
-    log_prob_BK: torch.Tensor | None  # the beam's, where there is one; -inf for an item without an id
-
-    def best(self, k: int) -> "Found":
-        """The `k` best, best first, of equal ones the earlier."""
-        order = self.score_BK.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return Found(*(None if part is None else part.gather(1, order) for part in self))
 
 
 class Ranked(NamedTuple):
@@ -72,6 +59,9 @@ class Ranker:
         """
         self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
         self.reranker, self.depth = reranker, depth
+        if config.mode == "beam" and not config.survivors or config.mode == "cascade" and not config.survivors + config.union:
+            raise InputError("infer.survivors", found=f"0 in mode {config.mode}", expected="candidates from the beam, or in "
+                             "mode cascade from infer.union", do="set one of them above 0")
         told = evaluation.target_action.astype(np.int64)
         self.action = (
             np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
@@ -304,10 +294,12 @@ class Ranker:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
         config, prefixes = self.config, self.candidates.prefixes
         length_B = request.history.length_B
-        found = beam_search(
-            self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors,
-            prior=request.prior)
-        index, log_prob = found.index_BK, found.log_prob_BK
+        log_prob = request.query_BD.new_empty(len(length_B), 0)
+        index = length_B.new_empty(len(length_B), 0)
+        if config.survivors:
+            log_prob, index = beam_search(
+                self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors,
+                prior=request.prior)
         legal = log_prob > -torch.inf
         stages["beam"] = torch.where(legal, index, -1)
         if config.mode == "cascade" and config.union:

@@ -176,7 +176,7 @@ class InferConfig:
 
     mode: str = "auto"  # retrieval | beam | cascade; auto = cascade where semantic ids were trained, else retrieval
     beam: int = 20  # B, first codes kept
-    survivors: int = 384  # K', items kept by the beam
+    survivors: int = 384  # K', items kept by the beam; 0 = no beam, exact neighbours alone ranked by both heads
     union: int = 100  # exact neighbours added to the survivors in cascade mode
     shortlist: int = 20000  # best candidates without history similarity, among which the whole logit then ranks
     index: str = "exact"  # exact | hnsw | ivf: who names the candidates that the whole logit ranks in retrieval

@@ -8,7 +8,7 @@ class RankerConfig:
     """The ranker of a cascade's survivors; see `target_ranker.py` and `ranker_training.py`."""
 
     use: bool = False  # `run` trains one after the joint stage and infers with it
-    kind: str = "attention"  # attention = HSTU blocks with M-FALCON's mask | din = a weighted sum over events, cheaper
+    kind: str = "attention"  # attention = HSTU blocks with M-FALCON's mask | din = a weighted sum over events
     width: int = 64  # D of the ranker
     heads: int = 2  # of its attention
     layers: int = 1  # of its attention

@@ -8,7 +8,7 @@ their lists. It is kept only where it is better than the first stage alone. Lege
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,8 +130,9 @@ def _train(net: TargetRanker, learn: Held, chosen: Held, config: RankerConfig) -
         step += 1
         if step in validate_at:
             found = _judge(net, chosen)
-            say(f"step {step:6d}/{total}  list {np.mean([r[0] for r in recent]):.4f}  click {np.mean([r[1] for r in recent]):.4f}  "
-                f"valid HR@10 {found.hit.mean():.4f}  NDCG@10 {found.gain.mean():.4f}  score {found.score:.4f}")
+            listwise, click = np.mean(recent, 0)
+            say(f"step {step:6d}/{total}  list {listwise:.4f}  click {click:.4f}  valid HR@10 {found.hit.mean():.4f}  "
+                f"NDCG@10 {found.gain.mean():.4f}  score {found.score:.4f}")
             recent = []
             if best is None or found.score > best[0].score:
                 best = found, {name: value.clone() for name, value in net.state_dict().items()}
@@ -250,7 +251,7 @@ def _binary(logit: np.ndarray, label: np.ndarray, half: np.ndarray) -> dict:
             "calibration_error": [calibration_error(part, label) for part in both]}
 
 
-def _crossed(half: np.ndarray, corrected, logit: np.ndarray) -> np.ndarray:
+def _crossed(half: np.ndarray, corrected: Callable[[np.ndarray, np.ndarray], np.ndarray], logit: np.ndarray) -> np.ndarray:
     """Each half corrected by what was fitted on the other."""
     after = logit.copy()
     for own in (0, 1):
@@ -262,7 +263,8 @@ def _crossed(half: np.ndarray, corrected, logit: np.ndarray) -> np.ndarray:
 
 def _report(figures: dict, out: Path) -> None:
     valid = figures["validation"]
-    rows = [(f"valid {name}", f"{valid['without'][name]:.4f}", f"{valid['with'][name]:.4f}") for name in ("hr", "ndcg", "score")]
+    rows = [(f"valid {name}", f"{valid['without'][name]:.4f}", f"{valid['with'][name]:.4f}")
+            for name in ("hr", "ndcg", "score")]
     table(f"train-ranker: {valid['users']:,} validation users", ("figure", "first stage", "ranker"), rows)
     rows = [(f"{name}: {what.replace('_', ' ')}", *(f"{value:.4f}" for value in found[what]))
             for name, found in figures["calibration"].items() for what in ("log_loss", "calibration_error")]

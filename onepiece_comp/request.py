@@ -34,6 +34,19 @@ class Request(NamedTuple):
     seen: tuple[torch.Tensor, torch.Tensor] | None  # (user, candidate) pairs to drop, None = keep them
 
 
+class Found(NamedTuple):
+    """Candidates of each user with scores of the first stage; -inf for what is dropped."""
+
+    score_BK: torch.Tensor
+    index_BK: torch.Tensor  # int64
+    log_prob_BK: torch.Tensor | None  # the beam's, where there is one; -inf for an item without an id
+
+    def best(self, k: int) -> "Found":
+        """The `k` best, best first, of equal ones the earlier."""
+        order = self.score_BK.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return Found(*(None if part is None else part.gather(1, order) for part in self))
+
+
 @torch.no_grad()
 def encode_request(model: OnePiece, candidates: Candidates, evaluation: Evaluation, columns: Columns, config: InferConfig,
                    *, users: np.ndarray, action: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor] | None) -> Request:

@@ -101,9 +101,9 @@ def _answers(ranker: Ranker, batches: list[np.ndarray], target: np.ndarray | Non
 def _key(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, target: np.ndarray | None,
          reranker: Reranker | None) -> str:
     """What kept answers belong to."""
-    return fingerprint(checkpoint.path / MODEL, to_dict(config), reranker and reranker.key, evaluation.users, evaluation.item, evaluation.time_seconds,
-                       evaluation.user_start, evaluation.target_action, evaluation.candidate,
-                       evaluation.items.creative_id, np.zeros(0) if target is None else target)
+    return fingerprint(checkpoint.path / MODEL, to_dict(config), reranker and reranker.key, evaluation.users,
+                       evaluation.item, evaluation.time_seconds, evaluation.user_start, evaluation.target_action,
+                       evaluation.candidate, evaluation.items.creative_id, np.zeros(0) if target is None else target)
 
 
 def choose_mode(mode: str, checkpoint: Checkpoint) -> str:

@@ -78,9 +78,9 @@ class TargetRanker(nn.Module):
     def forward(self, given: RankerInput) -> Judged:
         part_BMF = (given.part_BMF - self.part_mean_F) / self.part_scale_F
         users = torch.arange(len(given.length_B), device=part_BMF.device)
-        event_BSD = self.state(given.state_BSV) + self.item(_sized(given.item_BSV)) + self.action_table(given.action_BS)
+        event_BSD = self.state(given.state_BSV) + self.item(sized(given.item_BSV)) + self.action_table(given.action_BS)
         user_BD = self.user(given.state_BSV[users, given.length_B - 1]) + self.action_table.weight[NO_ACTION]
-        x_BMD = self.item(_sized(given.key_BMV)) + self.part(part_BMF) + user_BD[:, None]
+        x_BMD = self.item(sized(given.key_BMV)) + self.part(part_BMF) + user_BD[:, None]
         x_BMD = self.attention(x_BMD, Past(event_BSD, given.gap_BSS, given.length_B))
         x_BMD = F.layer_norm(x_BMD, x_BMD.shape[-1:])
         change_BM, click_BM, conversion_BM = self.head(torch.cat([x_BMD, part_BMF], -1)).unbind(-1)
@@ -88,7 +88,7 @@ class TargetRanker(nn.Module):
         return Judged(logit_BM.masked_fill(~given.allowed_BM, -torch.inf), click_BM, conversion_BM)
 
 
-def _sized(vector: torch.Tensor) -> torch.Tensor:
+def sized(vector: torch.Tensor) -> torch.Tensor:
     """Vectors with entries of size 1."""
     return F.normalize(vector, dim=-1) * vector.shape[-1] ** 0.5
 

@@ -111,15 +111,15 @@ def test_a_new_ranker_changes_no_answer_and_another_orders_the_survivors_anew(jo
         same = Ranker(loaded, evaluation, config, CPU, reranker=Reranker(net, 20, True, "")).rank(users)
         np.testing.assert_array_equal(same.index, plain.index)
         torch.nn.init.normal_(net.head[-1].weight, std=3)
-        other = Ranker(loaded, evaluation, config, CPU, reranker=Reranker(net, 20, True, ""), depth=30).rank(users)
-        deep = Ranker(loaded, evaluation, config, CPU, depth=30).rank(users)
+        other = Ranker(loaded, evaluation, config, CPU, reranker=Reranker(net, 10, True, "")).rank(users)
         assert (other.index != plain.index).any()
         np.testing.assert_array_equal(np.stack(other.stages[BEFORE]), plain.index)
-        assert all(set(own) <= set(found) for own, found in zip(other.index, deep.index)) or mode != "retrieval"
+        np.testing.assert_array_equal(np.sort(other.index), np.sort(plain.index))  # ten of ten, in another order
 
 
 def test_the_same_seed_gives_the_same_ranker_and_its_folder_tells_all(joint, dataset, ranker, tmp_path):
-    again = train_ranker(joint, dataset.path, tmp_path / "again", dataclasses.replace(CONFIG.ranker, keep="always"), CONFIG.infer)
+    config = dataclasses.replace(CONFIG.ranker, keep="always")
+    again = train_ranker(joint, dataset.path, tmp_path / "again", config, CONFIG.infer)
     first, second = (load_tensors(folder / "ranker.pt") for folder in (ranker, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
     told = json.loads((ranker / "ranker.json").read_text())
@@ -159,7 +159,7 @@ def test_a_ranker_of_another_checkpoint_or_mode_is_refused(joint, ranker, datase
     other = tmp_path / "other" / find_checkpoint(joint).name
     shutil.copytree(find_checkpoint(joint), other)
     weights = load_tensors(other / MODEL)
-    save_tensors({name: value + 1e-3 if value.is_floating_point() else value for name, value in weights.items()}, other / MODEL)
+    save_tensors({**weights, "trend": weights["trend"] + 1e-3}, other / MODEL)
     with pytest.raises(InputError, match="another checkpoint"):
         infer(other, tmp_path / "out", config, data=parts / "eval")
     with pytest.raises(InputError, match="config.json"):

@@ -13,6 +13,7 @@ from onepiece_comp.candidates import with_cold_ids
 from onepiece_comp.cascade import Ranker
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig, ModelConfig
+from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.histories import build_history, event_columns
 from onepiece_comp.model import OnePiece
@@ -240,6 +241,18 @@ def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, 
         survivors = set(ranked.stages["beam"][user].tolist())
         order = [c for c in _full_order(retrieval, user) if c in survivors]
         assert ranked.index[user].tolist()[:min(10, len(order))] == order[:10]
+
+
+def test_without_survivors_exact_neighbours_alone_are_ranked_by_both_heads(model, dataset, evaluation):
+    """The beam of all candidates and the union of all candidates are the same set, so the same order."""
+    both, every = InferConfig(mode="cascade", semantic_weight=0.4), len(evaluation.candidate)
+    exact = recommend(_checkpoint(model, dataset), evaluation, dataclasses.replace(both, survivors=0, union=every))
+    beam = recommend(_checkpoint(model, dataset), evaluation, dataclasses.replace(both, beam=every, survivors=every, union=0))
+    assert exact.top10s == beam.top10s
+    assert [step["per_user"] for step in exact.funnel["steps"] if step["step"] == "beam"] == [0]
+    for mode in ("beam", "cascade"):
+        with pytest.raises(InputError, match="infer.survivors"):
+            recommend(_checkpoint(model, dataset), evaluation, InferConfig(mode=mode, survivors=0, union=0))
 
 
 def test_a_conditioned_candidate_is_judged_among_those_of_its_own_first_code(dataset, evaluation):
