@@ -25,6 +25,7 @@ MARKERS = {
     "dataset": "schema.json",
     "tokenizer": "tokenizer.json",
     "run": "run.json",
+    "ranker": "ranker.json",
     "neighbour search": "ann.json",
 }
 

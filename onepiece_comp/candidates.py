@@ -18,6 +18,7 @@ from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.evaluation import Evaluation
 from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.model import OnePiece
 from onepiece_comp.popularity import TrendRows, code_trend, distinct_pairs, trend_rows
 from onepiece_comp.prefix_table import PrefixTable, build_prefix_table
 from onepiece_comp.retrieval import ItemVectors, encode_item_table
@@ -40,6 +41,23 @@ class Candidates(NamedTuple):
     warm_M: torch.Tensor  # bool, seen in training
     prefixes: PrefixTable | None
     number: np.ndarray  # int64 [local items], candidate number of a local item, -1 where it is none
+    absent_RM: torch.Tensor | None = None  # bool, no candidate yet at the moment; None: all are
+
+
+class Counts(NamedTuple):
+    """Of what popularity is read: the candidates' counts, and those of their prefixes by level."""
+
+    items: Trend
+    codes: list[Trend]
+
+
+class Moments(NamedTuple):
+    """The distinct moments and actions of users."""
+
+    bucket: np.ndarray  # int64 [R]
+    click_bucket: np.ndarray  # int64 [R], up to when clicks are known
+    condition: np.ndarray  # int64 [R]
+    row: np.ndarray  # int64 [users]
 
 
 def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, action: np.ndarray,
@@ -48,6 +66,18 @@ def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig,
 
     With a folder `keep`, and `config.cache`, vectors are kept in the checkpoint's folder or there.
     """
+    candidates = without_popularity(checkpoint, evaluation, config, device, keep=keep)
+    if checkpoint.model.trend is None:
+        return candidates
+    trend = _going_on(checkpoint.trend, evaluation, candidates.number, config)
+    counts = count_prefixes(checkpoint.model, trend, candidates.prefixes)
+    return with_popularity(candidates, checkpoint.model, counts,
+                           _moments(trend, evaluation, checkpoint.trend.buckets, action), device)
+
+
+def without_popularity(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device, *,
+                       keep: Path | None = None) -> Candidates:
+    """What does not depend on the users' moments."""
     model, items, rows = checkpoint.model, evaluation.items, evaluation.candidate
     id_row, prefixes = torch.from_numpy(items.id_row[rows]), None
     encode = lambda: encode_item_table(model, items, rows, device)
@@ -62,18 +92,33 @@ def prepare(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig,
         prefixes = build_prefix_table(codes)
     number = np.full(len(items.creative_id), -1, np.int64)
     number[rows] = np.arange(len(rows))
-    bias, code_bias, bias_row = None, None, np.zeros(len(evaluation.users), np.int64)
+    return Candidates(vectors, None, np.zeros(len(evaluation.users), np.int64), None, (id_row > 0).to(device),
+                      None if prefixes is None else move(prefixes, device), number)
+
+
+def count_prefixes(model: OnePiece, trend: Trend, prefixes: PrefixTable | None) -> Counts:
+    """The counts of `trend`, whose rows are the candidates, with those of the prefixes where the model reads them."""
+    if prefixes is None or model.decoder.trend is None:
+        return Counts(trend, [])
+    return Counts(trend, code_trend(move(prefixes, torch.device("cpu")), trend, np.arange(len(trend.counts))).trends)
+
+
+def with_popularity(candidates: Candidates, model: OnePiece, counts: Counts, asked: Moments, device: torch.device, *,
+                    horizon: float | None = None) -> Candidates:
+    """The candidates with popularity as of the users' moments.
+
+    With a `horizon` (in buckets) those first shown later than that after a moment are no candidates there.
+    """
+    bias, absent = None, None
     if model.trend is not None:
-        trend = _going_on(checkpoint.trend, evaluation, number, config)
-        asked = _moments(trend, evaluation, checkpoint.trend.buckets, action)
-        bias, bias_row = _logits(model.trend_bias, trend, asked, checkpoint.trend.buckets, device), asked.row
-        if prefixes is not None and model.decoder.trend is not None:
-            code_bias = [
-                _logits(lambda rows, level=level: model.code_bias(level, rows), counts, asked,
-                        checkpoint.trend.buckets, device)
-                for level, counts in enumerate(code_trend(prefixes, trend, np.arange(len(rows))).trends)]
-    return Candidates(vectors, bias, bias_row, code_bias,
-                      (id_row > 0).to(device), None if prefixes is None else move(prefixes, device), number)
+        bias = _logits(model.trend_bias, counts.items, asked, device)
+    code_bias = [_logits(lambda rows, level=level: model.code_bias(level, rows), trend, asked, device)
+                 for level, trend in enumerate(counts.codes)] or None
+    if horizon is not None:
+        first = counts.items.first_bucket(np.arange(len(counts.items.counts)))
+        latest = np.minimum(asked.bucket + horizon, counts.items.buckets)
+        absent = torch.from_numpy(first > latest[:, None]).to(device)
+    return candidates._replace(bias_RM=bias, bias_row=asked.row, code_bias=code_bias, absent_RM=absent)
 
 
 def with_cold_ids(code_ML: torch.Tensor, vector_MD: torch.Tensor) -> torch.Tensor:
@@ -99,14 +144,6 @@ def with_cold_ids(code_ML: torch.Tensor, vector_MD: torch.Tensor) -> torch.Tenso
     return code_ML
 
 
-class _Moments(NamedTuple):
-    """The distinct moments and actions of users."""
-
-    bucket: np.ndarray  # int64 [R]
-    condition: np.ndarray  # int64 [R]
-    row: np.ndarray  # int64 [users]
-
-
 def _going_on(tail: Trend, evaluation: Evaluation, number: np.ndarray, config: InferConfig) -> Trend:
     """The candidates' counts to the training log's end and, with `live`, on to the users' last events.
 
@@ -124,22 +161,24 @@ def _going_on(tail: Trend, evaluation: Evaluation, number: np.ndarray, config: I
     )
 
 
-def _moments(trend: Trend, evaluation: Evaluation, log_end: int, action: np.ndarray) -> _Moments:
+def _moments(trend: Trend, evaluation: Evaluation, log_end: int, action: np.ndarray) -> Moments:
+    """Each user's moment; clicks are known to the training log's end only."""
     last = np.zeros(len(evaluation.users), np.int64)
     with_history = np.diff(evaluation.user_start) > 0
     last[with_history] = evaluation.time_seconds[evaluation.user_start[1:][with_history] - 1]
-    return _Moments(*distinct_pairs(np.maximum(trend.bucket_of(last), log_end), action))
+    bucket, condition, row = distinct_pairs(np.maximum(trend.bucket_of(last), log_end), action)
+    return Moments(bucket, np.full_like(bucket, log_end), condition, row)
 
 
 @torch.no_grad()
-def _logits(weigh: Callable[[TrendRows], torch.Tensor], trend: Trend, asked: _Moments, log_end: int,
+def _logits(weigh: Callable[[TrendRows], torch.Tensor], trend: Trend, asked: Moments,
             device: torch.device) -> torch.Tensor:
-    """Popularity logits [R, K] of all K keys that `trend` counts; clicks are known to the training log's end only."""
+    """Popularity logits [R, K] of all K keys that `trend` counts."""
     keys = len(trend.counts)
     bias = torch.empty(len(asked.bucket), keys, device=device)
     for start in range(0, keys, _KEYS_PER_BLOCK):
         block = np.arange(start, min(start + _KEYS_PER_BLOCK, keys))
-        found = trend.lookup(block, bucket=asked.bucket, click_bucket=np.full_like(asked.bucket, log_end))
+        found = trend.lookup(block, bucket=asked.bucket, click_bucket=asked.click_bucket)
         rows = trend_rows(found, np.zeros_like(found.seen_RK), asked.condition)
         bias[:, start:start + len(block)] = weigh(move(rows, device))
     return bias

@@ -14,40 +14,29 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from onepiece_comp.batches import item_batch, move
-from onepiece_comp.beam import Prior, beam_search, first_log_prob, item_log_prob
-from onepiece_comp.candidates import prepare
+from onepiece_comp.beam import beam_search, first_log_prob, item_log_prob
+from onepiece_comp.candidates import Candidates, prepare
 from onepiece_comp.checkpoint import Checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation
-from onepiece_comp.histories import NO_ACTION, Columns, History, build_history, last_position
-from onepiece_comp.model import Encoded
+from onepiece_comp.filling import fill
+from onepiece_comp.histories import NO_ACTION, Columns
+from onepiece_comp.request import Found, Request, encode_request
+from onepiece_comp.reranking import Reranker, ranker_input
 from onepiece_comp.retrieval import recall, top_k
-from onepiece_comp.similarity import Weighing
+from onepiece_comp.target_ranker import RankerInput
 
 if TYPE_CHECKING:
     from onepiece_comp.approximate import FirstStage
 
 LIST = 10
+BEFORE = "ten before the ranker"
 DEPTHS = (100, 384, 1000)  # at which a funnel tells the recall, beside the ten
 INDEXES = ("exact", "hnsw", "ivf")
 _CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
+_LEAST_LOG_PROB = -40.0  # of the beam, as a ranker reads it
 _USERS_AT_ONCE = 32  # whose candidates have queries of their own at once
-
-
-class _Request(NamedTuple):
-    """A batch of users on its way through the steps."""
-
-    history: History
-    encoded: Encoded
-    query_BD: torch.Tensor
-    row_B: torch.Tensor  # int64, the moment of each user
-    bias_BM: torch.Tensor | None
-    prior: Prior | None  # the same for the beam's prefixes
-    metric_BSM: torch.Tensor | None  # metric vectors of the history's items
-    weighing: Weighing | None  # of the events at the last position
-    seen: tuple[torch.Tensor, torch.Tensor] | None  # (user, candidate) pairs to drop, None = keep them
 
 
 class Ranked(NamedTuple):
@@ -62,10 +51,14 @@ class Ranker:
     """Ranks candidates for batches of users of one evaluation folder."""
 
     def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device, *,
-                 keep: Path | None = None, depth: int = LIST):
-        """`depth` is how far down the order is followed: beyond the ten for the funnel alone."""
+                 keep: Path | None = None, depth: int = LIST, reranker: Reranker | None = None,
+                 candidates: Candidates | None = None):
+        """`depth` is how far down the order is followed: beyond the ten for the funnel alone.
+
+        `reranker` orders the survivors anew; `candidates` stand for those that would be prepared.
+        """
         self.model, self.evaluation, self.config, self.device = checkpoint.model, evaluation, config, device
-        self.depth = depth
+        self.reranker, self.depth = reranker, depth
         if config.mode == "beam" and not config.survivors or config.mode == "cascade" and not config.survivors + config.union:
             raise InputError("infer.survivors", found=f"0 in mode {config.mode}", expected="candidates from the beam, or in "
                              "mode cascade from infer.union", do="set one of them above 0")
@@ -73,7 +66,7 @@ class Ranker:
         self.action = (
             np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
         )
-        self.candidates = prepare(checkpoint, evaluation, config, self.action, device, keep=keep)
+        self.candidates = candidates or prepare(checkpoint, evaluation, config, self.action, device, keep=keep)
         self._first = self._first_stage()
         self._columns = Columns(evaluation.item, evaluation.action, evaluation.time_seconds, evaluation.user_token,
                                 evaluation.user_token_start)
@@ -84,19 +77,37 @@ class Ranker:
         seen = self._seen(users)
         request = self._request(users, seen if self.config.filter_seen else None)
         stages: dict[str, torch.Tensor] = {}
-        if self.config.mode == "retrieval":
-            score, index = self._retrieve(request, self.depth)
-        else:
-            score, index = self._generate(request, stages)
-        order = score.topk(min(self.depth, score.shape[1]), dim=1)
-        best = torch.where(order.values > -torch.inf, index.gather(1, order.indices), -1)
+        depth = self.depth if self.reranker is None else max(self.depth, self.reranker.depth)
+        found = self._survivors(request, depth, stages)
+        if self.reranker is not None:
+            found = self._reranked(request, found.best(found.score_BK.shape[1]), stages)
+        order = found.score_BK.topk(min(self.depth, found.score_BK.shape[1]), dim=1)
+        best = torch.where(order.values > -torch.inf, found.index_BK.gather(1, order.indices), -1)
         for depth in DEPTHS[::-1]:
             if depth <= best.shape[1]:
                 stages[f"best {depth:,}"] = best[:, :depth]
-        chosen, filled = self._fill(best[:, :LIST], request, seen)
+        chosen, filled = fill(best[:, :LIST], self.candidates, request, seen, wanted=LIST)
         stages["ten"] = chosen
         return Ranked(chosen.cpu().numpy(), {name: [row[row >= 0].cpu().numpy() for row in kept]
                                              for name, kept in stages.items()}, filled)
+
+    @torch.no_grad()
+    def shortlist(self, users: np.ndarray, depth: int, target: np.ndarray | None = None) -> tuple[Found, torch.Tensor]:
+        """The first stage's `depth` best of each user and their parts [B, K, F]; with `target` [B] that as one more."""
+        request = self._request(users, self._seen(users) if self.config.filter_seen else None)
+        found = self._survivors(request, depth, {}).best(depth)
+        if target is not None:
+            index = torch.from_numpy(target).to(self.device)[:, None]
+            log_prob = self._log_prob(request, index)
+            own = Found(self._logits(request, index) if log_prob is None or self.config.mode == "retrieval"
+                        else self._fuse(request, index, log_prob), index, log_prob)
+            found = Found(*(None if part is None else torch.cat([part, more], 1) for part, more in zip(found, own)))
+        return found, self._parts(request, found, depth)
+
+    @torch.no_grad()
+    def ranker_input(self, users: np.ndarray, index: torch.Tensor, part: torch.Tensor, allowed: torch.Tensor) -> RankerInput:
+        """What a ranker reads of `users` and their candidates, the parts [B, K, F] being known."""
+        return ranker_input(self.model, self.candidates.vectors, self._request(users, None), index, part, allowed)
 
     @property
     def approximate(self) -> bool:
@@ -136,36 +147,45 @@ class Ranker:
 
         return FirstStage(self.candidates, config, scale=self.query_scale)
 
-    def _request(self, users: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor] | None) -> _Request:
+    def _request(self, users: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor] | None) -> Request:
         """Encode the users' histories."""
-        evaluation, model = self.evaluation, self.model
-        stop = evaluation.user_start[users + 1]
-        if self.config.drop_last:
-            stop = np.maximum(evaluation.user_start[users], stop - 1)
-        start = np.maximum(evaluation.user_start[users], stop - model.config.max_events)
-        history, item = build_history(
-            self._columns, users=users, start=start, stop=stop, last_action=self.action[users]
-        )
-        rows = np.unique(np.append(item, 0))
-        history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
-        batch = item_batch(evaluation.items, rows, model.schema.item_features)
-        history, item_ND = move(history, self.device), model.encode_items(move(batch, self.device))
-        encoded = model.encode(history, item_ND)
-        query_BD = model.retrieval_query(last_position(history, encoded.hidden_BTD)).float()
-        bias_BM = prior = metric_BSM = weighing = None
-        row_B = torch.from_numpy(self.candidates.bias_row[users]).to(self.device)
-        if self.candidates.bias_RM is not None:
-            bias_BM = self.candidates.bias_RM[row_B]
-        if self.candidates.prefixes is not None:
-            first_BC = None
-            if model.decoder.similarity is not None:
-                id_row_BS = batch.id_row_N.to(self.device)[history.item_BT]
-                first_BC = model.first_code_logits(id_row_BS, model.weigh_codes(history, encoded).last(history))[:, 0]
-            prior = Prior(self.candidates.code_bias, row_B, first_BC)
-        if model.similarity is not None:
-            metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
-            weighing = model.weigh(history, encoded).last(history)
-        return _Request(history, encoded, query_BD, row_B, bias_BM, prior, metric_BSM, weighing, seen)
+        return encode_request(self.model, self.candidates, self.evaluation, self._columns, self.config, users=users,
+                              action=self.action[users], seen=seen)
+
+    def _survivors(self, request: Request, depth: int, stages: dict) -> Found:
+        """What the mode finds."""
+        retrieval = self.config.mode == "retrieval"
+        return Found(*self._retrieve(request, depth), None) if retrieval else self._generate(request, stages)
+
+    def _reranked(self, request: Request, found: Found, stages: dict) -> Found:
+        """The ranker's order of the first `depth`, the others below as they were; scores are places from here on."""
+        stages[BEFORE] = torch.where(found.score_BK > -torch.inf, found.index_BK, -1)[:, :LIST]
+        head = Found(*(None if part is None else part[:, :self.reranker.depth] for part in found))
+        allowed = head.score_BK > -torch.inf
+        given = ranker_input(self.model, self.candidates.vectors, request, head.index_BK,
+                             self._parts(request, head, self.reranker.depth), allowed)
+        order = self.reranker.net(given).logit_BM.argsort(dim=1, descending=True, stable=True)
+        index = torch.cat([head.index_BK.gather(1, order), found.index_BK[:, order.shape[1]:]], 1)
+        place = -torch.arange(index.shape[1], dtype=torch.float32, device=index.device).expand(index.shape)
+        return Found(place.masked_fill(found.score_BK == -torch.inf, -torch.inf), index, None)
+
+    def _log_prob(self, request: Request, index: torch.Tensor) -> torch.Tensor | None:
+        if self.candidates.prefixes is None:
+            return None
+        return item_log_prob(self.model, self.candidates.prefixes, request.encoded, request.history.length_B, index,
+                             request.prior)
+
+    def _parts(self, request: Request, found: Found, depth: int) -> torch.Tensor:
+        """The first stage's parts [B, K, F] of each candidate, as `target_ranker.PARTS` names them; 0 where there is none."""
+        allowed, index = found.score_BK > -torch.inf, found.index_BK
+        total = found.score_BK[:, :depth].logsumexp(1, keepdim=True)
+        plain = (self.candidates.vectors.unit_ND[index] @ request.query_BD[..., None])[..., 0]
+        zero = torch.zeros_like(plain)
+        place = torch.arange(index.shape[1], device=index.device).clamp_max(depth).float().log1p().expand_as(plain)
+        parts = (found.score_BK - total, plain, zero if request.metric_BSM is None else self._alike(request, index),
+                 zero if request.bias_BM is None else request.bias_BM.gather(1, index),
+                 zero if found.log_prob_BK is None else found.log_prob_BK.clamp_min(_LEAST_LOG_PROB), place)
+        return torch.where(allowed[..., None], torch.stack(parts, -1), 0)
 
     def _seen(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(user within the batch, candidate number) of every candidate in a user's whole history."""
@@ -176,11 +196,13 @@ class Ranker:
         inside = number >= 0
         return torch.from_numpy(user[inside]).to(self.device), torch.from_numpy(number[inside]).to(self.device)
 
-    def _dropped(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
+    def _dropped(self, request: Request, index: torch.Tensor) -> torch.Tensor:
         """Which of the candidates `index` [B, K] the filters drop."""
         dropped = (
             ~self.candidates.warm_M[index] if self.config.filter_cold else torch.zeros_like(index, dtype=torch.bool)
         )
+        if self.candidates.absent_RM is not None:
+            dropped |= self.candidates.absent_RM[request.row_B[:, None], index]
         if request.seen is not None:
             dropped |= self._among(index, *request.seen)
         return dropped
@@ -191,11 +213,11 @@ class Ranker:
         own = torch.arange(len(index), device=index.device)[:, None] * total + index
         return torch.isin(own, user * total + number)
 
-    def _retrieve(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _retrieve(self, request: Request, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k by the whole logit among what the first stage names; what is dropped has -inf."""
         return self._exact(request, k) if self._first is None else self._approximate(request, k)
 
-    def _approximate(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _approximate(self, request: Request, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `_exact`, among those that the index names; seen ones do not take the places of others."""
         hidden = 0 if request.seen is None else int(torch.bincount(request.seen[0], minlength=1).max())
         named = self._first.search(request.query_BD, request.row_B, max(k, self.config.index_fetch) + hidden)
@@ -204,7 +226,7 @@ class Ranker:
         score, place = score.topk(min(k, score.shape[1]), dim=1)
         return score, index.gather(1, place)
 
-    def _exact(self, request: "_Request", k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _exact(self, request: Request, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k by the whole logit, exact among the `shortlist` best without similarity; what is dropped has -inf."""
         bias = request.bias_BM
         if self.config.filter_cold:
@@ -223,7 +245,7 @@ class Ranker:
                      hidden=request.seen)
         return best.score_BK, best.index_BK
 
-    def _alike(self, request: "_Request", index: torch.Tensor | None) -> torch.Tensor:
+    def _alike(self, request: Request, index: torch.Tensor | None) -> torch.Tensor:
         """Similarity logits of the candidates `index` [B, K], None = of all; bounded by some users at a time."""
         metric_MM = self.candidates.vectors.metric_NM
         keys = len(metric_MM) if index is None else index.shape[1]
@@ -233,14 +255,14 @@ class Ranker:
                  for part in torch.arange(len(request.metric_BSM)).split(users)]
         return torch.cat(parts)
 
-    def _logits(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
+    def _logits(self, request: Request, index: torch.Tensor) -> torch.Tensor:
         """The retrieval head's logit of the candidates `index` [B, K]."""
         logit = (self.candidates.vectors.unit_ND[index] @ request.query_BD[..., None])[..., 0]
         if request.bias_BM is not None:
             logit = logit + request.bias_BM.gather(1, index)
         return logit if request.metric_BSM is None else logit + self._alike(request, index)
 
-    def _conditioned(self, request: "_Request", index: torch.Tensor) -> torch.Tensor:
+    def _conditioned(self, request: Request, index: torch.Tensor) -> torch.Tensor:
         """log p(first code) + log p(candidate | first code) of the candidates `index`; without an id -inf.
 
         Under its own first code's query a candidate is compared with those of that code among `index` only: queries of
@@ -259,7 +281,7 @@ class Ranker:
         total_BP = torch.zeros_like(log_first).scatter_add(1, first_BK, (logit - highest_B1).exp())
         return log_first.gather(1, first_BK) + logit - highest_B1 - total_BP.clamp_min(1e-30).log().gather(1, first_BK)
 
-    def _queries(self, request: "_Request", code_BK: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+    def _queries(self, request: Request, code_BK: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Some users' queries [B, K, D] given first codes."""
         model, length_B = self.model, request.history.length_B[users]
         steps_T = torch.arange(request.encoded.hidden_BTD.shape[1], device=code_BK.device)
@@ -268,7 +290,7 @@ class Ranker:
             model.decoder.memories([state[users] for state in request.encoded.states]),
             (steps_T < length_B[:, None])[:, None]).float()
 
-    def _generate(self, request: "_Request", stages: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    def _generate(self, request: Request, stages: dict) -> Found:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
         config, prefixes = self.config, self.candidates.prefixes
         length_B = request.history.length_B
@@ -284,15 +306,14 @@ class Ranker:
             score, near = self._retrieve(request, config.union)
             user = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
             new = (score > -torch.inf) & ~self._among(near, user[legal], index[legal])
-            near_log_prob = item_log_prob(self.model, prefixes, request.encoded, length_B, near, request.prior)
-            index, log_prob = torch.cat([index, near], 1), torch.cat([log_prob, near_log_prob], 1)
+            index, log_prob = torch.cat([index, near], 1), torch.cat([log_prob, self._log_prob(request, near)], 1)
             legal = torch.cat([legal, new], 1)
             stages["union"] = torch.where(legal, index, -1)
         legal = legal & ~self._dropped(request, index)
         score = log_prob if config.mode == "beam" else self._fuse(request, index, log_prob)
-        return score.masked_fill(~legal, -torch.inf), index
+        return Found(score.masked_fill(~legal, -torch.inf), index, log_prob)
 
-    def _fuse(self, request: "_Request", index: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
+    def _fuse(self, request: Request, index: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
         """(1 - w) logit + w log-probability; for an item without an id the mean of the user's others stands in.
 
         With `cold_ids` every candidate has one.
@@ -303,24 +324,3 @@ class Ranker:
         usual = torch.where(finite, log_prob, 0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
         weight = self.config.semantic_weight
         return (1 - weight) * logit + weight * torch.where(finite, log_prob, usual)
-
-    def _fill(self, best: torch.Tensor, request: "_Request",
-              seen: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, Counter]:
-        """Ten distinct candidates each: places left are filled by unseen warm ones, then cold ones, then seen ones."""
-        filled: Counter = Counter()
-        if best.shape[1] < LIST:
-            best = torch.cat([best, best.new_full((len(best), LIST - best.shape[1]), -1)], 1)
-        for user in torch.where((best < 0).any(1))[0].tolist():
-            score = self.candidates.vectors.unit_ND @ request.query_BD[user]
-            score = score if request.bias_BM is None else score + request.bias_BM[user]
-            tier = (~self.candidates.warm_M).long()
-            tier[seen[1][seen[0] == user]] = 2
-            have = best[user][best[user] >= 0]
-            tier[have] = 3
-            order = score.argsort(descending=True, stable=True)
-            order = order[tier[order].argsort(stable=True)]
-            more = order[:LIST - len(have)]
-            for name, value in (("unseen warm", 0), ("cold", 1), ("seen", 2)):
-                filled[name] += int((tier[more] == value).sum())
-            best[user] = torch.cat([have, more])
-        return best, filled

@@ -178,12 +178,31 @@ def train(
     stage(dataset, run, load_config(preset, config, sets or ()), tokenizer=tokenizer, warm=warm_start, resume=resume)
 
 
+@app.command(
+    "train-ranker", epilog="Example: onepiece-comp train-ranker work/joint work/dataset work/ranker"
+)
+def train_ranker(
+    ckpt: Annotated[Path, typer.Argument(help="A run or a checkpoint folder; it is not changed.")],
+    dataset: Path,
+    out: Path,
+    preset: Preset = "tiny",
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
+    """Train a ranker of the cascade's survivors for infer --ranker OUT; kept only if better than none."""
+    from onepiece_comp.ranker_training import train_ranker as stage
+    from onepiece_comp.submission import stored_config
+
+    stage(ckpt, dataset, out, load_config(preset, config, sets or ()).ranker, stored_config(ckpt, config, sets or ()))
+
+
 @app.command(epilog="Example: onepiece-comp infer --ckpt work/joint --data work/split/eval --out work/result")
 def infer(ckpt: Annotated[Path, typer.Option(help="A run or a checkpoint folder.")],
           data: Annotated[Optional[Path], typer.Option(help="Evaluation folder; default: the run's own.")] = None,
           out: Annotated[Optional[Path], typer.Option(help="Where to write; default: CKPT/result.")] = None,
           truth: Annotated[Optional[Path], typer.Option(help="truth.jsonl, for the funnel only.")] = None,
           mode: Annotated[Optional[str], typer.Option(help="retrieval, beam or cascade.")] = None,
+          ranker: Annotated[Optional[Path], typer.Option(help="A folder of train-ranker: orders the survivors anew.")] = None,
           shard: Annotated[str, typer.Option(help="I/N: make only the I-th of N shares of the answers.")] = "1/1",
           config: ConfigFile = None, sets: Sets = None) -> None:
     """Write result.json: ten candidates for every user."""
@@ -191,7 +210,8 @@ def infer(ckpt: Annotated[Path, typer.Option(help="A run or a checkpoint folder.
     from onepiece_comp.submission import infer as stage
     from onepiece_comp.submission import stored_config
 
-    overrides = [*(sets or ()), *([f"infer.mode={mode}"] if mode else [])]
+    overrides = [*(sets or ()), *([f"infer.mode={mode}"] if mode else []),
+                 *([f"infer.ranker={ranker}"] if ranker else [])]
     stage(ckpt, out or ckpt / "result", stored_config(ckpt, config, overrides), data=data, truth=truth,
           shard=read_shard(shard))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from onepiece_comp.errors import InputError
 from onepiece_comp.presets import PRESETS
+from onepiece_comp.ranker_config import RankerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,7 @@ class InferConfig:
     index_effort: float = 1.0  # times their usual breadth of search: more is slower and misses less
     cache: bool = True  # keep candidate vectors in the checkpoint's folder or, if that cannot be written, the output's
     semantic_weight: float = 0.3  # share of the semantic-id log-probability in the fused score
+    ranker: str = ""  # folder of a ranker that orders the survivors anew (train-ranker); empty = none
     filter_seen: bool = True  # drop items of the user's history
     drop_last: bool = False  # leave out the last event of each history, as the organisers' baseline does
     cold_ids: bool = True  # candidates that training never saw take the semantic id of the nearest that it saw
@@ -215,12 +217,12 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     infer: InferConfig = field(default_factory=InferConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 def _nearest(name: str, valid: typing.Iterable[str]) -> str:
-    valid = list(valid)
-    near = difflib.get_close_matches(name, valid, n=1)
+    near = difflib.get_close_matches(name, valid := list(valid), n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
 
 
@@ -303,9 +305,8 @@ def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> C
     if file is not None:
         value, lines = read_yaml(Path(file))
         if value is not None and not isinstance(value, dict):
-            raise InputError(
-                file, found=type(value).__name__, expected="sections of keys", do="see docs/configuration.md"
-            )
+            raise InputError(file, found=type(value).__name__, expected="sections of keys",
+                             do="see docs/configuration.md")
         config = merge(config, value or {}, lambda *keys: f"{file}:{lines.get(keys, 1)}")
     for text in sets:
         key, equals, value_text = text.partition("=")

@@ -65,7 +65,8 @@ def _read(path: Path, embeddings: bool) -> Description:
         return _read_file(path)
     readers: dict[str, Callable[[Path], Description]] = {
         "split": lambda folder: _read_split(folder, embeddings), "dataset": describe_dataset,
-        **{kind: lambda folder, kind=kind: _read_artefact(folder, kind) for kind in ("tokenizer", "run", "neighbour search")}}
+        **{kind: lambda folder, kind=kind: _read_artefact(folder, kind)
+           for kind in ("tokenizer", "run", "ranker", "neighbour search")}}
     for kind, reader in readers.items():
         if (path / MARKERS[kind]).is_file():
             return reader(path)

@@ -1,9 +1,10 @@
 """The lot: raw files to a scored submission, each stage once; what is done and unchanged is reused.
 
-Stages and folders under WORK: split/ dataset/ retrieval/ tokenizer/ joint/ result/ baselines/ and score.json. A stage
+Stages and folders under WORK: split/ dataset/ retrieval/ tokenizer/ joint/ (ranker/) result/ baselines/ and score.json. A stage
 is redone when its own settings or anything before it has changed; `stages.json` holds the key of each.
 """
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.log_source import open_log
 from onepiece_comp.oracle import ceiling, random_ranking
 from onepiece_comp.preprocess import preprocess
+from onepiece_comp.ranker_training import train_ranker
 from onepiece_comp.scoring import score
 from onepiece_comp.split import split
 from onepiece_comp.submission import MODES, infer
@@ -77,15 +79,15 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     joint = stages.run("train jointly", work / "joint" / MARKERS["run"], trained, [codes],
                        lambda: train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer",
                                                 warm=work / "retrieval"))
+    settings = config.infer
+    if config.ranker.use:
+        ranked = [to_dict(config.ranker), to_dict(config.infer)]
+        joint = stages.run("train ranker", work / "ranker" / MARKERS["ranker"], ranked, [joint, columns],
+                           lambda: train_ranker(work / "joint", data, work / "ranker", config.ranker, config.infer))
+        settings = dataclasses.replace(config.infer, ranker=str(work / "ranker"))
     inferred = stages.run(
-        "infer",
-        result / "result.json",
-        to_dict(config.infer),
-        [joint],
-        lambda: infer(
-            work / "joint", result, config.infer, data=parts / "eval", truth=parts / "truth.jsonl", beside=MODES
-        ),
-    )
+        "infer", result / "result.json", to_dict(settings), [joint],
+        lambda: infer(work / "joint", result, settings, data=parts / "eval", truth=parts / "truth.jsonl", beside=MODES))
     compared = stages.run("baselines", work / "baselines" / "popularity.json", None, [cut],
                           lambda: _baselines(raw, parts, work / "baselines"))
     stages.run("score", work / "score.json", to_dict(config.score), [inferred, compared],

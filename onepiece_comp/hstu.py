@@ -102,17 +102,24 @@ class HSTUBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: torch.Tensor, gap_BTS: torch.Tensor) -> torch.Tensor:
-        normed = F.layer_norm(x_BTD, x_BTD.shape[-1:])
-        gate, *parts = F.silu(self.uvqk(normed)).chunk(4, dim=-1)
-        value, query, key = (split_heads(part, self.heads) for part in parts)
+        gate, value, query, key = self.parts(x_BTD)
         if self.rotary:
             query, key = rotate(query), rotate(key)
         length = x_BTD.shape[1]
         causal_1TS = torch.ones(1, length, length, dtype=torch.bool, device=x_BTD.device).tril()
         mixed = silu_attention(query, key, value, bias_BHTS=self.bias(gap_BTS), allowed_BTS=causal_1TS,
                                max_length=self.max_length)
-        merged = merge_heads(mixed)
-        return x_BTD + self.dropout(self.out(gate * F.layer_norm(merged, merged.shape[-1:])))
+        return self.close(x_BTD, gate, mixed)
+
+    def parts(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gate [B, T, D]; value, query, key [B, H, T, K]."""
+        gate, *parts = F.silu(self.uvqk(F.layer_norm(x_BTD, x_BTD.shape[-1:]))).chunk(4, dim=-1)
+        return gate, *(split_heads(part, self.heads) for part in parts)
+
+    def close(self, x_BTD: torch.Tensor, gate_BTD: torch.Tensor, mixed_BHTK: torch.Tensor) -> torch.Tensor:
+        """The block's output, from what its attention found."""
+        merged = merge_heads(mixed_BHTK)
+        return x_BTD + self.dropout(self.out(gate_BTD * F.layer_norm(merged, merged.shape[-1:])))
 
 
 class CrossBlock(nn.Module):

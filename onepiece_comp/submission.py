@@ -24,9 +24,11 @@ from onepiece_comp.config import Config, InferConfig, from_dict, override, to_di
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation, read_evaluation
+from onepiece_comp.reranking import Reranker, load_ranker
 from onepiece_comp.training import choose_device, set_threads
 from onepiece_comp.truths import read_truth
 
+WITHOUT_RANKER = "without_ranker"
 MODES = ("retrieval", "beam", "cascade")
 _RECALL_USERS = 256  # for whom an approximate index is compared with exact retrieval
 
@@ -50,10 +52,12 @@ def recommend(
     """
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
-    ranker = Ranker(checkpoint, evaluation, config, device, keep=keep, depth=max(DEPTHS) if truth else LIST)
+    reranker = load_ranker(Path(config.ranker), checkpoint, config.mode) if config.ranker else None
+    ranker = Ranker(checkpoint, evaluation, config, device, keep=keep, depth=max(DEPTHS) if truth else LIST,
+                    reranker=reranker if reranker is not None and reranker.kept else None)
     users = np.argsort(np.diff(evaluation.user_start), kind="stable")
     target = _targets(truth, evaluation, ranker) if truth else None
-    parts = Parts(keep, _key(checkpoint, evaluation, config, target) if keep else "", shard=shard)
+    parts = Parts(keep, _key(checkpoint, evaluation, config, target, reranker) if keep else "", shard=shard)
     chosen = np.full((len(users), LIST), -1, np.int64)
     total: dict[str, Counter] = {name: Counter() for name in ("kept", "survived", "filled")}
     batches, seconds = [users[i:i + config.batch_users] for i in range(0, len(users), config.batch_users)], 0.0
@@ -70,6 +74,8 @@ def recommend(
     creative = evaluation.items.creative_id[evaluation.candidate[chosen]]
     funnel = _funnel(evaluation, ranker, config.mode, total["kept"], total["survived"] if target is not None else None,
                      total["filled"], seconds)
+    if reranker is not None:
+        funnel["ranker"] = {"path": config.ranker, "kept": reranker.kept, "depth": reranker.depth}
     if ranker.approximate:
         funnel["index"] = _index_figures(ranker, users)
     submission = Submission(creative.tolist(), evaluation.users, funnel)
@@ -92,11 +98,12 @@ def _answers(ranker: Ranker, batches: list[np.ndarray], target: np.ndarray | Non
     return Answers(np.concatenate(chosen), counts, time.monotonic() - started)
 
 
-def _key(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, target: np.ndarray | None) -> str:
+def _key(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, target: np.ndarray | None,
+         reranker: Reranker | None) -> str:
     """What kept answers belong to."""
-    return fingerprint(checkpoint.path / MODEL, to_dict(config), evaluation.users, evaluation.item, evaluation.time_seconds,
-                       evaluation.user_start, evaluation.target_action, evaluation.candidate,
-                       evaluation.items.creative_id, np.zeros(0) if target is None else target)
+    return fingerprint(checkpoint.path / MODEL, to_dict(config), reranker and reranker.key, evaluation.users,
+                       evaluation.item, evaluation.time_seconds, evaluation.user_start, evaluation.target_action,
+                       evaluation.candidate, evaluation.items.creative_id, np.zeros(0) if target is None else target)
 
 
 def choose_mode(mode: str, checkpoint: Checkpoint) -> str:
@@ -196,14 +203,22 @@ def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None
     if submission is None:
         say(f"shard {shard[0] + 1} of {shard[1]} is done; when all are, infer with the same --out joins them")
         return None
-    for mode in beside:
-        other = submission if mode == config.mode else answer(dataclasses.replace(config, mode=mode))
-        _write(out / f"{mode}.json", other, time.monotonic() - started)
+    for name, other in _beside(config, beside, with_truth=truth is not None):
+        _write(out / f"{name}.json", submission if other == config else answer(other), time.monotonic() - started)
     write_json(out / "funnel.json", submission.funnel)
     _write(out / "result.json", submission, time.monotonic() - started)
     shutil.rmtree(out / "parts", ignore_errors=True)
     _report(submission.funnel, out)
     return out / "result.json"
+
+
+def _beside(config: InferConfig, modes: Sequence[str], *, with_truth: bool) -> list[tuple[str, InferConfig]]:
+    """What else is ranked, for comparison: other modes, all without the ranker, and the same without it."""
+    plain = dataclasses.replace(config, ranker="")
+    others = [(mode, dataclasses.replace(plain, mode=mode)) for mode in modes]
+    if config.ranker and with_truth and config.mode not in modes:
+        others.append((WITHOUT_RANKER, plain))
+    return others
 
 
 def _write(path: Path, submission: Submission, seconds: float) -> None:
@@ -216,6 +231,8 @@ def _report(funnel: dict, out: Path) -> None:
     rows += [(f"places filled: {name}", f"{count:,}", "") for name, count in funnel["filled"].items() if count]
     table(f"infer: {funnel['mode']}, {funnel['users']:,} users, {funnel['users_per_second']:,} users/s, "
           f"{funnel['users_without_history']:,} without history", ("step", "kept per user", "targets kept"), rows)
+    if "ranker" in funnel and not funnel["ranker"]["kept"]:
+        say(f"{funnel['ranker']['path']} was not better than no ranker on its validation users, so it was left out")
     if "index" in funnel:
         found = ", ".join(f"{100 * value:.1f} % of the best {name.rpartition('_')[2]}"
                           for name, value in funnel["index"].items() if name.startswith("recall"))

@@ -53,7 +53,7 @@ def set_threads(threads: int) -> int:
 
 
 @contextlib.contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
+def repeatable(device: torch.device) -> Iterator[None]:
     """On CPU: sums into shared rows in one order, however many threads there are. The settings are put back."""
     before, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     if device.type == "cpu":
@@ -126,7 +126,7 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     loop = Loop(model, data, run, config, device, warm=settings["warm_start"], ranks=ranks)
     _announce(loop, data)
     places = (run, *copies) if ranks.first else ()
-    with RunLog(places, loop.progress.step if resume else 0) as records, _repeatable(device):
+    with RunLog(places, loop.progress.step if resume else 0) as records, repeatable(device):
         loop.run_steps(records)
     return _finish(loop, settings, started=loop.started) if ranks.first else run
 

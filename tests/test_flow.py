@@ -53,6 +53,17 @@ def test_what_stands_on_a_stage_that_is_done_again_is_done_again_too(world, caps
     assert "== infer" in printed and "== score" in printed and printed.count(": reused") == 6
 
 
+def test_a_ranker_joins_the_flow_on_request(world):
+    """Its answers are scored beside those of the cascade without it."""
+    sets = [*SETS, "ranker.use=true", "ranker.examples=20", "ranker.depth=20", "ranker.epochs=1", "ranker.threads=1"]
+    shutil.copytree(world / "work", world / "ranked")
+    run_all(world / "raw", world / "ranked", load_config("tiny", None, sets))
+    assert json.loads((world / "ranked" / "ranker" / "ranker.json").read_text())["mode"] == "cascade"
+    funnel = json.loads((world / "ranked" / "result" / "funnel.json").read_text())
+    assert funnel["ranker"]["path"] == str(world / "ranked" / "ranker")
+    assert "cascade" in json.loads((world / "ranked" / "score.json").read_text())["against"]
+
+
 def test_the_flow_twice_gives_the_same_recommendations(world, tmp_path):
     shutil.copytree(world / "raw", tmp_path / "raw")
     run_all(tmp_path / "raw", tmp_path / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))

@@ -1,0 +1,87 @@
+"""A batch of users on its way through the cascade: histories encoded, queries and additive logits made.
+
+Stands between the candidates, made once for all users, and `cascade.py`. Users are conditioned on the action asked for.
+Legend: B users, S history positions, M candidates, D width, C codes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onepiece_comp.batches import item_batch, move
+from onepiece_comp.beam import Prior
+from onepiece_comp.candidates import Candidates
+from onepiece_comp.config import InferConfig
+from onepiece_comp.evaluation import Evaluation
+from onepiece_comp.histories import Columns, History, build_history, last_position
+from onepiece_comp.model import Encoded, OnePiece
+from onepiece_comp.similarity import Weighing
+
+
+class Request(NamedTuple):
+    """A batch of users and what the model makes of them."""
+
+    history: History  # its items are rows of `item_ND`
+    item_ND: torch.Tensor  # what the tower makes of the histories' items
+    encoded: Encoded
+    query_BD: torch.Tensor
+    row_B: torch.Tensor  # int64, the moment of each user
+    bias_BM: torch.Tensor | None  # popularity; -inf for what is no candidate yet
+    prior: Prior | None  # the same for the beam's prefixes
+    metric_BSM: torch.Tensor | None  # metric vectors of the history's items
+    weighing: Weighing | None  # of the events at the last position
+    seen: tuple[torch.Tensor, torch.Tensor] | None  # (user, candidate) pairs to drop, None = keep them
+
+
+class Found(NamedTuple):
+    """Candidates of each user with scores of the first stage; -inf for what is dropped."""
+
+    score_BK: torch.Tensor
+    index_BK: torch.Tensor  # int64
+    log_prob_BK: torch.Tensor | None  # the beam's, where there is one; -inf for an item without an id
+
+    def best(self, k: int) -> "Found":
+        """The `k` best, best first, of equal ones the earlier."""
+        order = self.score_BK.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return Found(*(None if part is None else part.gather(1, order) for part in self))
+
+
+@torch.no_grad()
+def encode_request(model: OnePiece, candidates: Candidates, evaluation: Evaluation, columns: Columns, config: InferConfig,
+                   *, users: np.ndarray, action: np.ndarray, seen: tuple[torch.Tensor, torch.Tensor] | None) -> Request:
+    """Encode the histories of `users` (numbers into the evaluation's users), asked for `action` [B]."""
+    device, stop = candidates.warm_M.device, evaluation.user_start[users + 1]
+    if config.drop_last:
+        stop = np.maximum(evaluation.user_start[users], stop - 1)
+    start = np.maximum(evaluation.user_start[users], stop - model.config.max_events)
+    history, item = build_history(columns, users=users, start=start, stop=stop, last_action=action)
+    rows = np.unique(np.append(item, 0))
+    history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
+    batch = item_batch(evaluation.items, rows, model.schema.item_features)
+    history, item_ND = move(history, device), model.encode_items(move(batch, device))
+    encoded = model.encode(history, item_ND)
+    query_BD = model.retrieval_query(last_position(history, encoded.hidden_BTD)).float()
+    prior = metric_BSM = weighing = None
+    row_B = torch.from_numpy(candidates.bias_row[users]).to(device)
+    if candidates.prefixes is not None:
+        first_BC = None
+        if model.decoder.similarity is not None:
+            id_row_BS = batch.id_row_N.to(device)[history.item_BT]
+            first_BC = model.first_code_logits(id_row_BS, model.weigh_codes(history, encoded).last(history))[:, 0]
+        prior = Prior(candidates.code_bias, row_B, first_BC)
+    if model.similarity is not None:
+        metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
+        weighing = model.weigh(history, encoded).last(history)
+    return Request(history, item_ND, encoded, query_BD, row_B, _popularity(candidates, row_B), prior, metric_BSM, weighing,
+                   seen)
+
+
+def _popularity(candidates: Candidates, row_B: torch.Tensor) -> torch.Tensor | None:
+    """Additive logits [B, M] of the candidates at each user's moment."""
+    bias_BM = None if candidates.bias_RM is None else candidates.bias_RM[row_B]
+    if candidates.absent_RM is None:
+        return bias_BM
+    absent_BM = candidates.absent_RM[row_B]
+    return (torch.zeros_like(absent_BM, dtype=torch.float32) if bias_BM is None else bias_BM).masked_fill(
+        absent_BM, -torch.inf)
