@@ -256,6 +256,17 @@ def ablate(
     stage(ladder, raw, work, hours=hours, seeds=seeds, best=best)
 
 
+@app.command(epilog="Example: onepiece-comp report work --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Work folders as `run` makes them.")],
+    out: Annotated[Path, typer.Option(help="Page of HTML to write.")] = Path("report.html"),
+) -> None:
+    """One page over finished runs: data, training, funnel, slices, codes, users, and runs side by side."""
+    from onepiece_comp.report import report as stage
+
+    stage(runs, out)
+
+
 class _Stopped(BaseException):
     """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
 
