@@ -267,6 +267,19 @@ def report(
     stage(runs, out)
 
 
+@app.command(epilog="Example: onepiece-comp scaling benchmarks/scaling.yaml work/dataset work/scaling --hours 3")
+def scaling(
+    grid: Path,
+    dataset: Path,
+    out: Path,
+    hours: Annotated[float, typer.Option(help="No row is begun after these.")] = 3.0,
+) -> None:
+    """Train a grid of sizes for each objective and both, and fit laws of loss against size; goes on where it stopped."""
+    from onepiece_comp.scaling import scaling as stage
+
+    stage(grid, dataset, out, hours=hours)
+
+
 class _Stopped(BaseException):
     """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
 

@@ -37,7 +37,7 @@ class Names:
 
     def __call__(self, item: int) -> str:
         code = self._code.get(item)
-        return f"{item}" if not code or min(code) < 0 else f"{item} ‹{' '.join(map(str, code))}›"
+        return f"{item}" if not code or min(code) < 0 else f"{item} ‹{chr(160).join(map(str, code))}›"
 
 
 def item_sections(work: Path) -> list[Section]:
@@ -73,7 +73,7 @@ def _codes(work: Path) -> list:
            for number, level in enumerate(codes.T, 1)}
     after = marker["figures"]["after"]
     unique = f"{after[-1]['unique']:,} ids for {len(codes):,} items; {after[-1]['shared']:.2%} of the items share theirs."
-    return [Text(unique), Drawing("Tree of the ids: first code inside, second outside", code_rings(codes)),
+    return [Text(unique), Drawing("Tree of the ids: first codes, and how many second codes under each", code_rings(codes)),
             Table("Use of the codes", ("level", "in use", "perplexity", "Gini", "items on the largest"), rows),
             Plot("Items on a code", ranks, use, "code, most used first", "items", log="y")]
 

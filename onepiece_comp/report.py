@@ -19,12 +19,13 @@ from onepiece_comp.item_sections import item_sections
 from onepiece_comp.metrics import bootstrap_difference, hit_rate, ndcg, score, sign_flip_test
 from onepiece_comp.report_html import Drawing, Section, Table, Text, can_plot, write_report
 from onepiece_comp.run_sections import missing, run_sections
+from onepiece_comp.scaling_sections import scaling_sections
 from onepiece_comp.scoring import read_ranks
 from onepiece_comp.svg_drawings import interval_chart
 from onepiece_comp.truths import read_truth
 
 _RESAMPLES = 1000
-_OF_A_RUN = ("stages.json", "dataset", "retrieval", "joint", "result", "score.json", "split")
+_OF_A_RUN = ("scaling.json", "stages.json", "dataset", "retrieval", "joint", "result", "score.json", "split")
 
 
 def report(runs: Sequence[Path], out: Path) -> Path:
@@ -38,11 +39,17 @@ def report(runs: Sequence[Path], out: Path) -> Path:
     sections = _comparison(dict(zip(names, runs))) if len(runs) > 1 else []
     for name, work in zip(names, runs):
         prefix = f"{name}: " if len(runs) > 1 else ""
-        sections += [section._replace(title=prefix + section.title) for section in run_sections(work) + item_sections(work)]
+        sections += [section._replace(title=prefix + section.title) for section in _of_one(work)]
     write_report(out, f"{'Runs' if len(runs) > 1 else 'Run'} {', '.join(names)}", sections)
     say(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
         + ("" if can_plot() else " (without plots: they need matplotlib)"))
     return out
+
+
+def _of_one(work: Path) -> list[Section]:
+    """The sections of a run, or of a grid of sizes."""
+    grid = work / "scaling.json"
+    return scaling_sections(grid) if grid.is_file() else run_sections(work) + item_sections(work)
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:

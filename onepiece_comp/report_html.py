@@ -83,6 +83,7 @@ class Plot(NamedTuple):
     y_label: str
     kind: str = LINE  # LINE or BARS
     log: str = ""  # axes on a logarithmic scale: "", "x", "y" or "xy"
+    points: Sequence[str] = ()  # series of a LINE plot that are drawn as points
 
 
 class Cards(NamedTuple):
@@ -190,8 +191,9 @@ def draw(plot: Plot) -> str:
             if plot.kind == BARS:
                 axes.bar(plot.x, values, width=_bar_widths(plot), align="edge", color=colour, label=label)
             else:
-                axes.plot(plot.x, values, color=colour, linewidth=1.4, marker="." if len(plot.x) < 60 else "",
-                          label=label)
+                apart = label in plot.points
+                axes.plot(plot.x, values, color=colour, linewidth=0 if apart else 1.4, label=label,
+                          marker="o" if apart else "." if len(plot.x) < 60 else "")
         axes.set_xscale("log" if "x" in plot.log else axes.get_xscale())
         axes.set_yscale("log" if "y" in plot.log else axes.get_yscale())
         axes.set(xlabel=plot.x_label, ylabel=plot.y_label)

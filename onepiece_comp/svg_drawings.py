@@ -14,7 +14,6 @@ from onepiece_comp.report_html import COLOURS
 
 _ROW, _LABEL, _PLOT, _VALUE = 22, 190, 320, 150  # pixels
 _RING, _HOLE = 62, 46
-_SHOWN_CHILDREN = 24  # of a code, the most used; the rest of them stay a gap
 
 
 def interval_chart(rows: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]], *, zero: bool = False) -> str:
@@ -70,24 +69,21 @@ def funnel_chart(steps: Sequence[tuple[str, float, float | None]]) -> str:
 
 
 def code_rings(codes: np.ndarray) -> str:
-    """The tree of semantic ids [items, L] as rings: angle = items below, inner ring = first code, outer = second.
+    """The tree of semantic ids [items, L]: the first codes as a ring, most used first, with what is below each outside.
 
-    A first code's hue is that of its items elsewhere in the report (`hue`). Of a code's children the most used are drawn.
+    An angle is a code's share of the items; the bar outside it is as long as the share of the second codes that occur
+    under it, beside the code that has most of them.
     """
     codes = codes[(codes >= 0).all(1)]
     size, start, marks = 2 * (_HOLE + 2 * _RING) + 12, 0.0, []
     first, counts = np.unique(codes[:, 0], return_counts=True)
-    for code, count in zip(first, counts):
-        span = 2 * pi * count / max(1, len(codes))
-        colour = f"hsl({hue(int(code))} 62% 55%)"
+    order = np.argsort(-counts, kind="stable")
+    below = np.array([len(np.unique(codes[codes[:, 0] == code, 1:2])) for code in first])
+    for code, count, children in zip(first[order], counts[order], below[order]):
+        span, colour = 2 * pi * count / max(1, len(codes)), f"hsl({hue(int(code))} 58% 56%)"
         marks.append(_sector(start, span, _HOLE, _HOLE + _RING, colour, f"{code}: {count} items", size / 2))
-        if codes.shape[1] > 1:
-            below = np.sort(np.unique(codes[codes[:, 0] == code, 1], return_counts=True)[1])[::-1][:_SHOWN_CHILDREN]
-            edges = start + np.concatenate([[0], np.cumsum(below)]) * span / count
-            shade = [f"hsl({hue(int(code))} 55% {46 + 34 * number / _SHOWN_CHILDREN:.0f}%)" for number in range(len(below))]
-            path = [_sector(a, b - a, _HOLE + _RING + 2, _HOLE + 2 * _RING, paint, "", size / 2)
-                    for a, b, paint in zip(edges, edges[1:], shade) if span > 0.02]
-            marks += path
+        outer = _HOLE + _RING + 3 + (_RING - 3) * children / max(1, below.max())
+        marks.append(_sector(start, span, _HOLE + _RING + 3, outer, f"hsl({hue(int(code))} 45% 70%)", "", size / 2))
         start += span
     middle = _said(size / 2, size / 2 - 2, f"{len(first):,} codes", "middle") + _said(
         size / 2, size / 2 + 15, f"{len(codes):,} items", "middle")
@@ -103,8 +99,8 @@ def _sector(start: float, span: float, inner: float, outer: float, colour: str, 
     span = min(span, 2 * pi - 1e-4)
     point = lambda radius, angle: f"{centre + radius * sin(angle):.1f} {centre - radius * cos(angle):.1f}"
     large, stop = int(span > pi), start + span
-    path = (f"M{point(inner, start)}L{point(outer, start)}A{outer} {outer} 0 {large} 1 {point(outer, stop)}"
-            f"L{point(inner, stop)}A{inner} {inner} 0 {large} 0 {point(inner, start)}Z")
+    path = (f"M{point(inner, start)}L{point(outer, start)}A{outer:.1f} {outer:.1f} 0 {large} 1 {point(outer, stop)}"
+            f"L{point(inner, stop)}A{inner:.1f} {inner:.1f} 0 {large} 0 {point(inner, start)}Z")
     note = f"<title>{escape(title)}</title>" if title else ""
     return f'<path d="{path}" fill="{colour}" style="stroke: var(--card)" stroke-width="0.4">{note}</path>'
 

@@ -14,11 +14,11 @@ ORDER = """
     metrics trend event_columns engine embedding_tables preprocess evaluation baselines scoring
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
-    run_sections item_sections report
+    scaling_fit scaling_sections run_sections item_sections report
     histories prefix_table popularity batches losses hstu transformer similarity moe encoder_layer latent_steps item_tower history_inputs sid_decoder
     model arithmetic row_optim optim parallel checkpoint retrieval validation run_log end_asked training_loop training
     beam vector_cache candidates approximate cascade answer_parts submission ann_export
-    flow ablation platform_jobs cli __main__
+    flow ablation scaling platform_jobs cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
