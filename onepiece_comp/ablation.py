@@ -74,14 +74,14 @@ def ablate(ladder: Path, raw: Path, work: Path, *, hours: float = 2.0, seeds: in
     return _report(Path(ladder), work, rows, found)
 
 
-def read_ladder(path: Path) -> list[Row]:
-    """The rows of a ladder file, in its order."""
+def read_ladder(path: Path, also: Sequence[str] = ()) -> list[Row]:
+    """The rows of a ladder file, in its order; `also` are further parts that it may have."""
     path = Path(path)
     value, _ = read_yaml(path)
     if not isinstance(value, dict) or not isinstance(value.get("rows"), dict) or not value["rows"]:
         raise InputError(path, found="no rows", expected="`rows:` with a name and settings for each",
                          do="see benchmarks/ladder.yaml")
-    strange = sorted(set(value) - {"preset", "config", "rows"})
+    strange = sorted(set(value) - {"preset", "config", "rows", *also})
     if strange:
         raise InputError(path, found=f"the key {strange[0]!r}", expected="preset, config and rows", do="remove it")
     rows = [_row(path, str(name), dict(settings or {}), value) for name, settings in value["rows"].items()]

@@ -297,6 +297,30 @@ def benchmark(
           sets=sets or (), threads=threads)
 
 
+@app.command(epilog="Example: onepiece-comp report work --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Work folders as `run` makes them.")],
+    out: Annotated[Path, typer.Option(help="Page of HTML to write.")] = Path("report.html"),
+) -> None:
+    """One page over finished runs: data, training, funnel, slices, codes, users, and runs side by side."""
+    from onepiece_comp.report import report as stage
+
+    stage(runs, out)
+
+
+@app.command(epilog="Example: onepiece-comp scaling benchmarks/scaling.yaml work/dataset work/scaling --hours 3")
+def scaling(
+    grid: Path,
+    dataset: Path,
+    out: Path,
+    hours: Annotated[float, typer.Option(help="No row is begun after these.")] = 3.0,
+) -> None:
+    """Train a grid of sizes for each objective and both, and fit laws of loss against size; goes on where it stopped."""
+    from onepiece_comp.scaling import scaling as stage
+
+    stage(grid, dataset, out, hours=hours)
+
+
 class _Stopped(BaseException):
     """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
 

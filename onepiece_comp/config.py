@@ -140,6 +140,7 @@ class TrainConfig:
     hard_negatives: int = 0  # negatives of a row that count, the hardest; 0 = all
     hard_after: float = 0.5  # share of the steps from which on only these count
     duplicate_cosine: float = 0.0  # items whose vectors are so like the target's are no negatives; 0 = all are
+    retrieval_weight: float = 1.0  # weight of the retrieval loss; 0 = semantic ids alone
     semantic_weight: float = 0.1  # weight of the semantic-id loss when a tokenizer is given
     conditioned_weight: float = 0.3  # weight of the loss of `model.conditioned`
     logq: bool = True  # correct sampled and in-batch negatives for how often they are drawn

@@ -131,12 +131,12 @@ class OnePiece(nn.Module):
         return trend._replace(condition_R=torch.full_like(trend.condition_R, NO_ACTION))
 
     def losses(self, batch: TrainBatch, *, semantic_weight: float, conditioned_weight: float = 0.0,
-               options: LossOptions = LossOptions()) -> Losses:
+               retrieval_weight: float = 1.0, options: LossOptions = LossOptions()) -> Losses:
         """The training loss and its parts on one batch; `options` are those of the retrieval loss."""
         item_ND = self.encode_items(batch.items)
         encoded = self.encode(batch.history, item_ND)
-        retrieval = self.retrieval_loss(batch, encoded, item_ND, options=options)
-        semantic = conditioned = zero = retrieval.new_zeros(())
+        semantic = conditioned = zero = item_ND.new_zeros((), dtype=torch.float32)
+        retrieval = self.retrieval_loss(batch, encoded, item_ND, options=options) if retrieval_weight else zero
         if self.decoder is not None and (semantic_weight or conditioned_weight):
             forced = self.forced(batch, encoded)
             semantic = self.semantic_loss(forced, encoded) if semantic_weight else zero
@@ -145,7 +145,7 @@ class OnePiece(nn.Module):
                 conditioned = self.retrieval_loss(forced.batch, encoded, item_ND, query_ND=query_ND, options=options)
         balance = sum((routing.balance for routing in encoded.routing), zero) / max(1, len(encoded.routing))
         load = torch.stack([routing.load_E for routing in encoded.routing]).sum(0) if encoded.routing else None
-        total = (retrieval + semantic_weight * semantic + conditioned_weight * conditioned
+        total = (retrieval_weight * retrieval + semantic_weight * semantic + conditioned_weight * conditioned
                  + self.config.balance_weight * balance)
         return Losses(total, retrieval.detach(), semantic.detach(), conditioned.detach(), balance.detach(), load)
 

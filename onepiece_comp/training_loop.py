@@ -164,7 +164,8 @@ class Loop:
         seed_share(self.config.train.seed, self.progress.step * every + self.batches.rank + place, device)
         with torch.autocast("cuda", torch.bfloat16) if self.use_bfloat16 else contextlib.nullcontext():
             losses = model.losses(batch.to(device), semantic_weight=self.config.train.semantic_weight,
-                                  conditioned_weight=self.config.train.conditioned_weight, options=self._options())
+                                  conditioned_weight=self.config.train.conditioned_weight,
+                                  retrieval_weight=self.config.train.retrieval_weight, options=self._options())
         (losses.total / every).backward()
         return losses
 
@@ -172,7 +173,7 @@ class Loop:
         settings = self.config.train
         work = forward_work(self.model, shape_of(batch), semantic=settings.semantic_weight > 0,
                             conditioned=settings.conditioned_weight > 0, compared=2 if settings.loss == "bce" else None)
-        return work.training_flops
+        return (work if settings.retrieval_weight else work._replace(retrieval=0, similarity=0)).training_flops
 
     def _options(self) -> LossOptions:
         settings = self.config.train

@@ -31,8 +31,8 @@ class HeldOut(NamedTuple):
     stop: np.ndarray  # int64 [all users], where training must stop reading each user
 
 
-def hold_out(dataset: Dataset, *, users: int, seed: int) -> HeldOut:
-    """Draw at most `users` (and a tenth of) users with a click after at least two events; their last click is the target."""
+def hold_out(dataset: Dataset, *, users: int, seed: int, one_in: int = 10) -> HeldOut:
+    """Draw at most `users` (and one in `one_in` of the) users with a click after at least two events; their last click is the target."""
     start = np.asarray(dataset.user_start[:-1])
     stop = np.array(dataset.user_start[1:])
     clicked = np.flatnonzero(np.isin(dataset.action, (CLICK, CONVERSION)))
@@ -40,7 +40,7 @@ def hold_out(dataset: Dataset, *, users: int, seed: int) -> HeldOut:
     last = np.full(len(start), -1)
     last[owner] = clicked  # ascending: the last assignment stays
     eligible = np.flatnonzero(last - start >= 2)
-    wanted = min(users, len(start) // 10, len(eligible))
+    wanted = min(users, len(start) // one_in, len(eligible))
     chosen = (
         np.sort(np.random.default_rng([seed, 1]).choice(eligible, wanted, replace=False)) if wanted else eligible[:0]
     )

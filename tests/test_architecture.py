@@ -8,17 +8,18 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "onepiece_comp"
 
 ORDER = """
-    errors presets ranker_config config artefacts paths console report_html
+    errors presets ranker_config config artefacts paths console report_html svg_drawings
     pickle_opcodes pickles pickle_stream formats ann_files truths embeddings vector_kernels vector_blocks reduction features blocks number_kernels line_kernels sequences item_records parquet_tables parquet_release log_source raw_folder parquet_writer world impressions observables oracle synthetic log_files log_features log_times event_log
     log_kuairand log_recbole log_movielens log_amazon log_sequences log_table convert targets split
     metrics calibration full_ranking trend event_columns engine embedding_tables preprocess evaluation baselines scoring interactions benchmark_baselines benchmark_rows
     log_figures log_warnings log_sections artefact_sections protocol_figures log_description describe
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
+    scaling_fit scaling_sections run_sections item_sections report
     histories prefix_table popularity batches losses hstu target_attention target_ranker transformer similarity moe encoder_layer latent_steps item_tower history_inputs sid_decoder
     model arithmetic row_optim optim parallel table_shards checkpoint retrieval validation run_log end_asked log_window training_loop training
     next_item_blocks next_item_model next_item_losses next_item_training benchmark
     beam vector_cache candidates approximate request filling reranking cascade answer_parts submission past_lists ranker_training ann_export
-    flow ablation platform_jobs cli __main__
+    flow ablation scaling platform_jobs cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])

@@ -1,0 +1,119 @@
+"""A page over one or several finished runs: what went in, how it learned, what came out, and which run is better.
+
+The last thing that a person reads; it trains and ranks nothing. `run_sections.py` and `item_sections.py` have the
+parts of a run; the comparison pairs the runs by user, with bootstrap intervals and a sign-flip test, where they
+answered the same truth.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from onepiece_comp.artefacts import fingerprint, read_json
+from onepiece_comp.console import say
+from onepiece_comp.errors import InputError
+from onepiece_comp.item_sections import item_sections
+from onepiece_comp.metrics import bootstrap_difference, hit_rate, ndcg, score, sign_flip_test
+from onepiece_comp.report_html import Drawing, Section, Table, Text, can_plot, write_report
+from onepiece_comp.run_sections import missing, run_sections
+from onepiece_comp.scaling_sections import scaling_sections
+from onepiece_comp.scoring import read_ranks
+from onepiece_comp.svg_drawings import interval_chart
+from onepiece_comp.truths import read_truth
+
+_RESAMPLES = 1000
+_OF_A_RUN = ("scaling.json", "stages.json", "dataset", "retrieval", "joint", "result", "score.json", "split")
+
+
+def report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page over the work folders `runs` to `out`; returns it. InputError for a folder that is none."""
+    started, runs, out = time.monotonic(), [Path(run) for run in runs], Path(out)
+    for work in runs:
+        if not work.is_dir() or not any((work / name).exists() for name in _OF_A_RUN):
+            raise InputError(work, found="no work folder" if work.is_dir() else "no such folder",
+                             expected="a folder as `onepiece-comp run RAW WORK` makes it", do="check the path")
+    names = run_names(runs)
+    sections = _comparison(dict(zip(names, runs))) if len(runs) > 1 else []
+    for name, work in zip(names, runs):
+        prefix = f"{name}: " if len(runs) > 1 else ""
+        sections += [section._replace(title=prefix + section.title) for section in _of_one(work)]
+    write_report(out, f"{'Runs' if len(runs) > 1 else 'Run'} {', '.join(names)}", sections)
+    say(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
+        + ("" if can_plot() else " (without plots: they need matplotlib)"))
+    return out
+
+
+def _of_one(work: Path) -> list[Section]:
+    """The sections of a run, or of a grid of sizes."""
+    grid = work / "scaling.json"
+    return scaling_sections(grid) if grid.is_file() else run_sections(work) + item_sections(work)
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """As much of the paths' ends as tells them apart, for example a/tiny and b/tiny."""
+    parts = [run.resolve().parts for run in runs]
+    if len(set(parts)) < len(parts):
+        raise InputError("report", found="a run twice", expected="each run once", do="leave one of them out")
+    depth = next(depth for depth in range(1, max(map(len, parts)) + 1)
+                 if len({path[-depth:] for path in parts}) == len(parts))
+    return ["/".join(path[-depth:]) for path in parts]
+
+
+def _comparison(runs: Mapping[str, Path]) -> list[Section]:
+    judged = {name: work for name, work in runs.items() if (work / "score.json").is_file()}
+    parts: list = [missing(work, "score.json") for name, work in runs.items() if name not in judged]
+    reports = {name: read_json(work / "score.json") for name, work in judged.items()}
+    rows = [(title, {name: tuple(one[key][part] for part in ("mean", "low", "high")) for name, one in reports.items()})
+            for title, key in (("HR@10", "hr"), ("NDCG@10", "ndcg"), ("score", "score"))]
+    if reports:
+        parts.append(Drawing("Figures with 95 % intervals", interval_chart(rows)))
+        parts.append(_settings(runs))
+    return [Section("Comparison", parts), Section("Paired differences", _pairs(runs))]
+
+
+def _settings(runs: Mapping[str, Path]) -> Table:
+    """Settings in which the runs' last trainings differ."""
+    flat = {}
+    for name, work in runs.items():
+        file = next((work / stage / "config.json" for stage in ("joint", "retrieval")
+                     if (work / stage / "config.json").is_file()), None)
+        config = read_json(file) if file else {}
+        flat[name] = {f"{part}.{key}": value for part in ("model", "train") for key, value in config.get(part, {}).items()}
+    keys = sorted({key for values in flat.values() for key in values})
+    differing = [key for key in keys if len({str(values.get(key)) for values in flat.values()}) > 1]
+    return Table("Settings that differ", ("setting", *flat), [(key, *(values.get(key, "") for values in flat.values()))
+                                                             for key in differing] or [("none", *[""] * len(flat))])
+
+
+def _pairs(runs: Mapping[str, Path]) -> list:
+    """Differences between runs that answered the same users for the same targets."""
+    files = {name: (work / "result" / "result.json", work / "split" / "truth.jsonl") for name, work in runs.items()}
+    held = {name: pair for name, pair in files.items() if all(file.is_file() for file in pair)}
+    truth = {name: read_truth(pair[1]) for name, pair in held.items()}
+    same = {name: fingerprint([tuple(one) for one in truths]) for name, truths in truth.items()}
+    parts: list = [missing(work, "result/result.json") for name, work in runs.items() if name not in held]
+    values = {name: _score(held[name][0], truth[name]) for name in held}
+    rows, told = [], []
+    for first, second in combinations(held, 2):
+        if same[first] != same[second]:
+            parts.append(Text(f"{first} and {second} answered different truths: no pairs."))
+            continue
+        interval = bootstrap_difference(values[first], values[second], resamples=_RESAMPLES, seed=0)
+        chance = sign_flip_test(values[first], values[second], resamples=_RESAMPLES, seed=0)
+        rows.append((f"{first} - {second}", {"score": tuple(interval)}))
+        told.append((f"{first} - {second}", f"{len(values[first]):,}", f"{interval.mean:+.5f}",
+                     f"{interval.low:+.5f} .. {interval.high:+.5f}", f"{chance:.4f}",
+                     "yes" if interval.excludes_zero else "no"))
+    if rows:
+        parts += [Drawing("Difference of the score, paired by user", interval_chart(rows, zero=True)),
+                  Table("Paired differences of the score", ("runs", "users", "difference", "95 % interval",
+                                                            "p (sign flips)", "interval excludes 0"), told)]
+    return parts or [Text("No two runs have a result.")]
+
+
+def _score(result: Path, truths: list) -> np.ndarray:
+    rank = read_ranks(result, truths).rank
+    return np.asarray(score(hit_rate(rank, 10), ndcg(rank, 10)))

@@ -1,0 +1,111 @@
+"""The points of a grid of sizes as sections of a report: table, laws, exponents, frontier, forecast of the largest size.
+
+Stands between `scaling_fit.py` and those who show it: `scaling.py` and `report.py`. Reads scaling.json alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepiece_comp.artefacts import read_json
+from onepiece_comp.report_html import Plot, Section, Table, Text
+from onepiece_comp.scaling_fit import fit, forecast, frontier, interval, judge
+
+COLUMNS = ("row", "objective", "seed", "data", "dense", "tables", "events", "FLOP", "InfoNCE", "ids", "HR@10", "score",
+           "minutes")
+_LOSSES = {"retrieval": "InfoNCE", "semantic": "semantic ids"}
+_SIZES = {"dense": "dense parameters N", "events": "events D", "flops": "FLOP C"}
+_FEWEST = 4  # sizes from which a law is fitted
+
+
+class Point(NamedTuple):
+    """What one training reached; None where it does not train the objective that is judged."""
+
+    dense: int  # parameters
+    tables: int  # parameters of embeddings
+    events: int  # trained on, epochs counted
+    flops: float
+    retrieval: float | None  # held-out InfoNCE per event
+    semantic: float | None  # held-out cross-entropies of the codes, summed, per event
+    hr: float | None
+    ndcg: float | None
+    score: float | None
+    seconds: float
+
+    def cells(self) -> list[str]:
+        """As the last columns of the table."""
+        real = lambda value: "" if value is None else f"{value:.4f}"
+        return [f"{self.dense:,}", f"{self.tables:,}", f"{self.events:,}", f"{self.flops:.3g}", real(self.retrieval),
+                real(self.semantic), real(self.hr), real(self.score), f"{self.seconds / 60:.1f}"]
+
+
+def scaling_sections(file: Path, lines: Sequence[Sequence[str]] = ()) -> list[Section]:
+    """Sections over scaling.json; `lines` are the rows of the table, those that did not run among them."""
+    rows = read_json(file)["rows"]
+    lines = lines or [(row["row"], row["objective"], str(row["seed"]), f"{row['share']:g}",
+                       *Point(**{name: row[name] for name in Point._fields}).cells()) for row in rows]
+    sections = [Section("Grid", [Text("Loss is per event of users that no row trains on, with the same keys for every "
+                                      "row; embedding tables are counted apart from dense parameters."),
+                                 Table(Path(file).parent.name, COLUMNS, lines)])]
+    for objective in dict.fromkeys(row["objective"] for row in rows):
+        for loss, name in _LOSSES.items():
+            held = [row for row in rows if row["objective"] == objective and row[loss] is not None]
+            if held:
+                sections.append(Section(f"{name}, trained for {objective}", _laws(held, loss)))
+    return sections
+
+
+def _laws(rows: Sequence[dict], loss: str) -> list:
+    values, parts, table = np.array([row[loss] for row in rows]), [], []
+    for key, name in _SIZES.items():
+        # sizes of models on all of the data, sizes of data under the model that saw most shares, cost of all
+        chosen = _varied(rows, key)
+        size, found = np.array([rows[place][key] for place in chosen], float), values[chosen]
+        if len(np.unique(size)) < _FEWEST:
+            parts.append(Text(f"{name}: {len(np.unique(size))} sizes, and a law needs {_FEWEST}."))
+            continue
+        judged = judge(size, found)
+        best = min(judged, key=lambda one: one.aic).law.name
+        for one in judged:
+            table.append((name, one.law.name, ", ".join(f"{value:.4g}" for value in one.law.values), _interval(one, size, found),
+                          f"{one.aic:.1f}", f"{one.left_out:.4f}", "yes" if one.law.name == best else ""))
+        parts.append(_plot(name, size, found))
+        said = ", ".join(f"{law} {value:.4f} (off by {off:+.4f})" for law, (value, off) in forecast(size, found).items())
+        parts.append(Text(f"{name}: forecast of the largest, which the fit did not see: {said}."))
+    parts.append(_frontier(rows, values))
+    laws = [Table("Laws", ("of", "law", "E, A, a | c, b | c", "95 % of the last", "AIC", "error left out", "best AIC"), table)]
+    return (laws if table else []) + parts
+
+
+def _varied(rows: Sequence[dict], key: str) -> np.ndarray:
+    """Places of the rows that differ in `key` and not in what else decides the loss."""
+    if key == "flops":
+        return np.arange(len(rows))
+    if key == "dense":
+        return np.array([place for place, row in enumerate(rows) if row["share"] == 1.0], int)
+    models = [row["dense"] for row in rows]
+    most = max(set(models), key=lambda model: (len({row["events"] for row in rows if row["dense"] == model}), model))
+    return np.array([place for place, row in enumerate(rows) if row["dense"] == most], int)
+
+
+def _interval(judged: object, size: np.ndarray, loss: np.ndarray) -> str:
+    low, high = interval(judged.law.name, size, loss, resamples=100)[-1]
+    return f"{low:.4g} .. {high:.4g}"
+
+
+def _plot(name: str, size: np.ndarray, loss: np.ndarray) -> Plot:
+    line = np.geomspace(size.min(), size.max(), 60)
+    at = np.concatenate([line, size])
+    order = np.argsort(at, kind="stable")
+    curves = {law: np.asarray(fit(law, size, loss).at(at))[order] for law in ("power", "log-linear", "constant")}
+    measured = np.concatenate([np.full(len(line), np.nan), loss])[order]
+    return Plot(f"Loss by {name}", at[order], {"measured": measured, **curves}, name, "held-out loss", log="x", points=("measured",))
+
+
+def _frontier(rows: Sequence[dict], loss: np.ndarray) -> Table:
+    cost = np.array([row["flops"] for row in rows])
+    return Table("Compute-optimal runs: none cheaper is as good", ("FLOP", "row", "data", "dense", "loss"), [
+        (f"{cost[place]:.3g}", rows[place]["row"], f"{rows[place]['share']:g}", f"{rows[place]['dense']:,}",
+         f"{loss[place]:.4f}") for place in frontier(cost, loss)])

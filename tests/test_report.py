@@ -1,0 +1,93 @@
+"""The page over runs: whole from part of the files, runs in pairs, drawings that say what they stand for, a browser's view."""
+
+import json
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onepiece_comp.errors import InputError
+from onepiece_comp.item_sections import usage
+from onepiece_comp.metrics import sign_flip_test
+from onepiece_comp.report import report, run_names
+from onepiece_comp.svg_drawings import code_rings, funnel_chart, interval_chart
+
+
+def work(folder, shift):
+    """A work folder with a log, a funnel and a result that finds user u at place u + 1 + shift."""
+    for name in ("retrieval", "result", "split"):
+        (folder / name).mkdir(parents=True)
+    lines = [{"global_step": 10 * n, "Loss/retrieval": 5.0 - n, "gradient_norm": 1.0, "expert_gini": 0.1} for n in range(1, 4)]
+    (folder / "retrieval" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"global_st')
+    steps = [{"step": "candidates", "per_user": 500.0}, {"step": "best 100", "per_user": 100.0, "targets": 0.75}]
+    (folder / "result" / "funnel.json").write_text(json.dumps({
+        "mode": "retrieval", "users_per_second": 3, "filled": {}, "steps": [*steps, {"step": "ten", "per_user": 10.0, "targets": 0.5}]}))
+    truth = [{"user": f"u{n}", "item": 7, "action": 1, "time": 9} for n in range(8)]
+    (folder / "split" / "truth.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truth))
+    ten = lambda place: [*range(100, 100 + place), 7, *range(200, 209 - place)]
+    (folder / "result" / "result.json").write_text(json.dumps({
+        "time": 1, "user": [f"u{n}" for n in range(8)], "top10s": [ten(n + shift) for n in range(8)]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    place = tmp_path_factory.mktemp("report")
+    return report([work(place / "better", 0), work(place / "worse", 2)], place / "page.html")
+
+
+def test_a_page_over_half_made_runs_is_whole_and_names_the_commands_for_the_rest(page):
+    text = "".join(ElementTree.parse(page).getroot().itertext())
+    for command in ("build-tokenizer", "onepiece-comp preprocess", "onepiece-comp train"):
+        assert command in text
+    assert "recall at 10075.0 %" in text and "recall at 1000not told" in text
+    assert page.stat().st_size < 1_500_000
+
+
+def test_nothing_on_the_page_comes_from_elsewhere(page):
+    assert not [one for one in ElementTree.parse(page).getroot().iter() if one.tag.endswith(("script", "link", "img", "iframe"))]
+
+
+def test_runs_that_answered_the_same_truth_are_compared_user_by_user(page):
+    text = "".join(ElementTree.parse(page).getroot().itertext())
+    gain = np.mean([0.69 * (1 / np.log2(n + 2) - 1 / np.log2(n + 4)) for n in range(8)])
+    assert f"{gain:+.5f}" in text and "yes" in text
+
+
+def test_a_sign_flip_test_counts_the_signs_as_extreme_as_those_seen():
+    assert sign_flip_test(np.ones(4), np.ones(4), resamples=10, seed=0) == 1.0
+    found = sign_flip_test(np.arange(1.0, 6.0), np.zeros(5), resamples=40_000, seed=0)
+    assert found == pytest.approx(2 / 32, abs=0.01)  # all plus and all minus of 2^5
+
+
+def test_codes_in_use_are_those_that_some_item_has():
+    even, one = usage(np.array([[0, 2], [1, 2], [2, 2], [3, 2]]), 4)
+    assert even == {"in_use": 4, "perplexity": pytest.approx(4), "gini": pytest.approx(0), "largest": 1}
+    assert one["in_use"] == 1 and one["perplexity"] == pytest.approx(1) and one["gini"] == pytest.approx(0.75)
+
+
+def test_drawings_are_well_formed_and_say_their_figures():
+    hostile = "<b> & co"
+    drawn = interval_chart([(hostile, {hostile: (0.1, 0.05, 0.2), "b": (0.3, 0.2, 0.4)})])
+    assert hostile in "".join(ElementTree.fromstring(drawn).itertext()) and "0.3000" in drawn
+    assert "25.0 % of the targets" in funnel_chart([("ten", 10, 0.25)])
+    rings = "".join(ElementTree.fromstring(code_rings(np.array([[0, 0], [0, 1], [5, 0]]))).itertext())
+    assert "2 codes" in rings and "0: 2 items" in rings
+
+
+def test_runs_are_named_by_what_tells_them_apart_and_a_strange_folder_is_refused(tmp_path):
+    assert run_names([Path("/a/x/run"), Path("/b/y/run")]) == ["x/run", "y/run"]
+    with pytest.raises(InputError, match="no work folder"):
+        report([tmp_path], tmp_path / "page.html")
+
+
+def test_a_browser_shows_the_page_without_looking_elsewhere(page, tmp_path):
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    made = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=1000",
+                           f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "Paired differences" in made.stdout and made.stdout.count("<svg") >= 4
