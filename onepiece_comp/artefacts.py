@@ -26,6 +26,8 @@ MARKERS = {
     "tokenizer": "tokenizer.json",
     "run": "run.json",
     "neighbour search": "ann.json",
+    "pack": "pack.json",
+    "rehearsal": "rehearsal.json",
 }
 
 

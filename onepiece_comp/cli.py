@@ -256,6 +256,41 @@ def ablate(
     stage(ladder, raw, work, hours=hours, seeds=seeds, best=best)
 
 
+@app.command(epilog="Example: onepiece-comp pack work/upload --preset base")
+def pack(
+    out: Path,
+    preset: Preset = "small",
+    config: ConfigFile = None,
+    sets: Sets = None,
+    flat: Annotated[bool, typer.Option("--flat", help="Plain files without subfolders.")] = False,
+    cache_gib: Annotated[float, typer.Option(help="Quota of USER_CACHE_PATH: 20, in the second round 200.")] = 20.0,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Run both jobs on a tiny world.")] = True,
+) -> None:
+    """Write the two upload folders with the configuration frozen in, and try them out."""
+    from onepiece_comp.pack import pack as stage
+
+    stage(out, load_config(preset, config, sets or ()), preset=preset, flat=flat, cache_gib=cache_gib, check=check)
+
+
+@app.command(epilog="Example: onepiece-comp rehearse work/raw --pack work/upload")
+def rehearse(
+    raw: Path,
+    pack: Annotated[Optional[Path], typer.Option(help="A folder that pack wrote; default: one is packed.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("work/rehearsal"),
+    minutes: Annotated[float, typer.Option(help="Time limit of each job; 0 = none.")] = 0.0,
+    cache_gib: Annotated[float, typer.Option(help="Quota of USER_CACHE_PATH.")] = 20.0,
+    hide: Annotated[Optional[list[str]], typer.Option(help="A further library that the jobs cannot import.")] = None,
+    preset: Preset = "tiny",
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
+    """The platform's life of a submission: training job, release, evaluation job, score; no network, bare variables."""
+    from onepiece_comp.pack import rehearse_packed as stage
+
+    stage(raw, out, load_config(preset, config, sets or ()), pack=pack, preset=preset, minutes=minutes,
+          cache_gib=cache_gib, hide=hide or ())
+
+
 class _Stopped(BaseException):
     """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
 

@@ -25,6 +25,7 @@ def frozen_config(beside: Path) -> Config:
     if not path.is_file():
         return load_config("full")
     stored = dict(read_json(path))
+    stored.pop("cache_gib", None)
     return merge(load_config(stored.pop("preset", "full")), stored, lambda *keys: f"{path}: {'.'.join(keys)}")
 
 
