@@ -291,6 +291,33 @@ def rehearse(
           cache_gib=cache_gib, hide=hide or ())
 
 
+@app.command(epilog="Example: onepiece-comp doctor work/raw")
+def doctor(data: Annotated[Optional[Path], typer.Argument(help="A data folder to recognise.")] = None) -> None:
+    """Versions, devices, memory, disk, the platform's variables, and what a data folder is."""
+    from onepiece_comp.doctor import doctor as stage
+
+    stage(data)
+
+
+@app.command(epilog="Example: onepiece-comp plan --users 1000000 --items 4800000 --gpu-memory 19GiB --hours 8")
+def plan(
+    users: Annotated[int, typer.Option(help="In the training log.")],
+    items: Annotated[int, typer.Option(help="In the index.")],
+    candidates: Annotated[int, typer.Option(help="To rank for every user.")] = 660_000,
+    gpu_memory: Annotated[str, typer.Option(help="As 19GiB.")] = "19GiB",
+    hours: Annotated[float, typer.Option(help="For all stages together.")] = 8.0,
+    tflops: Annotated[float, typer.Option(help="Of a training step; 0 = measured here from a product of matrices.")] = 0.0,
+    preset: Annotated[Optional[list[str]], typer.Option(help="May be repeated; default: tiny to full.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Forecast memory and hours of every stage by preset, before a try is spent."""
+    from onepiece_comp.plan import SIZES, Scale
+    from onepiece_comp.plan import plan as stage
+
+    stage(Scale(users, items, candidates), gpu_memory=gpu_memory, within_hours=hours, presets=preset or SIZES, tflops=tflops,
+          sets=sets or ())
+
+
 class _Stopped(BaseException):
     """Ctrl-C or a termination: passes through the libraries, so that every stage cleans up behind itself."""
 

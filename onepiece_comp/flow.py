@@ -95,7 +95,7 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     return work / "score.json"
 
 
-def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path) -> None:
+def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None) -> None:
     """Go on where a killed run of the same settings stands; anything else in its folder is our own and old."""
     if (run / "resume.pt").is_file() and not (run / MARKERS["run"]).is_file():
         try:

@@ -87,3 +87,12 @@ def bare_environment(variables: dict[str, str]) -> dict[str, str]:
     """
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {"PATH": programs, "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8", **variables}
+
+
+PLATFORM_VARIABLES = ("RUNTIME_SCRIPT_DIR", "TRAIN_DATA_PATH", "TRAIN_CKPT_PATH", "TRAIN_TF_EVENTS_PATH", "TRAIN_LOG_PATH",
+                      "USER_CACHE_PATH", "MODEL_OUTPUT_PATH", "EVAL_DATA_PATH", "EVAL_RESULT_PATH", "EVAL_INFER_PATH")
+
+
+def stated_variables() -> dict[str, str]:
+    """Those of the platform's variables that are set."""
+    return {name: os.environ[name] for name in PLATFORM_VARIABLES if os.environ.get(name)}

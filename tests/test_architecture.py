@@ -17,14 +17,14 @@ ORDER = """
     histories prefix_table popularity batches losses hstu transformer similarity moe encoder_layer latent_steps item_tower history_inputs sid_decoder
     model arithmetic row_optim optim parallel checkpoint retrieval validation run_log end_asked training_loop training
     beam vector_cache candidates approximate cascade answer_parts submission ann_export
-    flow ablation platform_jobs upload sandbox rehearsal pack cli __main__
+    flow ablation job_cache platform_jobs upload sandbox rehearsal pack plan doctor cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
     "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"word_search", "quantisers", "approximate"},
     "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
-    "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "upload", "sandbox", "rehearsal", "pack", "cli"} | {"learned_quantisers", "alignment", "word_search"},
+    "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "job_cache", "platform_jobs", "upload", "sandbox", "rehearsal", "pack", "cli"} | {"learned_quantisers", "alignment", "word_search"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 335, 60
 

@@ -17,7 +17,7 @@ from onepiece_comp.features import Schema
 from onepiece_comp.evaluation import read_evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "convert", "describe", "split", "preprocess", "build-tokenizer", "tokenizer-report", "align", "train", "infer", "export-ann", "baselines", "score", "run", "pack", "rehearse")
+COMMANDS = ("synthesize", "convert", "describe", "split", "preprocess", "build-tokenizer", "tokenizer-report", "align", "train", "infer", "export-ann", "baselines", "score", "run", "pack", "rehearse", "doctor", "plan")
 
 
 def command(*words, **environment):

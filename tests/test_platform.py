@@ -115,7 +115,7 @@ def test_only_checkpoints_of_names_that_the_platform_accepts_are_released(tmp_pa
 def test_the_frozen_configuration_is_the_chosen_one_whatever_the_defaults_become(tmp_path, preset):
     config = load_config(preset, None, ["train.epochs=7"])
     folder = write_upload(tmp_path / "pack", config, preset=preset)
-    assert frozen_config(folder / "training") == config
+    assert frozen_config(folder / "training") == (config, 20.0)
     assert json.loads((folder / "training" / "config.json").read_text())["model"]["width"] == config.model.width
 
 
