@@ -21,7 +21,8 @@ import numpy as np
 
 from onepiece_comp.artefacts import fingerprint, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint
-from onepiece_comp.config import Config, load_config, to_dict
+from onepiece_comp.config import Config
+from onepiece_comp.config_reading import load_config, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.flow import train_or_resume
 from onepiece_comp.scoring import score

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from onepiece_comp.batches import TrainingBatches
-from onepiece_comp.config import load_config
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.console import table
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.optim import Optimisers

@@ -13,7 +13,7 @@ import numpy as np
 
 from onepiece_comp.artefacts import atomic_file, read_json
 from onepiece_comp.benchmark_rows import PROTOCOLS, rows
-from onepiece_comp.config import read_yaml
+from onepiece_comp.config_reading import read_yaml
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@50", "ndcg@50", "hr@200", "ndcg@200")

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from onepiece_comp.config import RankerConfig
 from onepiece_comp.console import say, table
 from onepiece_comp.hstu import gaps
-from onepiece_comp.ranker_config import RankerConfig
 from onepiece_comp.target_attention import Past
 from onepiece_comp.target_ranker import PARTS, RankerInput, TargetRanker, sized
 

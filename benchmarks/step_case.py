@@ -13,7 +13,8 @@ from made_dataset import made_codes, made_dataset
 from plain_step import plain_losses, plain_model
 
 from onepiece_comp.batches import TrainBatch, TrainingBatches
-from onepiece_comp.config import Config, TokenizerConfig, load_config
+from onepiece_comp.config import Config, TokenizerConfig
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.model import OnePiece
 from onepiece_comp.optim import Optimisers
 from onepiece_comp.preprocess import Dataset

@@ -20,7 +20,7 @@ import numpy as np
 
 from onepiece_comp.alignment import write_aligned
 from onepiece_comp.artefacts import MARKERS, write_json
-from onepiece_comp.config import load_config
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.console import say, table
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.scoring import score

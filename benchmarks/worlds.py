@@ -11,7 +11,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from onepiece_comp.config import load_config
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.console import table
 from onepiece_comp.flow import run_all
 from onepiece_comp.synthetic import synthesize

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
-from onepiece_comp.config import Config, load_config, merge, read_yaml, to_dict
+from onepiece_comp.config import Config
+from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.flow import train_or_resume

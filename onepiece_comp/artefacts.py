@@ -27,6 +27,8 @@ MARKERS = {
     "run": "run.json",
     "ranker": "ranker.json",
     "neighbour search": "ann.json",
+    "pack": "pack.json",
+    "rehearsal": "rehearsal.json",
 }
 
 

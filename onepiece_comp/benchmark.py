@@ -18,7 +18,7 @@ from onepiece_comp import __version__
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.benchmark_baselines import knn_scorer, popularity_scorer
 from onepiece_comp.benchmark_rows import PROTOCOLS, Protocol, RowConfig, chosen, rows
-from onepiece_comp.config import from_dict, parse_value, to_dict
+from onepiece_comp.config_reading import from_dict, parse_value, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import FILTERS, Scorer, figures, judge

@@ -15,7 +15,8 @@ import torch
 
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import atomic_folder, load_column, read_json, write_json
-from onepiece_comp.config import InferConfig, ModelConfig, from_dict, to_dict
+from onepiece_comp.config import InferConfig, ModelConfig
+from onepiece_comp.config_reading import from_dict, to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Schema
 from onepiece_comp.model import OnePiece

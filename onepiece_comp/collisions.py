@@ -18,8 +18,8 @@ from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import progress
 from onepiece_comp.errors import InputError
 from onepiece_comp.free_ids import IdTree, id_numbers
-from onepiece_comp.word_search import Search
 from onepiece_comp.quantisers import Nested, Quantiser, Vectors, summed_words
+from onepiece_comp.word_search import Search
 
 _ROWS = 1 << 15  # items in hand at a time
 _LISTED = 16  # codes that an item's list begins with

@@ -3,6 +3,7 @@
 The platform's container does not promise rich; nothing here may be needed for a result.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,17 @@ def be_quiet() -> None:
     """From here on this process prints errors only: one among several that do the same."""
     global _quiet
     _quiet = True
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Within the block this process prints errors only: what is tried on the side has its own reports."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
 
 
 def say(line: str) -> None:
@@ -47,6 +59,8 @@ def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; the first column is left-aligned, the others right-aligned."""
+    if _quiet:
+        return
     text_rows = [[str(cell) for cell in row] for row in rows]
     if not (_console and _console.is_terminal):
         say(_plain_table(title, columns, text_rows))

@@ -13,7 +13,8 @@ from pathlib import Path
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker, write_json
 from onepiece_comp.baselines import baselines
-from onepiece_comp.config import Config, to_dict
+from onepiece_comp.config import Config
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.log_source import open_log
@@ -97,7 +98,7 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     return work / "score.json"
 
 
-def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path) -> None:
+def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None) -> None:
     """Go on where a killed run of the same settings stands; anything else in its folder is our own and old."""
     if (run / "resume.pt").is_file() and not (run / MARKERS["run"]).is_file():
         try:

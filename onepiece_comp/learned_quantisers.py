@@ -18,8 +18,8 @@ from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import progress
 from onepiece_comp.errors import InputError
 from onepiece_comp.kmeans import fit_codebook
-from onepiece_comp.word_search import Codebook
 from onepiece_comp.quantisers import Additive, Vectors, restored, sample_of
+from onepiece_comp.word_search import Codebook
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,7 @@
 """The platform's environment variables: the only reader of `os.environ`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,3 +78,21 @@ def available_cores() -> int:
         if limit != "max":
             cores = min(cores, max(1, int(limit) // int(period)))
     return cores
+
+
+def bare_environment(variables: dict[str, str]) -> dict[str, str]:
+    """What a job of the platform starts with: its variables, and of ours no more than where programs lie.
+
+    This Python stands first there, since the platform's `run.sh` asks for `python`.
+    """
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {"PATH": programs, "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8", **variables}
+
+
+PLATFORM_VARIABLES = ("RUNTIME_SCRIPT_DIR", "TRAIN_DATA_PATH", "TRAIN_CKPT_PATH", "TRAIN_TF_EVENTS_PATH", "TRAIN_LOG_PATH",
+                      "USER_CACHE_PATH", "MODEL_OUTPUT_PATH", "EVAL_DATA_PATH", "EVAL_RESULT_PATH", "EVAL_INFER_PATH")
+
+
+def stated_variables() -> dict[str, str]:
+    """Those of the platform's variables that are set."""
+    return {name: os.environ[name] for name in PLATFORM_VARIABLES if os.environ.get(name)}

@@ -6,56 +6,66 @@ a name that begins with global_step. Needs torch, numpy and faiss only.
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
-from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
-from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint
-from onepiece_comp.config import Config, InferConfig, load_config, merge, to_dict
+from onepiece_comp import __version__
+from onepiece_comp.artefacts import MARKERS, atomic_folder, read_json, write_json
+from onepiece_comp.checkpoint import CONFIG, find_checkpoint, load_checkpoint
+from onepiece_comp.config import Config, InferConfig
+from onepiece_comp.config_reading import load_config, merge, to_dict
 from onepiece_comp.console import say
 from onepiece_comp.evaluation import read_evaluation
+from onepiece_comp.flow import train_or_resume
+from onepiece_comp.job_cache import JobCache, log_fingerprint
 from onepiece_comp.paths import eval_paths, train_paths
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.submission import recommend
 from onepiece_comp.tokenizer import build_tokenizer
-from onepiece_comp.training import choose_device, set_threads, train
+from onepiece_comp.training import choose_device, set_threads
 
 
-def frozen_config(beside: Path) -> Config:
-    """`config.json` beside the entry point where there is one ({"preset": ..., section: {...}}), else the full preset."""
+class Frozen(NamedTuple):
+    """What `config.json` beside the entry point says."""
+
+    config: Config
+    cache_gib: float = 20.0  # quota of USER_CACHE_PATH
+
+
+def frozen_config(beside: Path) -> Frozen:
+    """`config.json` ({"preset": ..., "cache_gib": ..., section: {...}}) where there is one, else the full preset."""
     path = beside / "config.json"
     if not path.is_file():
-        return load_config("full")
+        return Frozen(load_config("full"))
     stored = dict(read_json(path))
-    return merge(load_config(stored.pop("preset", "full")), stored, lambda *keys: f"{path}: {'.'.join(keys)}")
+    preset, cache_gib = stored.pop("preset", "full"), float(stored.pop("cache_gib", 20.0))
+    return Frozen(merge(load_config(preset), stored, lambda *keys: f"{path}: {'.'.join(keys)}"), cache_gib)
 
 
-def training_job(config: Config) -> Path:
-    """All stages of training; returns the checkpoint folder under TRAIN_CKPT_PATH."""
-    paths = train_paths()
-    key = fingerprint(to_dict(config), str(paths.data))
-    cache = paths.cache / f"onepiece-{key}"
-    data, tokenizer = cache / "dataset", cache / "tokenizer"
-    if not (data / MARKERS["dataset"]).is_file():
-        preprocess(paths.data, data, config.preprocess)
-    retrieval = _trained(data, cache / "retrieval", config)
-    if not (tokenizer / MARKERS["tokenizer"]).is_file():
-        build_tokenizer(data, tokenizer, config.tokenizer, checkpoint=retrieval)
-    joint = _trained(
-        data, cache / "joint", config, tokenizer=tokenizer, warm=retrieval, events=paths.events, log=paths.log
-    )
-    best = find_checkpoint(joint)
-    target = paths.checkpoints / best.name
-    paths.checkpoints.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(best, target)
+def training_job(frozen: Frozen) -> Path:
+    """All stages of training, those of an earlier job reused; returns the checkpoint folder under TRAIN_CKPT_PATH."""
+    paths, config = train_paths(), frozen.config
+    cache = JobCache(paths.cache, quota_bytes=frozen.cache_gib * 2**30)
+    learning = [to_dict(config.model), to_dict(config.train)]
+    data = cache.made("dataset", [__version__, log_fingerprint(paths.data), to_dict(config.preprocess)], MARKERS["dataset"],
+                      lambda out: preprocess(paths.data, out, config.preprocess))
+    first = cache.made("retrieval", [data.name, learning], MARKERS["run"], lambda out: train_or_resume(data, out, config))
+    codes = cache.made("tokenizer", [first.name, to_dict(config.tokenizer)], MARKERS["tokenizer"],
+                       lambda out: build_tokenizer(data, out, config.tokenizer, checkpoint=first))
+    joint = cache.made("joint", [codes.name, learning], MARKERS["run"],
+                       lambda out: train_or_resume(data, out, config, tokenizer=codes, warm=first, events=paths.events,
+                                                   log=paths.log))
+    target = _checkpoint_for_release(find_checkpoint(joint), paths.checkpoints, config.infer)
+    cache.close()
     say(f"checkpoint: {target}")
     return target
 
 
-def _trained(data: Path, run: Path, config: Config, **inputs: Path | None) -> Path:
-    if not (run / MARKERS["run"]).is_file():
-        train(data, run, config, resume=(run / "resume.pt").is_file(), **inputs)
-    return run
+def _checkpoint_for_release(best: Path, checkpoints: Path, infer: InferConfig) -> Path:
+    """A copy with this job's settings of inference: a run that is reused may have been made with others."""
+    with atomic_folder(checkpoints / best.name, CONFIG) as folder:
+        shutil.copytree(best, folder, dirs_exist_ok=True)
+        write_json(folder / CONFIG, {**read_json(folder / CONFIG), "infer": to_dict(infer)})
+    return checkpoints / best.name
 
 
 def evaluation_job(config: InferConfig | None = None) -> tuple[list[list[int]], list[str]]:

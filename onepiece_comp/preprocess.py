@@ -15,7 +15,8 @@ import numpy as np
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import (
     MARKERS, atomic_folder, fingerprint, load_column, peak_memory_mib, read_marker, write_json)
-from onepiece_comp.config import PreprocessConfig, to_dict
+from onepiece_comp.config import PreprocessConfig
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.embedding_tables import coverage_rows, write_embedding_tables
 from onepiece_comp.engine import write_events

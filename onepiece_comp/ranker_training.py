@@ -20,13 +20,13 @@ from onepiece_comp.artefacts import MARKERS, atomic_folder, peak_memory_mib, rea
 from onepiece_comp.calibration import (
     calibration_error, first_place_error, fit_platt, fit_temperature, list_loss, log_loss, sigmoid)
 from onepiece_comp.checkpoint import Checkpoint, load_checkpoint, save_tensors
-from onepiece_comp.config import InferConfig, TrainConfig, from_dict, to_dict
+from onepiece_comp.config import InferConfig, RankerConfig, TrainConfig
+from onepiece_comp.config_reading import from_dict, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION
 from onepiece_comp.past_lists import PastLists, PastUsers, late_events
 from onepiece_comp.preprocess import Dataset, load_dataset
-from onepiece_comp.ranker_config import RankerConfig
 from onepiece_comp.reranking import WEIGHTS, build_ranker, checkpoint_key
 from onepiece_comp.submission import choose_mode
 from onepiece_comp.target_ranker import Judged, TargetRanker, list_losses

@@ -12,10 +12,10 @@ import torch
 
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_marker
 from onepiece_comp.checkpoint import MODEL, Checkpoint, load_tensors
-from onepiece_comp.config import from_dict
+from onepiece_comp.config import RankerConfig
+from onepiece_comp.config_reading import from_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece
-from onepiece_comp.ranker_config import RankerConfig
 from onepiece_comp.request import Request
 from onepiece_comp.retrieval import ItemVectors
 from onepiece_comp.target_ranker import RankerInput, TargetRanker

@@ -21,7 +21,8 @@ from onepiece_comp.arithmetic import forward_work, shape_of
 from onepiece_comp.artefacts import MARKERS, atomic_folder, fingerprint, link_or_copy, load_column, read_json, read_marker, write_json
 from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import load_checkpoint
-from onepiece_comp.config import Config, read_yaml, to_dict
+from onepiece_comp.config import Config
+from onepiece_comp.config_reading import read_yaml, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.flow import train_or_resume

@@ -13,7 +13,8 @@ import numpy as np
 
 from onepiece_comp import console, metrics
 from onepiece_comp.artefacts import fingerprint, read_json, write_json
-from onepiece_comp.config import ScoreConfig, to_dict
+from onepiece_comp.config import ScoreConfig
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, read_index, read_sequences
 from onepiece_comp.raw_folder import OriginalIds

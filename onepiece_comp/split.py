@@ -20,7 +20,8 @@ import numpy as np
 
 from onepiece_comp import console, log_source
 from onepiece_comp.artefacts import MARKERS, atomic_folder, fingerprint, link_or_copy, write_json
-from onepiece_comp.config import SplitConfig, to_dict
+from onepiece_comp.config import SplitConfig
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
     ACTIONS, CLICK, CONVERSION, UNKNOWN_ACTION, Candidate, Event, Features, Index, SequenceWriter, UserLine,

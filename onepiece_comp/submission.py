@@ -20,7 +20,8 @@ from onepiece_comp.answer_parts import Answers, Parts
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.cascade import DEPTHS, LIST, Ranker
 from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint, find_checkpoint, load_checkpoint
-from onepiece_comp.config import Config, InferConfig, from_dict, override, to_dict
+from onepiece_comp.config import Config, InferConfig
+from onepiece_comp.config_reading import from_dict, override, to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation, read_evaluation

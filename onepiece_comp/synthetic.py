@@ -16,7 +16,8 @@ import numpy as np
 
 from onepiece_comp import console
 from onepiece_comp.artefacts import MARKERS, atomic_folder, peak_memory_mib, write_json
-from onepiece_comp.config import SynthesizeConfig, to_dict
+from onepiece_comp.config import SynthesizeConfig
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.embeddings import write_embedding
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from onepiece_comp.config import RankerConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION, UNKNOWN_ACTION
 from onepiece_comp.histories import NO_ACTION
 from onepiece_comp.hstu import TIME_BUCKETS
-from onepiece_comp.ranker_config import RankerConfig
 from onepiece_comp.target_attention import DinAttention, Past, TargetAttention
 
 KINDS = ("attention", "din")

@@ -14,7 +14,8 @@ import numpy as np
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_folder, load_column, peak_memory_mib, read_marker, write_json
 from onepiece_comp.collisions import Resolved, check_rule, place_new, resolve_collisions
-from onepiece_comp.config import TokenizerConfig, to_dict
+from onepiece_comp.config import TokenizerConfig
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.free_ids import emptiest_ids

@@ -17,7 +17,8 @@ import numpy as np
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import load_column, peak_memory_mib, read_marker, write_json
 from onepiece_comp.collisions import RULES, resolve_collisions
-from onepiece_comp.config import TokenizerConfig, to_dict
+from onepiece_comp.config import TokenizerConfig
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.id_figures import measure

@@ -16,7 +16,8 @@ import torch
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, warm_start
-from onepiece_comp.config import Config, to_dict
+from onepiece_comp.config import Config
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import be_quiet, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece, size

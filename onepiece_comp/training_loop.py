@@ -107,6 +107,8 @@ class Loop:
                 asked = self.ranks.highest(end.signal or 0)
                 end.signal = asked or end.signal  # all end as one was asked to; asked since then: in the next step
                 step = self.progress.step
+                log.write_step(step, loss=float(np.mean([found.total.item() for found in losses])),
+                               epoch=step / self.batches.steps_per_epoch)
                 if step % settings.log_every == 0 or step == self.total_steps:
                     self._log_line(log, {**window.record(), **self.codes_met.record()}, rate)
                     window = Window(self.peak)

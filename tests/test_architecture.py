@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "onepiece_comp"
 
 ORDER = """
-    errors presets ranker_config config artefacts paths console report_html svg_drawings
+    errors presets config config_reading artefacts paths console report_html svg_drawings
     pickle_opcodes pickles pickle_stream formats ann_files truths embeddings vector_kernels vector_blocks reduction features blocks number_kernels line_kernels sequences item_records parquet_tables parquet_release log_source raw_folder parquet_writer world impressions observables oracle synthetic log_files log_features log_times event_log
     log_kuairand log_recbole log_movielens log_amazon log_sequences log_table convert targets split
     metrics calibration full_ranking trend event_columns engine embedding_tables preprocess evaluation baselines scoring interactions benchmark_baselines benchmark_rows
@@ -19,14 +19,14 @@ ORDER = """
     model arithmetic row_optim optim parallel table_shards checkpoint retrieval validation run_log end_asked log_window training_loop training
     next_item_blocks next_item_model next_item_losses next_item_training benchmark
     beam vector_cache candidates approximate request filling reranking cascade answer_parts submission past_lists ranker_training ann_export
-    flow ablation scaling platform_jobs cli __main__
+    flow ablation scaling job_cache platform_jobs upload sandbox rehearsal pack plan doctor command_options data_commands model_commands platform_commands study_commands cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
-    "typer": {"cli"}, "matplotlib": {"report_html"}, "yaml": {"config"}, "rich": {"console"}, "faiss": {"word_search", "quantisers", "approximate"},
+    "typer": {"command_options", "data_commands", "model_commands", "platform_commands", "study_commands", "cli"}, "matplotlib": {"report_html"}, "yaml": {"config_reading"}, "rich": {"console"}, "faiss": {"word_search", "quantisers", "approximate"},
     "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
-    "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "platform_jobs", "cli"} | {"learned_quantisers", "alignment", "word_search"},
+    "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "job_cache", "platform_jobs", "upload", "sandbox", "rehearsal", "pack", "command_options", "data_commands", "model_commands", "platform_commands", "study_commands", "cli"} | {"learned_quantisers", "alignment", "word_search"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 335, 60
 

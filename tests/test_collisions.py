@@ -12,8 +12,8 @@ from onepiece_comp.assignment import match
 from onepiece_comp.collisions import RULES, place_new, resolve_collisions
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.errors import InputError
-from onepiece_comp.word_search import Codebook
 from onepiece_comp.quantisers import Additive, Nested
+from onepiece_comp.word_search import Codebook
 
 
 def additive(books):

@@ -11,7 +11,8 @@ from embedding_forms import FIRST_ID, FORMS, WIDTH, as_lines, item_vectors, one_
 from onepiece_comp import embedding_tables, reduction
 from onepiece_comp.artefacts import load_column
 from onepiece_comp.checkpoint import load_checkpoint
-from onepiece_comp.config import PreprocessConfig, load_config
+from onepiece_comp.config import PreprocessConfig
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.preprocess import load_dataset, preprocess

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_cli import COMMANDS, ROOT, command
 
-from onepiece_comp.config import load_config
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.flow import run_all
 
 SETS = ["model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",

@@ -12,7 +12,8 @@ import pytest
 
 from onepiece_comp import artefacts
 from onepiece_comp.artefacts import ColumnWriter, atomic_file, atomic_folder, fingerprint, load_column, read_marker, write_json
-from onepiece_comp.config import Config, ModelConfig, from_dict, load_config, to_dict
+from onepiece_comp.config import Config, ModelConfig
+from onepiece_comp.config_reading import from_dict, load_config, to_dict
 from onepiece_comp.errors import InputError
 
 

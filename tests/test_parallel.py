@@ -15,7 +15,7 @@ from torch import nn
 from onepiece_comp import parallel, training_loop
 from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_tensors
-from onepiece_comp.config import load_config
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece
 from onepiece_comp.parallel import Ranks, Replicas, count_replicas

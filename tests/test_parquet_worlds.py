@@ -10,7 +10,8 @@ from test_cli import command, refused
 from test_flow import SETS
 
 from onepiece_comp import observables
-from onepiece_comp.config import PreprocessConfig, SplitConfig, SynthesizeConfig, load_config
+from onepiece_comp.config import PreprocessConfig, SplitConfig, SynthesizeConfig
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.flow import run_all

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors, save_tensors
 from onepiece_comp.cascade import BEFORE, Ranker
-from onepiece_comp.config import TokenizerConfig, TrainConfig, load_config
+from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors, save_tensors
+from onepiece_comp.config import TokenizerConfig, TrainConfig
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.formats import CLICK

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from onepiece_comp.checkpoint import MODEL, find_checkpoint
-from onepiece_comp.config import load_config
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.item_tower import look_up
 from onepiece_comp.model import OnePiece

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from onepiece_comp.config import RankerConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION
 from onepiece_comp.hstu import gaps
-from onepiece_comp.ranker_config import RankerConfig
 from onepiece_comp.target_attention import Past, TargetBlock
 from onepiece_comp.target_ranker import PARTS, Judged, RankerInput, TargetRanker, list_losses
 

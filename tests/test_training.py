@@ -14,7 +14,8 @@ import torch
 from onepiece_comp import training_loop
 from onepiece_comp.arithmetic import forward_work, shape_of
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors
-from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig, load_config
+from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig
+from onepiece_comp.config_reading import load_config
 from onepiece_comp.end_asked import EndAsked
 from onepiece_comp.errors import InputError
 from onepiece_comp.log_window import Window
@@ -118,7 +119,7 @@ import os, signal, sys
 from pathlib import Path
 import onepiece_comp.training as training
 import onepiece_comp.training_loop as loop
-from onepiece_comp.config import load_config
+from onepiece_comp.config_reading import load_config
 at, step = int(sys.argv[1]), loop.Loop._step
 def dying(self, batch):
     if self.progress.step == at:

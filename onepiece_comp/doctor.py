@@ -1,0 +1,70 @@
+"""What this machine and these folders are good for, on one screen: versions, devices, room, variables, data."""
+
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from onepiece_comp import __version__
+from onepiece_comp.console import table
+from onepiece_comp.errors import InputError
+from onepiece_comp.log_source import open_log
+from onepiece_comp.paths import PLATFORM_VARIABLES, available_cores, stated_variables
+from onepiece_comp.sandbox import network_namespace
+
+_NEEDED = ("torch", "numpy", "faiss-cpu")
+_USEFUL = {"numba": "slow readers", "pyarrow": "no Parquet", "pandas": "no converters", "tensorboard": "no events",
+           "typer": "no command line", "rich": "plain tables", "pyyaml": "no --config", "matplotlib": "no plots"}
+
+
+def doctor(data: Path | None = None) -> None:
+    """Print the tables."""
+    rows = [("onepiece_comp", __version__), ("Python", platform.python_version())]
+    rows += [(name, _version(name) or "MISSING: nothing runs") for name in _NEEDED]
+    rows += [(name, _version(name) or f"missing: {without}") for name, without in _USEFUL.items()]
+    cards = [f"{torch.cuda.get_device_name(number)}, {torch.cuda.get_device_properties(number).total_memory / 2**30:.1f} GiB"
+             for number in range(torch.cuda.device_count())]
+    rows += [("devices", "; ".join(cards) or "CPU alone"), ("cores", available_cores()), ("memory", _memory()),
+             ("disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free"),
+             ("network namespace", "permitted" if network_namespace() else "not permitted: rehearse refuses by a hook")]
+    stated = stated_variables()
+    rows += [(name, _place(stated[name]) if name in stated else "not set") for name in PLATFORM_VARIABLES]
+    if data is not None:
+        rows.append((str(data), _data(Path(data))))
+    table("doctor", ("what", "found"), rows)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # told in the table
+        return None
+
+
+def _memory() -> str:
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return "unknown here"
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in path.read_text().splitlines() if line.endswith("kB")}
+    return f"{kib['MemAvailable'] / 2**20:.1f} of {kib['MemTotal'] / 2**20:.1f} GiB free"
+
+
+def _place(text: str) -> str:
+    path = Path(text)
+    return f"{text} ({f'{shutil.disk_usage(path).free / 2**30:.1f} GiB free' if path.is_dir() else 'no such folder'})"
+
+
+def _data(folder: Path) -> str:
+    """The layout that a folder is recognised as, or why it is not."""
+    if (folder / "predict_seq.jsonl").is_file():
+        missing = [name for name in ("predict_set.jsonl", "indexer.pkl") if not (folder / name).is_file()]
+        return f"an evaluation folder, without {missing[0]}" if missing else "an evaluation folder"
+    try:
+        log = open_log(folder)
+        log.index()
+    except InputError as error:  # told, not raised: the other rows stand
+        return f"not recognised: {error}"
+    size = sum(path.stat().st_size for path in log.files())
+    return f"a log in the layout {log.layout}, {size / 2**30:.2f} GiB of sequences"
