@@ -3,7 +3,7 @@
     python benchmarks/cascade_table.py world work/world-1 work/world-2 work/world-3 --results benchmarks/results
 
 Each WORK is a folder that `onepiece-comp run` or worlds.py has made; several are seeds of one data set. What they lack
-(a joint stage with the conditioned query) is trained into WORK/conditioned. The main rows are run for all of them, the
+(a joint stage with the conditioned query, a ranker) is trained into WORK. The main rows are run for all of them, the
 grid of widths for the first. Differences are to exact retrieval by the retrieval stage alone, paired by user; over
 several seeds their mean, and an interval from the seeds' own. Cold targets are items that training never saw: their
 share of the targets, and the score on them, tell what is left to win there. Resumable: rankings are kept in WORK/cascade_table.
@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import fingerprint, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.flow import train_or_resume
+from onepiece_comp.ranker_training import train_ranker
 from onepiece_comp.scoring import score
 from onepiece_comp.submission import infer
 
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     name: str
     run: str  # folder of the checkpoint: retrieval, joint or conditioned
     changes: dict
+    ranker: bool = False  # order the first of what survives anew, whatever the ranker's validation says
 
 
 MAIN = (
@@ -52,6 +54,9 @@ MAIN = (
     Row("union, the embedding alone", "joint", {"mode": "cascade", "semantic_weight": 0.0}),
     Row("union, fused scores (default)", "joint", {"mode": "cascade"}),
     Row("484 exact neighbours, fused scores, no beam", "joint", {"mode": "cascade", "survivors": 0, "union": 484}),
+    Row("union, fused scores, then the ranker", "joint", {"mode": "cascade"}, ranker=True),
+    Row("484 exact neighbours, no beam, then the ranker", "joint", {"mode": "cascade", "survivors": 0, "union": 484},
+        ranker=True),
     Row("default, cold candidates dropped", "joint", {"mode": "cascade", "filter_cold": True}),
     Row("conditioned query", "conditioned", {"mode": "cascade", "union": 0}),
     Row("conditioned query, union", "conditioned", {"mode": "cascade"}),
@@ -97,6 +102,10 @@ def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
             warm=work / "retrieval")
     out = work / "cascade_table" / folder(row.name)
     settings = dataclasses.replace(config.infer, **row.changes)
+    if row.ranker:
+        if not (work / "cascade_ranker" / MARKERS["ranker"]).is_file() and time.monotonic() > until:
+            return None
+        settings = dataclasses.replace(settings, ranker=str(ranker(work, config)))
     key = fingerprint(to_dict(settings), find_checkpoint(run).name, (run / "run.json").read_text())
     if (out / "row.json").is_file() and (kept := read_json(out / "row.json"))["key"] == key:
         return kept
@@ -111,6 +120,15 @@ def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
                    against={} if row.name == EXACT else {EXACT: exact})
     write_json(out / "row.json", {"key": key, **figures_of(judged, read_json(out / "funnel.json"))})
     return read_json(out / "row.json")
+
+
+def ranker(work: Path, config: Config) -> Path:
+    """The folder of a ranker for the joint stage, trained now if there is none."""
+    path = work / "cascade_ranker"
+    if not (path / MARKERS["ranker"]).is_file():
+        say(f"== {work}: training the ranker")
+        train_ranker(work / "joint", work / "dataset", path, dataclasses.replace(config.ranker, keep="always"), config.infer)
+    return path
 
 
 def folder(name: str) -> str:
