@@ -25,7 +25,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import FILTERS, Scorer, figures, judge
 from onepiece_comp.interactions import (
     Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
-from onepiece_comp.next_item_ranking import code_scorer, ranking_of
+from onepiece_comp.next_item_ranking import code_scorer, ranking_of, valid_rankings
 from onepiece_comp.next_item_training import by_length, scored, scorer
 from onepiece_comp.trained_rows import Learned, Task, learned_row
 
@@ -70,7 +70,7 @@ def _changed(config: RowConfig, sets: Sequence[str], quick: bool) -> RowConfig:
         values[key] = parse_value(value)
     config = from_dict(type(config), {**to_dict(config), **values}, "--set")
     if isinstance(config, CodeRowConfig):
-        ranking_of(config)  # errors before hours of training, not after
+        ranking_of(config), valid_rankings(config)  # errors before hours of training, not after
     limits = ("epochs", "first_epochs") if isinstance(config, CodeRowConfig) else ("epochs",)
     return dataclasses.replace(config, **{name: min(getattr(config, name), QUICK_EPOCHS) for name in limits if quick})
 

@@ -69,8 +69,8 @@ class CodeRowConfig(RowConfig):
     dense: str = "none"  # none | last | conditioned: a query among the items from the last state, from that behind the codes
     code_weight: float = 1.0  # of the codes' cross-entropy, mean over levels, beside the dense loss
     decoder_layers: int = 1  # cross-attention blocks for each code but the first
-    valid_beam: int = 20  # prefixes a level where epochs are compared; 0 = by the dense query alone
-    valid_share: float = 1.0  # share of the codes in that score
+    valid_beam: int = 20  # prefixes a level where epochs are compared
+    valid_shares: tuple[float, ...] = (1.0,)  # epochs are compared by the mean NDCG@10 of scores with these shares; 0 = no beam
     beam: int = 200  # prefixes a level; 0 = no beam, all items by the dense query
     survivors: int = 1000  # ids that the beam gives
     union: int = 0  # items of the best dense scores that join them
@@ -121,21 +121,23 @@ def rows(protocol: str) -> dict[str, RowConfig]:
 def _code_rows(hstu: RowConfig, films: bool) -> dict[str, CodeRowConfig]:
     """Rows with semantic ids: beams wide enough for lists of 200; where films are few and histories long, for all.
 
-    The three of OnePiece are one training, ranked in three ways, at the competition's `infer.semantic_weight`.
+    TIGER's and LIGER's width is the authors', the depth half of theirs, COBRA's depth the authors', so that a processor
+    gets through. The three of OnePiece are one training of HSTU's size, ranked in three ways.
     """
     wide = {"beam": 1000, "survivors": 4000, "valid_beam": 200} if films else {}
-    size = {"width": 128, "layers": 4, "heads": 4, "hidden": 4.0, "batch_users": 128 if films else 256, "decoder_layers": 4}
+    size = {"width": 128, "layers": 2, "heads": 4, "hidden": 4.0, "batch_users": 128 if films else 256, "decoder_layers": 2}
     tiger = CodeRowConfig(**size, **wide)
     cosine = {"cosine": True, "loss": "softmax"}
-    # 100 candidates: the upper end of the authors' own sweep; epochs compared by the dense query, as in their code
-    liger = replace(tiger, inputs="codes+vectors", dense="last", **cosine, temperature=0.07, valid_beam=0,
+    # 100 candidates: the upper end of the authors' own sweep; epochs are compared by the dense query, as in their code
+    liger = replace(tiger, inputs="codes+vectors", dense="last", **cosine, temperature=0.07, valid_shares=(0.0,),
                     survivors=100, cold=True, share=0.0)
     # cosines times 16 and beams times .9 are shares .9 / 1.9 of the log-probability, the rest of the logit at 1 / 16
-    cobra = replace(tiger, inputs="codes+ids", dense="conditioned", **cosine, temperature=1 / 16, codes=32, resolve="none",
-                    layers=2, survivors=wide.get("beam", 200), share=0.9 / 1.9, valid_share=0.9 / 1.9)
+    cobra = replace(tiger, width=64, heads=2, decoder_layers=1, inputs="codes+ids", dense="conditioned", **cosine,
+                    temperature=1 / 16, codes=32, resolve="none", survivors=wide.get("beam", 200), share=0.9 / 1.9,
+                    valid_shares=(0.9 / 1.9,))
     joint = CodeRowConfig(**{field.name: getattr(hstu, field.name) for field in fields(RowConfig) if field.name != "model"},
                           **wide, first="hstu-softmax", levels=2, inputs="ids", dense="last", code_weight=2.0,
-                          valid_share=0.3)
+                          valid_shares=(0.0, 1.0))
     return {"tiger": tiger, "liger": liger, "cobra": cobra,
             "onepiece-retrieval": replace(joint, beam=0, share=0.0), "onepiece-beam": joint,
             "onepiece-cascade": replace(joint, union=100, share=0.3)}

@@ -21,7 +21,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.interactions import Interactions
 from onepiece_comp.next_item_codes import CodeModel, check_codes, codes_of
 from onepiece_comp.next_item_model import NextItemModel
-from onepiece_comp.next_item_ranking import code_scorer, valid_ranking
+from onepiece_comp.next_item_ranking import code_scorer, valid_rankings
 from onepiece_comp.next_item_training import Epoch, Trained, fit, train_next_item, validate
 
 
@@ -78,9 +78,9 @@ def train_codes(task: Task, config: CodeRowConfig, first: NextItemModel, seed: i
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = CodeModel(config, code_IL=code_IL, vector_IV=torch.from_numpy(vector_IV), max_length=max_length)
-    score = code_scorer(model, log, max_length, valid_ranking(config))
-    return fit(model, lambda seen, target_BT: model.loss(seen, target_BT, rng), lambda: validate(score, log), log, config,
-               max_length, rng)
+    scores = [code_scorer(model, log, max_length, ranking) for ranking in valid_rankings(config)]
+    valid = lambda: float(np.mean([validate(score, log) for score in scores]))
+    return fit(model, lambda seen, target_BT: model.loss(seen, target_BT, rng), valid, log, config, max_length, rng)
 
 
 def _once(task: Task, config: RowConfig, seed: int, train: Callable[[], Trained], before: RowConfig | None) -> Learned:
