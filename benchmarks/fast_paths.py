@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plain_step import plain_trend_logits
+from plain_step import plain_trend_logits, spread
 from torch.nn import functional as F
 
 from onepiece_comp.console import table
 from onepiece_comp.hstu import RelativeBias, gaps
-from onepiece_comp.losses import RowBias, Rows, softmax_loss
+from onepiece_comp.losses import PairBias, RowBias, Rows, softmax_loss
 from onepiece_comp.moe import SparseMoE, swiglu
-from onepiece_comp.popularity import CONDITIONS, TrendRows, trend_logits
+from onepiece_comp.popularity import CONDITIONS, TrendPairs, TrendRows, pair_logits, trend_logits
 from onepiece_comp.retrieval import top_k
 from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES, WINDOW_DAYS, Trend
@@ -114,6 +114,27 @@ def popularity_case() -> tuple[str, Callable, Callable]:
     return "popularity logits by products with every condition | by look-ups of weights", fast, plain
 
 
+def second_codes_case() -> tuple[str, Callable, Callable]:
+    """Loss of second codes: 2,000 rows, 16,384 codes, of which 100 can follow each row's first, a third shown lately."""
+    rows, codes, width, children = 2000, 16_384, 64, 100
+    key_S = torch.stack([torch.randperm(codes)[:children].sort().values for _ in range(rows)]).flatten()
+    lately = torch.arange(0, rows * children, 3)
+    pairs = TrendPairs(torch.arange(rows).repeat_interleave(children), key_S, lately, torch.rand(len(lately), FEATURES),
+                       torch.randint(0, CONDITIONS, (rows,)))
+    query, key = torch.randn(rows, width, requires_grad=True), torch.randn(codes, width, requires_grad=True)
+    weight = torch.randn(CONDITIONS, FEATURES + 1, requires_grad=True)
+    targets = Rows(key_S[::children].clone(), torch.ones(rows))
+
+    def fast() -> torch.Tensor:
+        bias = PairBias(pair_logits(weight, pairs), pairs.row_S, pairs.key_S)
+        return torch.autograd.grad(softmax_loss(query, key, targets, bias), (query, key, weight))[2]
+
+    def plain() -> torch.Tensor:
+        bias = RowBias(trend_logits(weight, spread(pairs, codes)), torch.arange(rows))
+        return torch.autograd.grad(softmax_loss(query, key, targets, bias), (query, key, weight))[2]
+    return "loss of second codes, popularity in pairs | in a matrix of all codes", fast, plain
+
+
 def top_k_case() -> tuple[str, Callable, Callable]:
     """256 users, 200,000 candidates, width 64, top 10."""
     query, candidate = torch.randn(256, 64), torch.randn(200_000, 64)
@@ -177,7 +198,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
-    for case in (loss_case, bias_case, similarity_case, popularity_case, expert_case, top_k_case, trend_case):
+    for case in (loss_case, bias_case, similarity_case, popularity_case, second_codes_case, expert_case, top_k_case, trend_case):
         name, fast, plain = case()
         ours, theirs = measure(fast, plain, options.repeats)
         rows.append((name, f"{1000 * ours:.1f}", f"{1000 * theirs:.1f}", f"{theirs / ours:.1f}x"))

@@ -15,7 +15,7 @@ from onepiece_comp.batches import ItemBatch, TrainBatch
 from onepiece_comp.hstu import CrossBlock, HSTUBlock, merge_heads, split_heads
 from onepiece_comp.model import Encoded, OnePiece
 from onepiece_comp.moe import Routing, SparseMoE, swiglu
-from onepiece_comp.popularity import _ABSENT, TrendRows
+from onepiece_comp.popularity import _ABSENT, TrendPairs, TrendRows
 from onepiece_comp.popularity import _STEP as _TREND_STEP
 from onepiece_comp.similarity import _FLOOR, _SHARPNESS, _STEP, HistorySimilarity, Weighing
 
@@ -92,7 +92,8 @@ def plain_semantic_loss(model: OnePiece, batch: TrainBatch, encoded: Encoded) ->
         query_BTD = decoder.query(level, encoded.hidden_BTD, code_BTL, memories, causal_1TS)
         logit_NC = query_BTD.flatten(0, 1)[batch.position_N] @ decoder.code_LCD[level].T
         if decoder.trend is not None:
-            bias_RC = plain_trend_logits(decoder.trend[level], model._conditioned(batch.code_trend[level]))
+            trend = model._conditioned(batch.code_trend[level])
+            bias_RC = plain_trend_logits(decoder.trend[level], spread(trend, logit_NC.shape[1]) if level else trend)
             logit_NC = logit_NC + (bias_RC if level else bias_RC[batch.trend_row_N])
         if level == 0 and decoder.similarity is not None:
             logit_NC = logit_NC + _first_code_similarity(model, batch, encoded)
@@ -108,6 +109,14 @@ def _first_code_similarity(model: OnePiece, batch: TrainBatch, encoded: Encoded)
     weighing = model.weigh_codes(batch.history, encoded)
     like_BTC = plain_similarity(model.decoder.similarity, metric_CM[code_BS], metric_CM[:-1], weighing)
     return like_BTC.flatten(0, 1)[batch.position_N]
+
+
+def spread(pairs: TrendPairs, codes: int) -> TrendRows:
+    """The pairs in matrices [N, codes] of all rows and codes."""
+    seen_NC = torch.zeros(len(pairs.condition_R), codes, dtype=torch.bool, device=pairs.row_S.device)
+    seen_NC[pairs.row_S, pairs.key_S] = True
+    return TrendRows(pairs.row_S[pairs.lately_P], pairs.key_S[pairs.lately_P], pairs.feature_PW, seen_NC,
+                     torch.zeros_like(seen_NC), pairs.condition_R)
 
 
 def plain_trend_logits(weight_CW: torch.Tensor, trend: TrendRows) -> torch.Tensor:

@@ -16,7 +16,8 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.features import Feature
 from onepiece_comp.histories import (
     History, PackedHistory, cells, event_columns, packed_events, padding_share, spans, unpack)
-from onepiece_comp.popularity import TrendRows, catalogue_trend, code_rows, distinct_pairs, no_trend_rows, trend_rows
+from onepiece_comp.popularity import (
+    TrendPairs, TrendRows, catalogue_trend, code_rows, distinct_pairs, no_trend_rows, trend_rows)
 from onepiece_comp.preprocess import Dataset, ItemTable
 
 
@@ -46,7 +47,7 @@ class TrainBatch(NamedTuple):
     log_expected_K: torch.Tensor  # float32, log of how often it was to be expected (LogQ)
     trend_row_N: torch.Tensor  # int64 [N rows], row of `trend` with the row's moment and next action
     trend: TrendRows
-    code_trend: list[TrendRows]  # of each level's codes, see `popularity.code_rows`; empty for a model without
+    code_trend: list[TrendRows | TrendPairs]  # of each level's codes, see `popularity.code_rows`; empty for a model without
 
     def to(self, device: torch.device) -> "TrainBatch":
         return move(self, device)
@@ -261,7 +262,7 @@ class TrainingBatches:
             tensor(np.log(repeats).astype(np.float32)), tensor(np.log(expected).astype(np.float32)), *trend)
 
     def _trend(self, packed: PackedHistory, time: np.ndarray, key: np.ndarray, target_key: np.ndarray,
-               rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows, list[TrendRows]]:
+               rng: np.random.Generator) -> tuple[torch.Tensor, TrendRows, list[TrendRows | TrendPairs]]:
         """Popularity of the keys and of codes at each row's moment: a while before the target's `time`, not before the last event.
 
         So is a moment at inference: the user's last event or the log's end, some time before the unknown target. Clicks

@@ -29,6 +29,9 @@ TEXT = pa.dictionary(pa.int32(), pa.string())  # a number per row and each text 
 BLOCK_BYTES = 1 << 22
 LONGEST_RECORD = 1 << 24  # characters of a record of JSON lines
 LONGEST_LINE = 1 << 28  # characters
+_DEEPEST = 50  # brackets within brackets of a record that is a Python literal
+_STRING, _BRACKET = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""), re.compile(r"[()\[\]{}]")
+_FORMULA = re.compile(r"(?<![\[({,:])(?<!\d[eE])[-+~]")  # a sign that neither starts a value nor an exponent
 
 
 class Rows(NamedTuple):
@@ -241,7 +244,19 @@ def _record(line: str) -> object:
     try:
         return json.loads(line)
     except ValueError:  # single quotes: a Python literal; literal_eval runs no code
+        _refuse_formulas(line)
         return ast.literal_eval(line.strip())
+
+
+def _refuse_formulas(line: str) -> None:
+    """ValueError for signs that belong to no number, and for deep nesting: either can end an old Python's parser."""
+    bare = "".join(_STRING.sub("''", line).split())
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(bare):
+        depth += 1 if bracket in "([{" else -1
+        deepest = max(depth, deepest)
+    if deepest > _DEEPEST or _FORMULA.search(bare):
+        raise ValueError("no plain values")
 
 
 def json_columns(path: Path, columns: dict[str, pa.DataType]) -> Rows:

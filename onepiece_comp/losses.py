@@ -27,6 +27,14 @@ class RowBias(NamedTuple):
         return RowBias(self.bias_RK, self.row_N[rows])
 
 
+class PairBias(NamedTuple):
+    """Additive logits of some pairs of row and key alone, no pair twice."""
+
+    bias_P: torch.Tensor
+    row_P: torch.Tensor  # int64, ascending
+    key_P: torch.Tensor  # int64
+
+
 class Rows(NamedTuple):
     """What belongs to each row of a softmax loss; none of it receives a gradient."""
 
@@ -49,13 +57,53 @@ class LossOptions(NamedTuple):
     duplicate_cosine: float = 0.0  # keys at least so like the target are no negatives; 0 = all are
 
 
+class _ByRow(NamedTuple):
+    """Where the values of a RowBias stand among the logits of a block of rows."""
+
+    row_N: torch.Tensor
+
+    def add(self, logit: torch.Tensor, bias_RK: torch.Tensor, block: slice, room: torch.Tensor) -> None:  # noqa: N803
+        logit += torch.index_select(bias_RK, 0, self.row_N[block], out=room)
+
+    def collect(self, grad_RK: torch.Tensor, grad: torch.Tensor, block: slice) -> None:  # noqa: N803
+        grad_RK.index_add_(0, self.row_N[block], grad)
+
+
+class _ByPair(NamedTuple):
+    """The same for a PairBias."""
+
+    row_P: torch.Tensor
+    key_P: torch.Tensor
+    edges: list[int]  # where the pairs of each block begin, and where the last ones end
+
+    def _of(self, block: slice) -> tuple[slice, tuple[torch.Tensor, torch.Tensor]]:
+        number = block.start // ROWS_PER_BLOCK
+        some = slice(*self.edges[number:number + 2])
+        return some, (self.row_P[some] - block.start, self.key_P[some])
+
+    def add(self, logit: torch.Tensor, bias_P: torch.Tensor, block: slice, room: torch.Tensor) -> None:  # noqa: N803
+        some, at = self._of(block)
+        logit[at] += bias_P[some]
+
+    def collect(self, grad_P: torch.Tensor, grad: torch.Tensor, block: slice) -> None:  # noqa: N803
+        some, at = self._of(block)
+        grad_P[some] = grad[at]
+
+
+def _placed(bias: RowBias | PairBias, rows: int) -> _ByRow | _ByPair:
+    if isinstance(bias, RowBias):
+        return _ByRow(bias.row_N)
+    starts = torch.arange(0, rows + ROWS_PER_BLOCK, ROWS_PER_BLOCK, device=bias.row_P.device)
+    return _ByPair(bias.row_P, bias.key_P, torch.searchsorted(bias.row_P, starts).tolist())
+
+
 class _BlockedSoftmaxLoss(torch.autograd.Function):
     """sum_n weight_n * (logsumexp_k logit_nk - logit_n,target); see `softmax_loss`."""
 
     @staticmethod
-    def forward(ctx, query_ND, key_KD, rows, bias_rows, *biases_RK):  # noqa: N803
+    def forward(ctx, query_ND, key_KD, rows, places, *biases):  # noqa: N803
         grad_query, grad_key = torch.zeros_like(query_ND), torch.zeros_like(key_KD, dtype=torch.float32)
-        grad_biases = [torch.zeros_like(bias_RK) for bias_RK in biases_RK]
+        grad_biases = [torch.zeros_like(bias) for bias in biases]
         loss = query_ND.new_zeros((), dtype=torch.float32)
         every = torch.arange(min(ROWS_PER_BLOCK, len(query_ND)), device=query_ND.device)
         # two blocks' logits, used again and again
@@ -66,8 +114,8 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
             at = (every[:len(target)], target)
             logit, room = rooms[:, :len(target)]
             logit.zero_()
-            for bias_RK, row_N in zip(biases_RK, bias_rows):
-                logit += torch.index_select(bias_RK, 0, row_N[block], out=room)
+            for bias, place in zip(biases, places):
+                place.add(logit, bias, block, room)
             logit += query @ key_KD.T
             if rows.target_shift_N is not None:
                 logit[at] += rows.target_shift_N[block]
@@ -85,8 +133,8 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
             loss += (weight * (total.log() - positive)).sum()
             grad.mul_((weight / total)[:, None])  # softmax, in place
             grad[at] -= weight
-            for grad_RK, row_N in zip(grad_biases, bias_rows):
-                grad_RK.index_add_(0, row_N[block], grad)
+            for grad_bias, place in zip(grad_biases, places):
+                place.collect(grad_bias, grad, block)
             grad = grad.to(query.dtype)
             grad_query[block] = grad @ key_KD
             grad_key += grad.T @ query
@@ -114,13 +162,14 @@ def _easy(logit_NK: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor], hardest
     return logit_NK < least_N1
 
 
-def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows, *biases: RowBias) -> torch.Tensor:  # noqa: N803
+def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows,  # noqa: N803
+                 *biases: RowBias | PairBias) -> torch.Tensor:
     """Weighted sum over rows of the softmax cross-entropy of logits query . key + the row's biases.
 
     Gradients flow to queries, keys and biases. Returns a float32 scalar.
     """
-    return _BlockedSoftmaxLoss.apply(query_ND, key_KD, rows, [bias.row_N for bias in biases],
-                                     *(bias.bias_RK for bias in biases))
+    return _BlockedSoftmaxLoss.apply(query_ND, key_KD, rows, [_placed(bias, len(query_ND)) for bias in biases],
+                                     *(bias[0] for bias in biases))
 
 
 def retrieval_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803

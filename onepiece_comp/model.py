@@ -22,9 +22,9 @@ from onepiece_comp.history_inputs import HistoryInputs
 from onepiece_comp.hstu import gaps, residual_scale
 from onepiece_comp.item_tower import ItemTower
 from onepiece_comp.latent_steps import LatentSteps
-from onepiece_comp.losses import LossOptions, RowBias, Rows, retrieval_loss, softmax_loss
+from onepiece_comp.losses import LossOptions, PairBias, RowBias, Rows, retrieval_loss, softmax_loss
 from onepiece_comp.moe import Routing
-from onepiece_comp.popularity import CONDITIONS, TrendRows, trend_logits
+from onepiece_comp.popularity import CONDITIONS, TrendPairs, TrendRows, pair_logits, trend_logits
 from onepiece_comp.sid_decoder import SemanticIdDecoder
 from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES as TREND_FEATURES
@@ -124,7 +124,11 @@ class OnePiece(nn.Module):
         """The same for the codes or prefixes of a level."""
         return trend_logits(self.decoder.trend[level], self._conditioned(trend))
 
-    def _conditioned(self, trend: TrendRows) -> TrendRows:
+    def code_pairs(self, level: int, trend: TrendPairs) -> PairBias:
+        """The same in training, for the codes that can follow those of each row's target."""
+        return PairBias(pair_logits(self.decoder.trend[level], self._conditioned(trend)), trend.row_S, trend.key_S)
+
+    def _conditioned(self, trend: TrendRows | TrendPairs) -> TrendRows | TrendPairs:
         """Without conditioning all rows have the same."""
         if self.config.next_action:
             return trend
@@ -227,8 +231,8 @@ class OnePiece(nn.Module):
         for level, query_ND in enumerate(forced.query_ND):
             rows, biases = Rows(forced.code_NL[:, level], batch.weight_N), []
             if self.decoder.trend is not None:
-                own_N = torch.arange(len(rows.target_N), device=query_ND.device)
-                biases.append(RowBias(self.code_bias(level, batch.code_trend[level]), own_N if level else batch.trend_row_N))
+                trend = batch.code_trend[level]
+                biases = [self.code_pairs(level, trend) if level else RowBias(self.code_bias(0, trend), batch.trend_row_N)]
             if level == 0 and self.decoder.similarity is not None:
                 total = total + self._first_code_loss(batch, encoded, query_ND, rows, biases)
             else:

@@ -2,7 +2,7 @@
 
 Stands between `trend.py`, which counts, and the model, which weighs. A prefix is as popular as its items together; the
 counts of prefixes are held in memory, each level no larger than those of the items.
-Legend: R rows (a moment and a condition), K keys, P pairs of row and key, N rows of a batch, C codes, W features.
+Legend: R rows (a moment and a condition), K keys, P or S pairs of row and key, N rows of a batch, C codes, W features.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,6 @@ import torch
 from onepiece_comp.histories import NO_ACTION
 from onepiece_comp.prefix_table import PrefixTable, build_prefix_table, first_leaf
 from onepiece_comp.trend import FEATURES, Lookup, Trend
-
 
 CONDITIONS = NO_ACTION + 1
 _STEP = 8.0  # the weights move this much faster than the optimiser's step
@@ -29,6 +28,16 @@ class TrendRows(NamedTuple):
     seen_RK: torch.Tensor  # bool, shown before the moment
     absent_RK: torch.Tensor  # bool, not yet a candidate at the moment
     condition_R: torch.Tensor  # int64, next action
+
+
+class TrendPairs(NamedTuple):
+    """Popularity of some keys at each of N rows: S pairs of those ever shown before the row's moment, by row."""
+
+    row_S: torch.Tensor  # int64, ascending
+    key_S: torch.Tensor  # int64
+    lately_P: torch.Tensor  # int64, places among the S pairs of those shown lately
+    feature_PW: torch.Tensor  # float32
+    condition_R: torch.Tensor  # int64 [N], next action
 
 
 def distinct_pairs(bucket: np.ndarray, condition: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -48,12 +57,23 @@ def trend_logits(weight_CW: torch.Tensor, trend: TrendRows) -> torch.Tensor:
     Pairs are many and conditions few, so every pair's product with every condition costs less than a gather of weights.
     """
     weight_CW = weight_CW * _STEP
-    condition_P = trend.condition_R[trend.row_P]
-    with torch.autocast(weight_CW.device.type, enabled=False):  # bfloat16 would keep 8 bits of a count
-        recent_P = (weight_CW[:, :-1] @ trend.feature_PW.T).gather(0, condition_P[None])[0]
+    recent_P = _recent(weight_CW, trend.feature_PW, trend.condition_R[trend.row_P])
     bias_RK = torch.where(trend.absent_RK, _ABSENT, trend.seen_RK * weight_CW[trend.condition_R, -1:])
     pair_P = trend.row_P * bias_RK.shape[1] + trend.key_P
     return bias_RK.flatten().scatter_add(0, pair_P, recent_P).view_as(bias_RK)
+
+
+def pair_logits(weight_CW: torch.Tensor, pairs: TrendPairs) -> torch.Tensor:
+    """The same as [S], for the pairs alone: every other pair's logit is 0."""
+    weight_CW = weight_CW * _STEP
+    condition_S = pairs.condition_R[pairs.row_S]
+    recent_P = _recent(weight_CW, pairs.feature_PW, condition_S[pairs.lately_P])
+    return weight_CW[:, -1].gather(0, condition_S).scatter_add(0, pairs.lately_P, recent_P)
+
+
+def _recent(weight_CW: torch.Tensor, feature_PW: torch.Tensor, condition_P: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(weight_CW.device.type, enabled=False):  # bfloat16 would keep 8 bits of a count
+        return (weight_CW[:, :-1] @ feature_PW.T).gather(0, condition_P[None])[0]
 
 
 def no_trend_rows(keys: int) -> TrendRows:
@@ -106,26 +126,27 @@ def catalogue_trend(codes: np.ndarray, trend: Trend) -> CodeTrend:
 
 
 def code_rows(known: CodeTrend, codes: int, target: np.ndarray, *, row_of: np.ndarray, bucket: np.ndarray,
-              click_bucket: np.ndarray, condition: np.ndarray) -> list[TrendRows]:
+              click_bucket: np.ndarray, condition: np.ndarray) -> list[TrendRows | TrendPairs]:
     """Popularity of each level's codes at the moments of a batch, keys being the `codes` of a level.
 
     The first level has the R moments as rows; each further one the N rows themselves, of which `row_of` tells the
-    moment, and among their codes those that can follow the codes of the row's `target` item.
+    moment, and in pairs with them the few codes that can follow those of the row's `target` item: a matrix of rows
+    and codes would be gigabytes at the paper's sizes.
     """
-    made = []
+    made: list[TrendRows | TrendPairs] = []
     for level, trend in enumerate(known.trends):
         code = known.table.code[level].numpy()
         if level == 0:
             found = trend.lookup(np.arange(len(code)), bucket=bucket, click_bucket=click_bucket)
             seen = np.zeros((len(bucket), codes), bool)
             seen[:, code] = found.seen_RK
-            found, rows = found._replace(item_P=code[found.item_P], seen_RK=seen), condition
+            found = found._replace(item_P=code[found.item_P], seen_RK=seen)
+            made.append(trend_rows(found, np.zeros_like(seen), condition))
         else:
             place, prefix = known.children(level, target)
             moment = row_of[place]
             lately, feature, shown = trend.pairs(prefix, bucket=bucket[moment], click_bucket=click_bucket[moment])
-            seen = np.zeros((len(target), codes), bool)
-            seen[place, code[prefix]] = shown
-            found, rows = Lookup(place[lately], code[prefix[lately]], feature, seen), condition[row_of]
-        made.append(trend_rows(found, np.zeros_like(found.seen_RK), rows))
+            lately = np.cumsum(shown)[lately] - 1
+            parts = (place[shown], code[prefix[shown]].astype(np.int64), lately, feature, condition[row_of])
+            made.append(TrendPairs(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)))
     return made

@@ -124,9 +124,17 @@ def test_products_never_run_code(tmp_path):
     packed(tmp_path / "in" / "meta_X.json", f"{{'asin': open({str(flag)!r}, 'w')}}\n")
     refuses("meta_X.json:1: found no record", convert_amazon, source, tmp_path / "raw")
     assert not flag.exists()
-    for bomb in ("-" * 300_000 + "1", "[" * 300_000, "1+" * 300_000 + "1", '{"asin":' * 100_000):
+    for bomb in ("-" * 300_000 + "1", "[" * 300_000, "1+" * 300_000 + "1", '{"asin":' * 100_000,
+                 "{'asin': 'B', 'price': " + "~" * 300_000 + "1}", "{'asin': " + "(" * 5000 + ")" * 5000 + "}"):
         packed(tmp_path / "in" / "meta_X.json", {"asin": "B"}, bomb)
         refuses("meta_X.json:2: found no record", convert_amazon, source, tmp_path / "raw")
+
+
+def test_signs_of_numbers_and_brackets_in_texts_are_no_formulas(tmp_path):
+    source = packed(tmp_path / "in" / "X_5.json", old("A", "B", 5.0, DAY))
+    line = "{'asin': 'B', 'brand': \"it's +1 - \\\"((([[[\" , 'price': -3e-05, 'related': [ +1, 1E+2], 'title': '" + "[" * 99 + "'}\n"
+    packed(tmp_path / "in" / "meta_X.json", line)
+    assert item_features(convert_amazon(source, tmp_path / "raw"))["B"]["brand"].startswith("it's +1 - ")
 
 
 def test_a_text_that_only_the_slow_reader_admits_gives_the_same_log(tmp_path, monkeypatch):

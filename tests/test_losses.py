@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from onepiece_comp.losses import (
-    ROWS_PER_BLOCK, LossOptions, RowBias, Rows, binary_loss, gini, info_nce, load_balance, softmax_loss)
+    ROWS_PER_BLOCK, LossOptions, PairBias, RowBias, Rows, binary_loss, gini, info_nce, load_balance, softmax_loss)
 
 torch.manual_seed(0)
 
@@ -75,6 +75,22 @@ def test_rows_beyond_one_block_count_like_those_of_the_first():
                      *(RowBias(bias.bias_RK, bias.row_N[n:n + 1]) for bias in biases))
         for n in range(len(query)))
     torch.testing.assert_close(whole, one_by_one, rtol=1e-4, atol=1e-3)
+
+
+def test_biases_of_some_pairs_count_as_in_a_matrix_that_is_zero_elsewhere():
+    query, key, rows, biases = _inputs(2 * ROWS_PER_BLOCK + 3)
+    some = torch.rand(len(query), 7, generator=torch.Generator().manual_seed(2)) < 0.3
+    some[:ROWS_PER_BLOCK] &= torch.arange(ROWS_PER_BLOCK)[:, None] % 5 == 0  # rows without any, and at a block's edge
+    matrix = (torch.randn(some.shape, generator=torch.Generator().manual_seed(3)) * some).requires_grad_()
+    row, key_of = some.nonzero().T
+    pairs = matrix.detach()[some].requires_grad_()
+    fast = softmax_loss(query, key, rows, *biases, PairBias(pairs, row, key_of))
+    slow = softmax_loss(query, key, rows, *biases, RowBias(matrix, torch.arange(len(query))))
+    torch.testing.assert_close(fast, slow)
+    wanted = (query, key, biases[0].bias_RK)
+    ours, theirs = (torch.autograd.grad(loss, (*wanted, bias)) for loss, bias in ((fast, pairs), (slow, matrix)))
+    torch.testing.assert_close(ours[:-1], theirs[:-1])
+    torch.testing.assert_close(ours[-1], theirs[-1][some])
 
 
 def test_a_hidden_key_has_no_gradient_unless_it_is_the_target():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from onepiece_comp.popularity import CONDITIONS, catalogue_trend, code_rows, trend_logits
+from onepiece_comp.popularity import CONDITIONS, TrendRows, catalogue_trend, code_rows, pair_logits, trend_logits
 from onepiece_comp.trend import FEATURES, Trend
 
 CODES, ITEMS, ROWS = 5, 60, 40
@@ -17,6 +17,13 @@ def a_trend(rng, items, buckets=200):
         life = slice(birth := int(rng.integers(1, buckets)), birth + int(rng.integers(1, 40)))
         counts[item, life] = np.sort(rng.integers(0, 3, counts[item, life].shape))[:, ::-1]
     return Trend(counts.cumsum(1, dtype=np.int32), 0, 6 * 3600)
+
+
+def _spread(pairs):
+    """Pairs as a lookup of all rows and codes would give them."""
+    seen = torch.zeros(ROWS, CODES, dtype=torch.bool).index_put((pairs.row_S, pairs.key_S), torch.tensor(True))
+    return TrendRows(pairs.row_S[pairs.lately_P], pairs.key_S[pairs.lately_P], pairs.feature_PW, seen,
+                     torch.zeros_like(seen), pairs.condition_R)
 
 
 @pytest.fixture(params=[(2, 5), (3, 5), (3, 0)])
@@ -36,7 +43,7 @@ def test_a_prefix_is_as_popular_as_its_items_together(case):
     trend, codes, target, row_of, moments = case
     made = code_rows(catalogue_trend(codes, trend), CODES, target, row_of=row_of, **moments)
     for level, rows in enumerate(made):
-        moment = np.arange(9) if level == 0 else row_of
+        moment, rows = (np.arange(9), rows) if level == 0 else (row_of, _spread(rows))
         dense = np.zeros((len(moment), CODES, FEATURES), np.float32)
         dense[rows.row_P.numpy(), rows.key_P.numpy()] = rows.feature_PW.numpy()
         assert len(rows.row_P) and not rows.absent_RK.any()
@@ -74,8 +81,13 @@ def test_pairs_know_what_a_lookup_of_all_knows():
 def test_logits_are_linear_in_the_features_by_condition(case):
     trend, codes, target, row_of, moments = case
     weight = torch.randn(CONDITIONS, FEATURES + 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    for rows in code_rows(catalogue_trend(codes, trend), CODES, target, row_of=row_of, **moments):
-        logit = trend_logits(weight, rows)
+    for level, rows in enumerate(code_rows(catalogue_trend(codes, trend), CODES, target, row_of=row_of, **moments)):
+        if level:
+            pairs, rows = rows, _spread(rows)
+            logit = torch.zeros(ROWS, CODES).index_put((pairs.row_S, pairs.key_S), pair_logits(weight, pairs))
+            assert (pairs.row_S.diff() >= 0).all()
+        else:
+            logit = trend_logits(weight, rows)
         expected = torch.zeros_like(logit)
         for row, key, feature in zip(rows.row_P, rows.key_P, rows.feature_PW):
             expected[row, key] += 8 * (weight[rows.condition_R[row], :-1] * feature).sum()
