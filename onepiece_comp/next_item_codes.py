@@ -45,7 +45,7 @@ class CodeModel(nn.Module):
 
     def __init__(self, config: CodeRowConfig, *, code_IL: torch.Tensor, vector_IV: torch.Tensor, max_length: int):  # noqa: N803
         super().__init__()
-        check_codes(config)
+        check_codes(config, len(code_IL))
         self.config = config
         self.register_buffer("code_IL", code_IL.long())
         self.register_buffer("vector_IV", vector_IV)
@@ -142,14 +142,19 @@ class GivenVectors(nn.Module):
 
 def codes_of(vector_IV: np.ndarray, config: CodeRowConfig, seed: int) -> np.ndarray:  # noqa: N803
     """Codes int32 [I, L] of item vectors by residual k-means, collisions resolved as `config` has it."""
-    settings = TokenizerConfig(levels=config.levels, codes=config.codes, resolve=config.resolve, seed=seed)
-    check_rule(settings)
+    settings = _tokenizer(config, seed)
     quantiser = fit_quantiser(vector_IV, choose_codes(len(vector_IV), settings), settings)
     return resolve_collisions(vector_IV, quantiser.encode(vector_IV), quantiser, settings).codes
 
 
-def check_codes(config: CodeRowConfig) -> None:
-    """InputError for what no model can be made of."""
+def _tokenizer(config: CodeRowConfig, seed: int) -> TokenizerConfig:
+    return TokenizerConfig(levels=config.levels, codes=config.codes, resolve=config.resolve, seed=seed)
+
+
+def check_codes(config: CodeRowConfig, items: int) -> None:
+    """InputError for what no model can be made of, and for fewer ids than items."""
+    check_rule(_tokenizer(config, 0))
+    choose_codes(items, _tokenizer(config, 0))
     for place, value, valid in (("inputs", config.inputs, INPUTS), ("dense", config.dense, DENSE)):
         if value not in valid:
             raise InputError(place, found=repr(value), expected=f"one of {', '.join(valid)}", do="choose one of these")

@@ -48,15 +48,20 @@ class Trained(NamedTuple):
 
 def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, seed: int) -> Trained:
     """Train until `patience` epochs bring nothing better on validation, or `epochs` are done."""
-    if config.loss not in LOSSES:
-        raise InputError("loss", found=repr(config.loss), expected=f"one of {', '.join(LOSSES)}", do="choose one of these")
-    if config.time != "none" and log.time_seconds is None:
-        raise InputError("time", found=repr(config.time), expected="none: the data has no times", do="choose another row")
+    check_row(log, config)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = NextItemModel(config, items=log.items, max_length=max_length)
     loss = lambda seen, target_BT: next_item_loss(model(seen), model.keys(), config, target_BT, rng)
     return fit(model, loss, lambda: validate(scorer(model, log, max_length), log), log, config, max_length, rng)
+
+
+def check_row(log: Interactions, config: RowConfig) -> None:
+    """InputError for a loss that there is not, and for times that the data does not have."""
+    if config.loss not in LOSSES:
+        raise InputError("loss", found=repr(config.loss), expected=f"one of {', '.join(LOSSES)}", do="choose one of these")
+    if config.time != "none" and log.time_seconds is None:
+        raise InputError("time", found=repr(config.time), expected="none: the data has no times", do="choose another row")
 
 
 def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interactions, config: RowConfig,

@@ -22,7 +22,7 @@ from onepiece_comp.interactions import Interactions
 from onepiece_comp.next_item_codes import CodeModel, check_codes, codes_of
 from onepiece_comp.next_item_model import NextItemModel
 from onepiece_comp.next_item_ranking import code_scorer, valid_rankings
-from onepiece_comp.next_item_training import Epoch, Trained, fit, train_next_item, validate
+from onepiece_comp.next_item_training import Epoch, Trained, check_row, fit, train_next_item, validate
 
 
 class Task(NamedTuple):
@@ -53,7 +53,8 @@ def learned_row(task: Task, config: RowConfig, seed: int) -> Learned:
     if not isinstance(config, CodeRowConfig):
         train = lambda: train_next_item(task.log, config, max_length=task.max_length, seed=seed)
         return _once(task, config, seed, train, None)
-    check_codes(config)
+    check_row(task.log, config)  # errors before hours of training, not after
+    check_codes(config, task.log.items)
     before = first_stage(task, config)
     say(f"first {config.first}")
     first = learned_row(task, before, seed)

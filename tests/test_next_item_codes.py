@@ -201,7 +201,9 @@ def test_an_untrained_first_stage_still_gives_every_item_an_id_of_its_own():
     ("tiger", {"share": 0.5}), ("tiger", {"union": 5}), ("tiger", {"valid_shares": "[0.0]"}), ("tiger", {"valid_shares": "[]"}),
     ("tiger", {"valid_beam": 0}), ("cobra", {"union": 5}),
     ("cobra", {"beam": 0}), ("liger", {"share": 0.5}), ("liger", {"inputs": "codes"}), ("tiger", {"first": "tiger"}),
-    ("tiger", {"dense": "sometimes"}), ("tiger", {"resolve": "nobody"})])
-def test_settings_that_do_not_fit_are_an_error(tmp_path, row, changed):
+    ("tiger", {"dense": "sometimes"}), ("tiger", {"resolve": "nobody"}), ("tiger", {"codes": 2, "levels": 2}),
+    ("liger", {"loss": "none"}), ("onepiece-beam", {"time": "last"})])
+def test_settings_that_do_not_fit_are_an_error_before_anything_is_trained(tmp_path, row, changed):
     with pytest.raises(InputError):
         _run(tmp_path / "out", models=row, sets=[f"{key}={value}" for key, value in changed.items()])
+    assert not (tmp_path / "out/weights").exists()
