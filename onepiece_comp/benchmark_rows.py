@@ -125,8 +125,9 @@ def _code_rows(hstu: RowConfig, films: bool) -> dict[str, CodeRowConfig]:
     gets through. The three of OnePiece are one training of HSTU's size, ranked in three ways.
     """
     wide = {"beam": 1000, "survivors": 4000, "valid_beam": 200} if films else {}
+    slow = {"patience": 20}  # codes stand still at what is popular for a while before they tell users apart
     size = {"width": 128, "layers": 2, "heads": 4, "hidden": 4.0, "batch_users": 128 if films else 256, "decoder_layers": 2}
-    tiger = CodeRowConfig(**size, **wide)
+    tiger = CodeRowConfig(**size, **slow, **wide)
     cosine = {"cosine": True, "loss": "softmax"}
     # 100 candidates: the upper end of the authors' own sweep; epochs are compared by the dense query, as in their code
     liger = replace(tiger, inputs="codes+vectors", dense="last", **cosine, temperature=0.07, valid_shares=(0.0,),
@@ -135,9 +136,9 @@ def _code_rows(hstu: RowConfig, films: bool) -> dict[str, CodeRowConfig]:
     cobra = replace(tiger, width=64, heads=2, decoder_layers=1, inputs="codes+ids", dense="conditioned", **cosine,
                     temperature=1 / 16, codes=32, resolve="none", survivors=wide.get("beam", 200), share=0.9 / 1.9,
                     valid_shares=(0.9 / 1.9,))
-    joint = CodeRowConfig(**{field.name: getattr(hstu, field.name) for field in fields(RowConfig) if field.name != "model"},
-                          **wide, first="hstu-softmax", levels=2, inputs="ids", dense="last", code_weight=2.0,
-                          valid_shares=(0.0, 1.0))
+    encoder = {field.name: getattr(hstu, field.name) for field in fields(RowConfig)}
+    joint = CodeRowConfig(**{**encoder, "model": "codes", **slow, **wide}, first="hstu-softmax", levels=2, inputs="ids",
+                          dense="last", code_weight=2.0, valid_shares=(0.0, 1.0))
     return {"tiger": tiger, "liger": liger, "cobra": cobra,
             "onepiece-retrieval": replace(joint, beam=0, share=0.0), "onepiece-beam": joint,
             "onepiece-cascade": replace(joint, union=100, share=0.3)}
