@@ -58,11 +58,11 @@ def rehearse(
 
 @app.command(epilog="Example: onepiece-comp plan --users 1000000 --items 4800000 --gpu-memory 19GiB --hours 8")
 def plan(
-    users: Annotated[int, typer.Option(help="In the training log.")],
-    items: Annotated[int, typer.Option(help="In the index.")],
-    candidates: Annotated[int, typer.Option(help="To rank for every user.")] = 660_000,
+    users: Annotated[int, typer.Option(help="In the training log.", min=1)],
+    items: Annotated[int, typer.Option(help="In the index.", min=1)],
+    candidates: Annotated[int, typer.Option(help="To rank for every user.", min=1)] = 660_000,
     gpu_memory: Annotated[str, typer.Option(help="As 19GiB.")] = "19GiB",
-    hours: Annotated[float, typer.Option(help="For all stages together.")] = 8.0,
+    hours: Annotated[float, typer.Option(help="For all stages together.", min=0)] = 8.0,
     tflops: Annotated[float, typer.Option(help="Of a training step; 0 = measured here from a product of matrices.")] = 0.0,
     preset: Annotated[Optional[list[str]], typer.Option(help="May be repeated; default: tiny to full.")] = None,
     sets: Sets = None,

@@ -95,7 +95,7 @@ def read_plan(grid: Path) -> Plan:
 
 def _shares(dataset: Path, plan: Plan) -> dict[str, np.ndarray]:
     """Users of each data folder: those held out, and nested shares of the others."""
-    order = np.random.default_rng(0).permutation(len(load_column(dataset, "user_start")) - 1)
+    order = np.random.default_rng(0).permutation(len(load_dataset(dataset).user_start) - 1)
     held = max(1, round(plan.held_out * len(order)))
     rest = order[held:]
     return {"held-out": np.sort(order[:held]), **{
