@@ -2,19 +2,27 @@
 
 python benchmarks/benchmark_epochs.py ml-1m-order DATA --users 300 --models sasrec-softmax,hstu
 
+A row with codes has them of vectors that nothing was learned for: its first stage is a row of its own. The last column is
+the look at the test events, which is taken once.
+
 Scaled by users, which are in no order of length in the published files. CPU time, so that a busy machine does not count.
 """
 
 import argparse
 import dataclasses
+import time
 from pathlib import Path
 
 import torch
 
-from onepiece_comp.benchmark_rows import PROTOCOLS, chosen
+from onepiece_comp.benchmark_rows import PROTOCOLS, RowConfig, chosen
 from onepiece_comp.console import be_quiet
+from onepiece_comp.full_ranking import Scorer, judge
 from onepiece_comp.interactions import first_users, read_interactions
-from onepiece_comp.next_item_training import train_next_item
+from onepiece_comp.next_item_model import NextItemModel
+from onepiece_comp.next_item_ranking import code_scorer, ranking_of
+from onepiece_comp.next_item_training import Trained, scored, scorer, train_next_item
+from onepiece_comp.trained_rows import Task, first_stage, train_codes
 
 
 def main() -> None:
@@ -30,9 +38,23 @@ def main() -> None:
     few = first_users(log, asked.users)
     be_quiet()
     for row, config in chosen(asked.name, asked.models).items():
-        if config.model == "sequence":
-            epoch = train_next_item(few, dataclasses.replace(config, epochs=1), max_length=protocol.max_length, seed=0).epochs[0]
-            print(f"{asked.name}  {row:16s} {epoch.cpu_seconds * log.users / few.users:8.1f} CPU s an epoch", flush=True)
+        if config.model in ("sequence", "codes"):
+            task = Task(Path(), {"protocol": asked.name}, few, protocol.max_length)
+            trained, score = _one_epoch(task, dataclasses.replace(config, epochs=1))
+            started = time.process_time()
+            judge(scored(score, few, 1), items=few.items)
+            epoch, test = (seconds * log.users / few.users for seconds in (
+                trained.epochs[0].cpu_seconds, time.process_time() - started))
+            print(f"{asked.name}  {row:18s} {epoch:8.1f} CPU s an epoch {test:8.1f} CPU s the test", flush=True)
+
+
+def _one_epoch(task: Task, config: RowConfig) -> tuple[Trained, Scorer]:
+    if config.model == "sequence":
+        trained = train_next_item(task.log, config, max_length=task.max_length, seed=0)
+        return trained, scorer(trained.model, task.log, task.max_length)
+    first = NextItemModel(first_stage(task, config), items=task.log.items, max_length=task.max_length)
+    trained = train_codes(task, config, first, seed=0)
+    return trained, code_scorer(trained.model, task.log, task.max_length, ranking_of(config))
 
 
 if __name__ == "__main__":

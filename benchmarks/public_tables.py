@@ -31,6 +31,16 @@ A target that ties with other items takes the last place among them.
 `unseen` leaves the items of the whole history out of the list, `all` does not.
 `coverage` is the share of the catalogue in any list, `popularity` the mean training count of what is recommended over that of the targets.
 Figures are means over seeds, with the standard deviation where there are several.
+Minutes are what a row takes by itself: what it shares with other rows counts in each.
+
+Rows with semantic ids (`tiger`, `liger`, `cobra`, `onepiece-*`) have no text of items.
+Their codes are residual k-means of the item vectors of `sasrec-softmax` (for `onepiece-*` of `hstu-softmax`), trained before under the same seed on the same events.
+No two items share an id, but for `cobra`, whose dense vector tells apart what shares one.
+Each beam walks the codes that exist; an item that it does not reach is in no list, and as a target takes the last place.
+Beams keep 200 prefixes a level and give 1,000 ids (`ml-1m-*`: 1,000 and all), so that lists of 200 are the beam's own; `liger` ranks 100 candidates and the items without training events by its dense score, `cobra` 200 ids (`ml-1m-*`: 1,000).
+`onepiece-retrieval`, `onepiece-beam` and `onepiece-cascade` are one training, ranked by the dense head over all items, by the beam, and by both over the beam's items and the 100 of the best dense score.
+Deviations from the papers stand at the head of `onepiece_comp/next_item_codes.py`.
+
 Published figures stand beside ours only where the data is the same or nearly so; the last column says what differs, so none is a like-for-like comparison unless it says nothing.
 """
 

@@ -1,7 +1,8 @@
 """A public benchmark end to end: one result per row and seed with all that is needed to repeat it, and a table.
 
 WORK/rows/ROW/seed-S.json holds protocol, data checksums, configuration, versions, figures, times; a row that is done and
-unchanged is not run again, one that is missing prints 'not run'. WORK/result.json has all of them together.
+unchanged is not run again, one that is missing prints 'not run'. WORK/weights/ has the trained models, WORK/result.json
+all results together.
 The test events are looked at once, by the weights of the best validation epoch.
 """
 
@@ -17,16 +18,19 @@ import torch
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.benchmark_baselines import knn_scorer, popularity_scorer
-from onepiece_comp.benchmark_rows import PROTOCOLS, Protocol, RowConfig, chosen, rows
+from onepiece_comp.benchmark_rows import PROTOCOLS, CodeRowConfig, Protocol, RowConfig, chosen, rows
 from onepiece_comp.config_reading import from_dict, parse_value, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import FILTERS, Scorer, figures, judge
 from onepiece_comp.interactions import (
     Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
-from onepiece_comp.next_item_training import Trained, by_length, scored, scorer, train_next_item
+from onepiece_comp.next_item_ranking import code_scorer, ranking_of, valid_rankings
+from onepiece_comp.next_item_training import by_length, scored, scorer
+from onepiece_comp.trained_rows import Learned, Task, learned_row
 
 QUICK_USERS, QUICK_EPOCHS = 1000, 2
+TRAINED = ("sequence", "codes")  # models that a seed changes
 TIES_SEED = 0  # of the protocols that shuffle ties: the data is the same for all seeds of a row
 SHOWN = ("hr@10", "ndcg@10", "hr@50", "hr@200", "coverage@10", "popularity@10")
 
@@ -51,20 +55,24 @@ def benchmark(name: str, data: Path, out: Path, *, seeds: Sequence[int] = (0,), 
         + ("" if about["data_as_published"] else "; these are not the published data, figures are your own"))
     log = first_users(log, QUICK_USERS) if quick else log
     for row, config in wanted.items():
-        for seed in seeds if config.model == "sequence" else (0,):
+        for seed in seeds if config.model in TRAINED else (0,):
             _one(out, row, config, seed, log, protocol, about)
     return _report(out, name)
 
 
 def _changed(config: RowConfig, sets: Sequence[str], quick: bool) -> RowConfig:
+    """The settings of a row with `sets`; a quick run has few epochs in both of its stages."""
     values = {}
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text}", found="no key=value", expected="for example epochs=20", do="write it so")
         values[key] = parse_value(value)
-    config = from_dict(RowConfig, {**to_dict(config), **values}, "--set")
-    return dataclasses.replace(config, epochs=min(config.epochs, QUICK_EPOCHS)) if quick else config
+    config = from_dict(type(config), {**to_dict(config), **values}, "--set")
+    if isinstance(config, CodeRowConfig):
+        ranking_of(config), valid_rankings(config)  # errors before hours of training, not after
+    limits = ("epochs", "first_epochs") if isinstance(config, CodeRowConfig) else ("epochs",)
+    return dataclasses.replace(config, **{name: min(getattr(config, name), QUICK_EPOCHS) for name in limits if quick})
 
 
 def _as_published(log: Interactions, protocol: Protocol) -> bool:
@@ -80,27 +88,40 @@ def _one(out: Path, row: str, config: RowConfig, seed: int, log: Interactions, p
         return
     say(f"== {row}, seed {seed}")
     started, worked = time.monotonic(), time.process_time()
-    score, trained = _scorer(config, log, protocol, seed)
-    fitted = time.monotonic()
+    score, learned = _scorer(config, Task(out, about, log, protocol.max_length), seed)
+    fitted, fitted_cpu = time.monotonic(), time.process_time()
     judged = judge(scored(score, log, 1), items=log.items)
     ended, counts, target = time.monotonic(), train_counts(log), targets(log, 1)[by_length(log)]
+    # what was trained in an earlier call, or for another row, counts as if it had been trained here
+    train_seconds, train_cpu = (fitted - started, fitted_cpu - worked) if learned is None else learned.cost()
     write_json(path, {
         "key": key, "row": row, "seed": seed, "about": about, "config": to_dict(config), "versions": _versions(),
         "figures": {name: figures(judged[name], counts, target) for name in FILTERS},
-        "best_epoch": trained and trained.best_epoch, "epochs": [e._asdict() for e in trained.epochs] if trained else [],
-        "parameters": sum(p.numel() for p in trained.model.parameters()) if trained else 0,
-        "seconds": ended - started, "cpu_seconds": time.process_time() - worked, "train_seconds": fitted - started,
+        **_training(learned), "train_seconds": train_seconds,
+        "seconds": train_seconds + ended - fitted, "cpu_seconds": train_cpu + time.process_time() - fitted_cpu,
         "users_per_second": log.users / (ended - fitted), "threads": torch.get_num_threads(),
         "peak_memory_mib": peak_memory_mib()})
 
 
-def _scorer(config: RowConfig, log: Interactions, protocol: Protocol, seed: int) -> tuple[Scorer, Trained | None]:
+def _scorer(config: RowConfig, task: Task, seed: int) -> tuple[Scorer, Learned | None]:
     if config.model == "popularity":
-        return popularity_scorer(log), None
+        return popularity_scorer(task.log), None
     if config.model == "item_knn":
-        return knn_scorer(log), None
-    trained = train_next_item(log, config, max_length=protocol.max_length, seed=seed)
-    return scorer(trained.model, log, protocol.max_length), trained
+        return knn_scorer(task.log), None
+    learned = learned_row(task, config, seed)
+    if isinstance(config, CodeRowConfig):
+        return code_scorer(learned.trained.model, task.log, task.max_length, ranking_of(config)), learned
+    return scorer(learned.trained.model, task.log, task.max_length), learned
+
+
+def _training(learned: Learned | None) -> dict:
+    """Epochs and size of what was learned, and the stage before it."""
+    if learned is None:
+        return {"best_epoch": None, "epochs": [], "parameters": 0}
+    trained, first = learned.trained, learned.first
+    return {"best_epoch": trained.best_epoch, "epochs": [epoch._asdict() for epoch in trained.epochs],
+            "parameters": sum(part.numel() for part in trained.model.parameters()),
+            **({"first": {"best_epoch": first.trained.best_epoch, "seconds": first.seconds}} if first else {})}
 
 
 def _versions() -> dict[str, str]:

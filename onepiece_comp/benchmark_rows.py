@@ -4,8 +4,9 @@ A protocol has a version, which changes with anything that could change a figure
 parts, so that a difference between two of them is what their settings say.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
 
 
@@ -35,7 +36,7 @@ PROTOCOLS = {
 class RowConfig:
     """A model and its training; see `next_item_model.py`, `next_item_losses.py` and `next_item_training.py`."""
 
-    model: str = "sequence"  # sequence | popularity | item_knn
+    model: str = "sequence"  # sequence | codes | popularity | item_knn
     block: str = "sasrec"  # sasrec | ligr | hstu
     width: int = 64  # D
     layers: int = 2  # blocks
@@ -52,6 +53,37 @@ class RowConfig:
     batch_users: int = 128  # users per step
     epochs: int = 200  # at most
     patience: int = 10  # epochs without a better validation NDCG@10 after which training ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeRowConfig(RowConfig):
+    """A model with a semantic-id head, and how it ranks; see `next_item_codes.py` and `next_item_ranking.py`."""
+
+    model: str = "codes"
+    first: str = "sasrec-softmax"  # row that is trained before, whose item vectors become codes
+    first_epochs: int = 200  # of that row, at most
+    levels: int = 3  # L, codes of an item
+    codes: int = 256  # C, codes per level; 0 = from the number of items
+    resolve: str = "assignment"  # how shared ids come apart, or none: they stay shared; see `collisions.py`
+    inputs: str = "codes"  # what the encoder reads of an item: codes | ids | codes+ids | codes+vectors (of `first`)
+    dense: str = "none"  # none | last | conditioned: a query among the items from the last state, from that behind the codes
+    code_weight: float = 1.0  # of the codes' cross-entropy, mean over levels, beside the dense loss
+    decoder_layers: int = 1  # cross-attention blocks for each code but the first
+    valid_beam: int = 20  # prefixes a level where epochs are compared
+    valid_shares: tuple[float, ...] = (1.0,)  # epochs are compared by the mean NDCG@10 of scores with these shares; 0 = no beam
+    beam: int = 200  # prefixes a level; 0 = no beam, all items by the dense query
+    survivors: int = 1000  # ids that the beam gives
+    union: int = 0  # items of the best dense scores that join them
+    cold: bool = False  # items without a training event join them, by their dense score
+    share: float = 1.0  # of the id's log-probability in the score, the rest is of the dense logit
+
+
+RANKING = {"beam", "survivors", "union", "cold", "share"}  # settings that training does not read
+
+
+def training_part(config: RowConfig) -> dict:
+    """The settings that a trained model depends on: rows that differ in others share it."""
+    return {name: value for name, value in to_dict(config).items() if name not in RANKING}
 
 
 _SASREC = RowConfig()
@@ -82,7 +114,34 @@ def rows(protocol: str) -> dict[str, RowConfig]:
         "sasrec-gbce": replace(sasrec, loss="gbce"),
         "esasrec": replace(sasrec, block="ligr", hidden=4.0, loss="sampled",
                            **({"width": 64, "dropout": 0.1} if films else {"layers": 1})),
-        "hstu": hstu, "hstu-softmax": replace(hstu, loss="softmax"), "hstu-large": large, **timed}
+        "hstu": hstu, "hstu-softmax": replace(hstu, loss="softmax"), "hstu-large": large, **timed,
+        **_code_rows(replace(hstu, loss="softmax"), films)}
+
+
+def _code_rows(hstu: RowConfig, films: bool) -> dict[str, CodeRowConfig]:
+    """Rows with semantic ids: beams wide enough for lists of 200; where films are few and histories long, for all.
+
+    TIGER's and LIGER's width is the authors', the depth half of theirs, COBRA's depth the authors', so that a processor
+    gets through. The three of OnePiece are one training of HSTU's size, ranked in three ways.
+    """
+    wide = {"beam": 1000, "survivors": 4000, "valid_beam": 200} if films else {}
+    slow = {"patience": 20}  # codes stand still at what is popular for a while before they tell users apart
+    size = {"width": 128, "layers": 2, "heads": 4, "hidden": 4.0, "batch_users": 128 if films else 256, "decoder_layers": 2}
+    tiger = CodeRowConfig(**size, **slow, **wide)
+    cosine = {"cosine": True, "loss": "softmax"}
+    # 100 candidates: the upper end of the authors' own sweep; epochs are compared by the dense query, as in their code
+    liger = replace(tiger, inputs="codes+vectors", dense="last", **cosine, temperature=0.07, valid_shares=(0.0,),
+                    survivors=100, cold=True, share=0.0)
+    # cosines times 16 and beams times .9 are shares .9 / 1.9 of the log-probability, the rest of the logit at 1 / 16
+    cobra = replace(tiger, width=64, heads=2, decoder_layers=1, inputs="codes+ids", dense="conditioned", **cosine,
+                    temperature=1 / 16, codes=32, resolve="none", survivors=wide.get("beam", 200), share=0.9 / 1.9,
+                    valid_shares=(0.9 / 1.9,))
+    encoder = {field.name: getattr(hstu, field.name) for field in fields(RowConfig)}
+    joint = CodeRowConfig(**{**encoder, "model": "codes", **slow, **wide}, first="hstu-softmax", levels=2, inputs="ids",
+                          dense="last", code_weight=2.0, valid_shares=(0.0, 1.0))
+    return {"tiger": tiger, "liger": liger, "cobra": cobra,
+            "onepiece-retrieval": replace(joint, beam=0, share=0.0), "onepiece-beam": joint,
+            "onepiece-cascade": replace(joint, union=100, share=0.3)}
 
 
 def chosen(protocol: str, names: str) -> dict[str, RowConfig]:

@@ -66,8 +66,10 @@ def judge(batches: Iterable[Scored], *, items: int, lists: bool = True) -> dict[
             found[name].append(ranks(score, target))
             if lists:
                 best = top(score, CUTS[-1])
+                best = np.where(np.take_along_axis(score, best, 1) > -np.inf, best, 0)  # short lists stay short
                 for cut in CUTS:
                     recommended[name][cut] += np.bincount(best[:, :cut].ravel(), minlength=items + 1)
+                    recommended[name][cut][0] = 0
     return {name: Judged(np.concatenate(found[name]), recommended[name]) for name in FILTERS}
 
 

@@ -20,10 +20,27 @@ from onepiece_comp.next_item_blocks import LiGRBlock, SASRecBlock
 BLOCKS, TIMES = ("sasrec", "ligr", "hstu"), ("none", "last", "next")
 
 
+class IdTable(nn.Module):
+    """A free vector for each item, which the encoder reads and its states are compared with."""
+
+    def __init__(self, items: int, width: int):
+        super().__init__()
+        self.item_table = nn.Embedding(items + 1, width, padding_idx=0)
+
+    def forward(self, item_BT: torch.Tensor) -> torch.Tensor:
+        """Vectors [B, T, D] of items in a history."""
+        return self.item_table(item_BT)
+
+    def keys(self) -> torch.Tensor:
+        """Vectors [I, D] of all items; item row i is at i - 1."""
+        return self.item_table.weight[1:]
+
+
 class NextItemModel(nn.Module):
     """States of every position, whose products with `keys()` are the logits of the next item."""
 
-    def __init__(self, config: RowConfig, *, items: int, max_length: int):
+    def __init__(self, config: RowConfig, *, items: int, max_length: int, source: nn.Module | None = None):
+        """`source` says what is read of an item and compared, as IdTable does, which stands where it is None."""
         super().__init__()
         for place, value, valid in (("block", config.block, BLOCKS), ("time", config.time, TIMES)):
             if value not in valid:
@@ -32,7 +49,7 @@ class NextItemModel(nn.Module):
             raise InputError("time", found=f"{config.time!r} with block {config.block}", expected="block hstu, whose "
                              "attention has a bias by time", do="set block=hstu or time=none")
         self.config, self.max_length = config, max_length
-        self.item_table = nn.Embedding(items + 1, config.width, padding_idx=0)
+        self.source = source or IdTable(items, config.width)
         self.position_table = nn.Embedding(max_length, config.width)
         self.blocks = nn.ModuleList(_block(config, max_length) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if config.block != "hstu" else nn.Identity()
@@ -41,21 +58,29 @@ class NextItemModel(nn.Module):
 
     def forward(self, window: Window) -> torch.Tensor:
         """Queries [B, T, D] of each position, unit vectors over the temperature where logits are cosines."""
+        return self.query(self.states(window)[-1])
+
+    def query(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Vectors [..., D] as queries."""
+        return F.normalize(hidden, dim=-1) / self.config.temperature if self.config.cosine else hidden
+
+    def states(self, window: Window) -> list[torch.Tensor]:
+        """States [B, T, D] after each block, the last one normed as the block asks."""
         item, length = torch.from_numpy(window.item_BT), torch.from_numpy(window.length_B)
         steps = torch.arange(item.shape[1])
         # counted from the last event back: the latest has one position, however long the history
         position = (length[:, None] - 1 - steps).clamp_min(0)
-        x = self.dropout(self.item_table(item) * math.sqrt(self.config.width) + self.position_table(position))
-        gap = self._gaps(window)
+        x = self.dropout(self.source(item) * math.sqrt(self.config.width) + self.position_table(position))
+        gap, states = self._gaps(window), []
         for block in self.blocks:
             x = block(x) if gap is None else block(x, gap)
-        x = self.norm(x)
-        return F.normalize(x, dim=-1) / self.config.temperature if self.config.cosine else x
+            states.append(x)
+        return [*states[:-1], self.norm(x)]
 
     def keys(self) -> torch.Tensor:
         """Keys [I, D] of the items; item row i is at i - 1."""
-        table = self.item_table.weight[1:]
-        return F.normalize(table, dim=-1) if self.config.cosine else table
+        key_ID = self.source.keys()
+        return F.normalize(key_ID, dim=-1) if self.config.cosine else key_ID
 
     def _gaps(self, window: Window) -> torch.Tensor | None:
         """Buckets [B, T, S] of the time from each attended event to the moment asked; None for blocks without bias."""
@@ -85,4 +110,6 @@ def _initialise(model: NextItemModel) -> None:
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
     with torch.no_grad():
-        model.item_table.weight[0] = 0
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0

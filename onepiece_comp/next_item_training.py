@@ -6,11 +6,12 @@ randomness comes from the row's seed. Legend: B users, T positions, N valid rows
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from onepiece_comp.benchmark_rows import RowConfig
 from onepiece_comp.console import say
@@ -24,6 +25,7 @@ from onepiece_comp.next_item_model import NextItemModel
 
 SCORED_AT_ONCE = 256  # users
 _POOL = 32  # batches whose users are sorted by length together
+Loss = Callable[[Window, torch.Tensor], torch.Tensor]  # of inputs and the items that followed, 0 = none
 
 
 class Epoch(NamedTuple):
@@ -39,44 +41,56 @@ class Epoch(NamedTuple):
 class Trained(NamedTuple):
     """The model of the best epoch, and what all of them reached."""
 
-    model: NextItemModel
+    model: nn.Module
     best_epoch: int
     epochs: list[Epoch]
 
 
 def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, seed: int) -> Trained:
     """Train until `patience` epochs bring nothing better on validation, or `epochs` are done."""
+    check_row(log, config)
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = NextItemModel(config, items=log.items, max_length=max_length)
+    loss = lambda seen, target_BT: next_item_loss(model(seen), model.keys(), config, target_BT, rng)
+    return fit(model, loss, lambda: validate(scorer(model, log, max_length), log), log, config, max_length, rng)
+
+
+def check_row(log: Interactions, config: RowConfig) -> None:
+    """InputError for a loss that there is not, and for times that the data does not have."""
     if config.loss not in LOSSES:
         raise InputError("loss", found=repr(config.loss), expected=f"one of {', '.join(LOSSES)}", do="choose one of these")
     if config.time != "none" and log.time_seconds is None:
         raise InputError("time", found=repr(config.time), expected="none: the data has no times", do="choose another row")
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = NextItemModel(config, items=log.items, max_length=max_length)
+
+
+def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interactions, config: RowConfig,
+        max_length: int, rng: np.random.Generator) -> Trained:
+    """The epochs of any model of next items; `valid` gives the figure by which the best one is told."""
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     best, best_weights, epochs = (0, -1.0), None, []
     for epoch in range(1, config.epochs + 1):
         started, worked = time.monotonic(), time.process_time()
-        loss = _one_epoch(model, optimiser, log, config, max_length, rng)
-        valid = validate(scorer(model, log, max_length), log)
-        epochs.append(Epoch(epoch, loss, valid, time.monotonic() - started, time.process_time() - worked))
-        say(f"epoch {epoch:3d}  loss {loss:8.4f}  valid NDCG@10 {valid:.4f}  {epochs[-1].seconds:7.1f} s  {epochs[-1].cpu_seconds:7.1f} CPU s")
-        if valid > best[1]:
-            best, best_weights = (epoch, valid), copy.deepcopy(model.state_dict())
+        mean_loss = _one_epoch(model, optimiser, loss, log, config, max_length, rng)
+        reached = valid()
+        epochs.append(Epoch(epoch, mean_loss, reached, time.monotonic() - started, time.process_time() - worked))
+        say(f"epoch {epoch:3d}  loss {mean_loss:8.4f}  valid NDCG@10 {reached:.4f}  {epochs[-1].seconds:7.1f} s  {epochs[-1].cpu_seconds:7.1f} CPU s")
+        if reached > best[1]:
+            best, best_weights = (epoch, reached), copy.deepcopy(model.state_dict())
         elif epoch - best[0] >= config.patience:
             break
     model.load_state_dict(best_weights)
     return Trained(model, best[0], epochs)
 
 
-def _one_epoch(model: NextItemModel, optimiser: torch.optim.Optimizer, log: Interactions, config: RowConfig,
+def _one_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Loss, log: Interactions, config: RowConfig,
                max_length: int, rng: np.random.Generator) -> float:
     """The mean loss over rows."""
     model.train()
     total, rows = 0.0, 0
     for users in epoch_batches(lengths(log, 2), config.batch_users, rng):
         seen, target_BT = training_window(log, users, max_length)
-        loss = _loss(model, config, seen, torch.from_numpy(target_BT), rng)
+        loss = loss_of(seen, torch.from_numpy(target_BT))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -102,10 +116,10 @@ def training_window(log: Interactions, users: np.ndarray, max_length: int) -> tu
     return cut._replace(item_BT=cut.item_BT * inside), whole.item_BT[:, 1:]
 
 
-def _loss(model: NextItemModel, config: RowConfig, seen: Window, target_BT: torch.Tensor,  # noqa: N803
-          rng: np.random.Generator) -> torch.Tensor:
-    query_BTD, key_ID, valid_BT = model(seen), model.keys(), target_BT > 0
-    row_BT = (target_BT - 1).clamp_min(0)
+def next_item_loss(query_BTD: torch.Tensor, key_ID: torch.Tensor, config: RowConfig, target_BT: torch.Tensor,  # noqa: N803
+                   rng: np.random.Generator) -> torch.Tensor:
+    """Mean over the rows that have a target (above 0) of the loss that `config` names."""
+    valid_BT, row_BT = target_BT > 0, (target_BT - 1).clamp_min(0)
     if config.loss == "softmax":
         return full_softmax(query_BTD[valid_BT], key_ID, row_BT[valid_BT])
     draws = (*target_BT.shape,) if config.loss == "bce" else (len(target_BT), config.negatives)

@@ -70,3 +70,13 @@ def test_coverage_counts_distinct_items_and_popularity_is_in_units_of_the_target
     judged = judge([Scored(score, np.array([10] * 4), np.zeros((4, 1), np.int64))], items=10)["all"]
     found = figures(judged, np.array([0, *[20] * 5, *[2] * 5]), np.array([10] * 4))
     assert found["coverage@5"] == 0.5 and found["popularity@5"] == 10 and found["popularity@10"] == pytest.approx(5.5)
+
+
+def test_what_a_model_does_not_score_is_in_no_list_and_as_a_target_takes_the_last_place():
+    score = np.full((4, 11), -np.inf, np.float32)
+    score[:, [3, 7]] = [2, 1]
+    target = np.array([3, 7, 10, 1])
+    judged = judge([Scored(score, target, np.zeros((4, 1), np.int64))], items=10)["all"]
+    assert judged.rank.tolist() == [1, 2, 10, 10]
+    found = figures(judged, np.array([0, *[1] * 10]), target)
+    assert found["coverage@200"] == found["coverage@5"] == 0.2 and found["popularity@200"] == 1

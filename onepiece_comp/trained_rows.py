@@ -1,0 +1,112 @@
+"""The trained models of a public benchmark, each once: rows that differ in how they rank share one, and so do first stages.
+
+Stands between the trainings and `benchmark.py`. OUT/weights/KEY.pt holds weights, epochs and cost, KEY being made of
+the data and of all settings that training reads.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from onepiece_comp.artefacts import atomic_file, fingerprint
+from onepiece_comp.benchmark_rows import CodeRowConfig, RowConfig, rows, training_part
+from onepiece_comp.checkpoint import load_tensors
+from onepiece_comp.console import say
+from onepiece_comp.errors import InputError
+from onepiece_comp.interactions import Interactions
+from onepiece_comp.next_item_codes import CodeModel, check_codes, codes_of
+from onepiece_comp.next_item_model import NextItemModel
+from onepiece_comp.next_item_ranking import code_scorer, valid_rankings
+from onepiece_comp.next_item_training import Epoch, Trained, check_row, fit, train_next_item, validate
+
+
+class Task(NamedTuple):
+    """What a benchmark asks to be learned, and where its models are kept."""
+
+    out: Path
+    about: dict  # protocol and data
+    log: Interactions
+    max_length: int
+
+
+class Learned(NamedTuple):
+    """A row's model and what it took when it was trained, be it in an earlier call."""
+
+    trained: Trained
+    seconds: float
+    cpu_seconds: float
+    first: "Learned | None" = None  # the row trained before, for a row with codes
+
+    def cost(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of both stages."""
+        earlier = self.first.cost() if self.first else (0.0, 0.0)
+        return self.seconds + earlier[0], self.cpu_seconds + earlier[1]
+
+
+def learned_row(task: Task, config: RowConfig, seed: int) -> Learned:
+    """The model of a row, trained here or before."""
+    if not isinstance(config, CodeRowConfig):
+        train = lambda: train_next_item(task.log, config, max_length=task.max_length, seed=seed)
+        return _once(task, config, seed, train, None)
+    check_row(task.log, config)  # errors before hours of training, not after
+    check_codes(config, task.log.items)
+    before = first_stage(task, config)
+    say(f"first {config.first}")
+    first = learned_row(task, before, seed)
+    say("then with its codes")
+    learned = _once(task, config, seed, lambda: train_codes(task, config, first.trained.model, seed), before)
+    return learned._replace(first=first)
+
+
+def first_stage(task: Task, config: CodeRowConfig) -> RowConfig:
+    """The row whose item vectors become codes, as the protocol has it; InputError if there is none of that name."""
+    known = {name: row for name, row in rows(task.about["protocol"]).items() if row.model == "sequence"}
+    if config.first not in known:
+        raise InputError("first", found=repr(config.first), expected=f"of {', '.join(known)}", do="choose among these")
+    return dataclasses.replace(known[config.first], epochs=min(known[config.first].epochs, config.first_epochs))
+
+
+def train_codes(task: Task, config: CodeRowConfig, first: NextItemModel, seed: int) -> Trained:
+    """Codes from the item vectors of `first`, then the epochs of a model with them."""
+    log, max_length = task.log, task.max_length
+    vector_IV = first.keys().detach().numpy()
+    code_IL = torch.from_numpy(codes_of(vector_IV, config, seed))
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = CodeModel(config, code_IL=code_IL, vector_IV=torch.from_numpy(vector_IV), max_length=max_length)
+    scores = [code_scorer(model, log, max_length, ranking) for ranking in valid_rankings(config)]
+    valid = lambda: float(np.mean([validate(score, log) for score in scores]))
+    return fit(model, lambda seen, target_BT: model.loss(seen, target_BT, rng), valid, log, config, max_length, rng)
+
+
+def _once(task: Task, config: RowConfig, seed: int, train: Callable[[], Trained], before: RowConfig | None) -> Learned:
+    """The model kept under these settings, or a new one, which is kept then."""
+    key = fingerprint(task.about, training_part(config), before and training_part(before), seed)
+    path = task.out / "weights" / f"{key}.pt"
+    if path.is_file():
+        say(f"trained before ({path})")
+        return _load(path, config, task)
+    started, worked = time.monotonic(), time.process_time()
+    trained = train()
+    learned = Learned(trained, time.monotonic() - started, time.process_time() - worked)
+    with atomic_file(path) as temporary:
+        torch.save({"weights": trained.model.state_dict(), "best_epoch": trained.best_epoch, "seconds": learned.seconds,
+                    "cpu_seconds": learned.cpu_seconds, "epochs": [epoch._asdict() for epoch in trained.epochs]}, temporary)
+    return learned
+
+
+def _load(path: Path, config: RowConfig, task: Task) -> Learned:
+    stored = load_tensors(path)
+    weights = stored["weights"]
+    if isinstance(config, CodeRowConfig):
+        model = CodeModel(config, code_IL=weights["code_IL"], vector_IV=weights["vector_IV"], max_length=task.max_length)
+    else:
+        model = NextItemModel(config, items=task.log.items, max_length=task.max_length)
+    model.load_state_dict(weights)
+    trained = Trained(model, stored["best_epoch"], [Epoch(**epoch) for epoch in stored["epochs"]])
+    return Learned(trained, stored["seconds"], stored["cpu_seconds"])
