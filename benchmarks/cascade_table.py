@@ -4,7 +4,7 @@
 
 Each WORK is a folder that `onepiece-comp run` or worlds.py has made; several are seeds of one data set. What they lack
 (a joint stage with the conditioned query, a ranker) is trained into WORK. The main rows are run for all of them, the
-grid of widths for the first. Differences are to exact retrieval by the retrieval stage alone, paired by user; over
+grid of widths for the first. Differences are to exact retrieval by the same weights, paired by user; over
 several seeds their mean, and an interval from the seeds' own. Cold targets are items that training never saw: their
 share of the targets, and the score on them, tell what is left to win there. Resumable: rankings are kept in WORK/cascade_table.
 """
@@ -30,7 +30,7 @@ from onepiece_comp.scoring import score
 from onepiece_comp.submission import infer
 
 PAPER = {"mode": "cascade", "union": 0, "semantic_weight": 0.0, "cold_ids": False}
-EXACT = "exact, retrieval stage"
+EXACT = "exact, joint stage"
 COLUMNS = ("row", "seeds", "HR@10", "NDCG@10", "score", f"to '{EXACT}'", "95 % interval", "warm targets", "cold targets",
            "target kept", "kept a user", "users/s")
 
@@ -45,8 +45,8 @@ class Row(NamedTuple):
 
 
 MAIN = (
-    Row(EXACT, "retrieval", {"mode": "retrieval"}),
-    Row("exact, joint stage", "joint", {"mode": "retrieval"}),
+    Row(EXACT, "joint", {"mode": "retrieval"}),
+    Row("exact, retrieval stage", "retrieval", {"mode": "retrieval"}),
     Row("beam alone", "joint", {"mode": "beam"}),
     Row("the paper's cascade: beam, then the embedding", "joint", PAPER),
     Row("the same, cold candidates with ids", "joint", {**PAPER, "cold_ids": True}),
@@ -107,18 +107,19 @@ def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
             return None
         settings = dataclasses.replace(settings, ranker=str(ranker(work, config)))
     key = fingerprint(to_dict(settings), find_checkpoint(run).name, (run / "run.json").read_text())
-    if (out / "row.json").is_file() and (kept := read_json(out / "row.json"))["key"] == key:
+    kept = read_json(out / "row.json") if (out / "row.json").is_file() else {}
+    if kept.get("key") == key and kept.get("base") == EXACT:
         return kept
-    if time.monotonic() > until:
-        return None
-    say(f"== {work}: {row.name}")
-    shutil.rmtree(out, ignore_errors=True)
-    parts = work / "split"
-    infer(run, out, settings, data=parts / "eval", truth=parts / "truth.jsonl")
-    exact = out.parent / folder(EXACT) / "result.json"
+    parts, exact = work / "split", out.parent / folder(EXACT) / "result.json"
+    if kept.get("key") != key:
+        if time.monotonic() > until:
+            return None
+        say(f"== {work}: {row.name}")
+        shutil.rmtree(out, ignore_errors=True)
+        infer(run, out, settings, data=parts / "eval", truth=parts / "truth.jsonl")
     judged = score(out / "result.json", parts / "truth.jsonl", config.score,
                    against={} if row.name == EXACT else {EXACT: exact})
-    write_json(out / "row.json", {"key": key, **figures_of(judged, read_json(out / "funnel.json"))})
+    write_json(out / "row.json", {"key": key, "base": EXACT, **figures_of(judged, read_json(out / "funnel.json"))})
     return read_json(out / "row.json")
 
 
