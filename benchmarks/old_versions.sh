@@ -8,7 +8,7 @@ folder=${1:-/tmp/onepiece_old}
 shift || true
 python=${PYTHON310:-python3.10}
 
-command -v "$python" >/dev/null || { echo "no $python: set PYTHON310 to a Python 3.10" >&2; exit 2; }
+"$python" -c '' 2>/dev/null || { echo "$python does not start: set PYTHON310 to a Python 3.10" >&2; exit 2; }
 if [[ ! -f $folder/whole ]]; then
   "$python" -m venv "$folder"
   nice -n 19 "$folder/bin/python" -m pip install --quiet --no-cache-dir \
@@ -16,4 +16,4 @@ if [[ ! -f $folder/whole ]]; then
     typer rich pyyaml matplotlib pytest hypothesis
   touch "$folder/whole"
 fi
-PYTHONPATH=$PWD OMP_NUM_THREADS=1 exec nice -n 19 "$folder/bin/python" -m pytest -q "$@"
+PYTHONPATH=$PWD OMP_NUM_THREADS=1 exec nice -n 19 "$folder/bin/python" -m pytest "$@"

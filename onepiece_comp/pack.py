@@ -13,7 +13,6 @@ from onepiece_comp.artefacts import MARKERS, read_json, write_json
 from onepiece_comp.config import Config, ScoreConfig, SplitConfig, SynthesizeConfig
 from onepiece_comp.console import quietly, say
 from onepiece_comp.rehearsal import Limits, rehearse
-from onepiece_comp.sandbox import NOT_PROMISED
 from onepiece_comp.synthetic import synthesize
 from onepiece_comp.upload import write_upload
 
@@ -33,12 +32,10 @@ def pack(out: Path, config: Config, *, preset: str, flat: bool = False, cache_gi
     return out
 
 
-def rehearse_packed(raw: Path, out: Path, config: Config, *, pack: Path | None, preset: str, minutes: float,
-                    cache_gib: float, hide: Sequence[str]) -> Path:
+def rehearse_packed(raw: Path, out: Path, config: Config, *, pack: Path | None, preset: str, limits: Limits) -> Path:
     """`rehearse` from a folder that was packed before, or from one that is packed now and thrown away."""
-    limits = Limits(minutes, cache_gib, (*NOT_PROMISED, *hide))
     with tempfile.TemporaryDirectory() as place:
-        pack = pack or write_upload(Path(place, "pack"), config, preset=preset, cache_gib=cache_gib)
+        pack = pack or write_upload(Path(place, "pack"), config, preset=preset, cache_gib=limits.cache_gib)
         return rehearse(raw, out, pack, limits=limits, splitting=config.split, judging=config.score)
 
 

@@ -45,15 +45,18 @@ def rehearse(
     minutes: Annotated[float, typer.Option(help="Time limit of each job; 0 = none.")] = 0.0,
     cache_gib: Annotated[float, typer.Option(help="Quota of USER_CACHE_PATH.")] = 20.0,
     hide: Annotated[Optional[list[str]], typer.Option(help="A further library that the jobs cannot import.")] = None,
+    keep_cache: Annotated[bool, typer.Option("--keep-cache", help="Begin with the cache of the last rehearsal in OUT.")] = False,
     preset: Preset = "tiny",
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
     """The platform's life of a submission: training job, release, evaluation job, score; no network, bare variables."""
     from onepiece_comp.pack import rehearse_packed as stage
+    from onepiece_comp.rehearsal import Limits
+    from onepiece_comp.sandbox import NOT_PROMISED
 
-    stage(raw, out, load_config(preset, config, sets or ()), pack=pack, preset=preset, minutes=minutes,
-          cache_gib=cache_gib, hide=hide or ())
+    limits = Limits(minutes, cache_gib, (*NOT_PROMISED, *(hide or ())), keep_cache)
+    stage(raw, out, load_config(preset, config, sets or ()), pack=pack, preset=preset, limits=limits)
 
 
 @app.command(epilog="Example: onepiece-comp plan --users 1000000 --items 4800000 --gpu-memory 19GiB --hours 8")

@@ -21,6 +21,8 @@ from onepiece_comp.split import split
 from onepiece_comp.upload import check_upload
 
 _RELEASABLE = re.compile(r"global_step[A-Za-z0-9_\-=.]*")
+_WRITTEN = ("split", "checkpoints", "events", "log", "cache", "released", "result", "training.log", "evaluation.log",
+            "score.json", MARKERS["rehearsal"])
 _DRIVER = """
 import json, os, shutil, sys, time
 sys.path.append(os.environ["EVAL_INFER_PATH"])
@@ -45,6 +47,7 @@ class Limits(NamedTuple):
     minutes: float = 0.0  # 0 = no limit
     cache_gib: float = 20.0
     hidden: Sequence[str] = NOT_PROMISED
+    keep_cache: bool = False  # what an earlier rehearsal left in USER_CACHE_PATH is there, as between jobs of one team
 
 
 def rehearse(raw: Path, out: Path, pack: Path, *, limits: Limits = Limits(), splitting: SplitConfig = SplitConfig(),
@@ -53,7 +56,7 @@ def rehearse(raw: Path, out: Path, pack: Path, *, limits: Limits = Limits(), spl
     pack, out = Path(pack).resolve(), Path(out).resolve()
     stored = read_marker(pack, "pack")
     check_upload(pack, stored)
-    _claim(out)
+    _claim(out, Path(raw).resolve(), pack, keep=("cache",) if limits.keep_cache else ())
     split(raw, out / "split", splitting)
     trained = training_job_of(pack / "training", out / "split" / "train", out, limits)
     released = release(out / "checkpoints", out / "released")
@@ -69,14 +72,20 @@ def rehearse(raw: Path, out: Path, pack: Path, *, limits: Limits = Limits(), spl
     return out / MARKERS["rehearsal"]
 
 
-def _claim(out: Path) -> None:
-    """A new or empty folder, or an earlier rehearsal's, which goes."""
+def _claim(out: Path, raw: Path, pack: Path, *, keep: Sequence[str] = ()) -> None:
+    """A new or empty folder, or an earlier rehearsal's, of which goes what a rehearsal writes and nothing else."""
+    for needed in (raw, pack):
+        if needed.is_relative_to(out):
+            raise InputError(out, found=f"{needed} in it", expected="a folder apart from the log and the pack",
+                             do="choose another folder with --out")
+    if not any((raw / name).exists() for name in ("seq.jsonl", "seq")):
+        raise InputError(raw, found="neither seq.jsonl nor seq/", expected="a log as training reads it", do="check the path")
     ours = out.is_dir() and ((out / MARKERS["rehearsal"]).is_file() or (out / "training.log").is_file())
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         raise InputError(out, found="a folder that is no rehearsal's", expected="a new or empty folder",
                          do="choose another folder with --out")
-    if ours:
-        shutil.rmtree(out)
+    for path in [out / name for name in _WRITTEN if ours and name not in keep]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -89,10 +98,7 @@ def training_job_of(scripts: Path, data: Path, out: Path, limits: Limits) -> End
     say(f"training job: {out / 'training.log'}")
     ended = run_job(["bash", str(scripts / "run.sh")], _texts({**places, "RUNTIME_SCRIPT_DIR": scripts}), folder=out,
                     log=out / "training.log", hidden=limits.hidden, minutes=limits.minutes)
-    used = _bytes(out / "cache")
-    if used > limits.cache_gib * 2**30:
-        raise InputError(out / "cache", found=f"{used / 2**30:.2f} GiB after the training job",
-                         expected=f"at most {limits.cache_gib:g} GiB", do="see `onepiece-comp plan` for what fits")
+    _within_quota(out / "cache", limits, "training")
     return ended
 
 
@@ -108,13 +114,22 @@ def release(checkpoints: Path, released: Path) -> Path:
 
 
 def evaluation_job_of(scripts: Path, checkpoint: Path, data: Path, out: Path, limits: Limits) -> Ended:
-    """The organisers' driver around `infer()`, which it imports from the evaluation folder."""
+    """The organisers' driver around `infer()` of the evaluation folder; InputError when the cache outgrows its quota."""
     places = {"MODEL_OUTPUT_PATH": checkpoint, "EVAL_DATA_PATH": data, "EVAL_RESULT_PATH": out / "result",
               "EVAL_INFER_PATH": scripts, "USER_CACHE_PATH": out / "cache"}
     (out / "result").mkdir(parents=True, exist_ok=True)
     say(f"evaluation job: {out / 'evaluation.log'}")
-    return run_job([sys.executable, "-c", _DRIVER], _texts(places), folder=out, log=out / "evaluation.log",
-                   hidden=limits.hidden, minutes=limits.minutes)
+    ended = run_job([sys.executable, "-c", _DRIVER], _texts(places), folder=out, log=out / "evaluation.log",
+                    hidden=limits.hidden, minutes=limits.minutes)
+    _within_quota(out / "cache", limits, "evaluation")
+    return ended
+
+
+def _within_quota(cache: Path, limits: Limits, job: str) -> None:
+    used = _bytes(cache)
+    if used > limits.cache_gib * 2**30:
+        raise InputError(cache, found=f"{used / 2**30:.2f} GiB after the {job} job", expected=f"at most {limits.cache_gib:g} GiB",
+                         do="see `onepiece-comp plan` for what fits")
 
 
 def check_result(path: Path, log: Path) -> None:

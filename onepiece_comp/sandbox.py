@@ -5,6 +5,7 @@ Python that refuses every connection; neither lets two processes talk over TCP. 
 search, so that `import` and `find_spec` behave as where they are not installed.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -85,6 +86,6 @@ def run_job(command: Sequence[str], variables: dict[str, str], *, folder: Path, 
 
 def _end(process: subprocess.Popen) -> None:
     """Nothing that the job started outlives it."""
-    if process.poll() is None:
+    with contextlib.suppress(ProcessLookupError):  # the whole group is gone
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()

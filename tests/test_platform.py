@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 
 import pytest
 
@@ -13,7 +14,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.pack import pack, shrunk
 from onepiece_comp.platform_jobs import frozen_config
 from onepiece_comp.presets import PRESETS
-from onepiece_comp.rehearsal import Limits, check_result, evaluation_job_of, rehearse, release
+from onepiece_comp.rehearsal import Limits, _claim, check_result, evaluation_job_of, rehearse, release, training_job_of
 from onepiece_comp.sandbox import NOT_PROMISED, run_job
 from onepiece_comp.upload import check_upload, warnings, write_upload
 
@@ -79,6 +80,31 @@ def test_a_job_that_fails_or_takes_too_long_is_named_with_its_last_line(tmp_path
         run_job(["sleep", "60"], {}, folder=tmp_path, log=tmp_path / "log", minutes=0.005)
 
 
+def test_a_rehearsal_never_removes_its_log_its_pack_or_what_it_did_not_write(tmp_path):
+    raw, out = tmp_path / "w" / "raw", tmp_path / "w"
+    raw.mkdir(parents=True)
+    for path in (raw / "seq.jsonl", out / "training.log", out / "mine"):
+        path.write_text("x")
+    for log, pack in ((raw, tmp_path / "pack"), (tmp_path, raw), (tmp_path / "nowhere", tmp_path / "pack")):
+        with pytest.raises(InputError):
+            _claim(out, log, pack)
+    assert (raw / "seq.jsonl").is_file() and (out / "training.log").is_file()
+    other = tmp_path / "log"
+    other.mkdir()
+    (other / "seq.jsonl").write_text("x")
+    (out / "cache").mkdir()
+    _claim(out, other, tmp_path / "pack", keep=("cache",))
+    left = {path.name for path in out.iterdir()}
+    assert left == {"mine", "raw", "cache"} and (raw / "seq.jsonl").is_file()
+
+
+def test_nothing_that_a_job_started_outlives_it(tmp_path):
+    code = f"(sleep 3; touch {tmp_path}/later) & echo done"
+    run_job(["bash", "-c", code], {}, folder=tmp_path, log=tmp_path / "log")
+    time.sleep(3.5)
+    assert (tmp_path / "log").read_text() == "done\n" and not (tmp_path / "later").exists()
+
+
 def _answering(tmp_path, text):
     (tmp_path / "scripts").mkdir(exist_ok=True)
     (tmp_path / "scripts" / "infer.py").write_text(f"import os\n{text}")
@@ -99,6 +125,16 @@ def test_the_driver_keeps_the_result_alone_and_warns_under_ten(tmp_path):
 def test_numbers_that_json_cannot_write_end_the_evaluation(tmp_path):
     with pytest.raises(InputError, match="not JSON serializable"):
         _answering(tmp_path, "import numpy\ndef infer():\n    return [list(numpy.arange(10))], ['a']")
+
+
+@pytest.mark.parametrize("job, places", [(training_job_of, 3), (evaluation_job_of, 4)], ids=["training", "evaluation"])
+def test_a_cache_beyond_its_quota_ends_the_rehearsal_after_either_job(tmp_path, job, places):
+    filling = "open(os.path.join(os.environ['USER_CACHE_PATH'], 'x'), 'wb').write(bytes(2000))"
+    (tmp_path / "run.sh").write_text(f'python3 -c "import os; {filling}"')
+    (tmp_path / "infer.py").write_text(f"import os\ndef infer():\n    {filling}\n    return [], []")
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(InputError, match="GiB after the"):
+        job(*[tmp_path] * places, Limits(minutes=1, cache_gib=1e-6))
 
 
 @pytest.mark.parametrize("name", ["global_step5.score=0.1 (best)", "step5", "global_step5,x"])
