@@ -154,7 +154,8 @@ def _ids(cell: Cell, out: Path) -> Path | None:
     return None if cell.objective == "InfoNCE" else out / "tokenizer"
 
 
-def _batches(data: Dataset, config: Config, codes: np.ndarray | None, *, negatives: int, users: int) -> TrainingBatches:
+def batches_of(data: Dataset, config: Config, codes: np.ndarray | None, *, negatives: int, users: int) -> TrainingBatches:
+    """Batches of all users up to their last event, without a share of other negatives or of lost events."""
     train = config.train
     return TrainingBatches(
         data, stop=np.asarray(data.user_start[1:]), batch_users=users, max_events=config.model.max_events,
@@ -168,7 +169,7 @@ def _planned(config: Config, cell: Cell, data: Path, out: Path) -> tuple[float, 
     opened, ids = load_dataset(data), _ids(cell, out)
     codes = None if ids is None else np.array(load_tokenizer(ids, opened.schema.item_space).codes)
     model = OnePiece(config.model, opened.schema, None if codes is None else torch.from_numpy(codes))
-    batches = _batches(opened, config, codes, negatives=config.train.sampled_negatives, users=config.train.batch_users)
+    batches = batches_of(opened, config, codes, negatives=config.train.sampled_negatives, users=config.train.batch_users)
     work = forward_work(model, shape_of(next(iter(batches.epoch(0)))), semantic=cell.objective != "InfoNCE")
     work = work if config.train.retrieval_weight else work._replace(retrieval=0, similarity=0)
     steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
@@ -197,7 +198,7 @@ def held_out_losses(model: OnePiece, data: Dataset, config: Config, *, negatives
     model.eval()
     codes = model.codes.numpy() if model.decoder is not None else None
     found, rows = [], []
-    for batch in _batches(data, config, codes, negatives=negatives, users=_JUDGED_BATCH).epoch(0):
+    for batch in batches_of(data, config, codes, negatives=negatives, users=_JUDGED_BATCH).epoch(0):
         item_ND = model.encode_items(batch.items)
         encoded = model.encode(batch.history, item_ND)
         levels = [] if codes is None else model.code_losses(model.forced(batch, encoded), encoded).tolist()
