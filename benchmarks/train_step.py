@@ -36,7 +36,7 @@ def parts(form: Form, batch: TrainBatch) -> dict[str, Callable[[], torch.Tensor]
     model = form.model
     retrieval = plain_retrieval_loss if form.plain else type(model).retrieval_loss
     semantic = plain_semantic_loss if form.plain else lambda model, batch, encoded: model.semantic_loss(
-        batch, encoded, model.forced(batch, encoded))
+        model.forced(batch, encoded), encoded)
     leaf = lambda tensor: tensor.detach().requires_grad_()
     with torch.no_grad(), form.precision():
         item, encoded = model.encode_items(batch.items), model.encode(batch.history, model.encode_items(batch.items))

@@ -227,17 +227,21 @@ class OnePiece(nn.Module):
 
     def semantic_loss(self, forced: Forced, encoded: Encoded) -> torch.Tensor:
         """Mean over rows of the summed cross-entropies of the target's codes."""
-        batch, total = forced.batch, encoded.hidden_BTD.new_zeros(())
+        return self.code_losses(forced, encoded).sum()
+
+    def code_losses(self, forced: Forced, encoded: Encoded) -> torch.Tensor:
+        """Mean over rows of the cross-entropy of each level's code [L], the codes before it given."""
+        batch, found = forced.batch, []
         for level, query_ND in enumerate(forced.query_ND):
             rows, biases = Rows(forced.code_NL[:, level], batch.weight_N), []
             if self.decoder.trend is not None:
                 trend = batch.code_trend[level]
                 biases = [self.code_pairs(level, trend) if level else RowBias(self.code_bias(0, trend), batch.trend_row_N)]
             if level == 0 and self.decoder.similarity is not None:
-                total = total + self._first_code_loss(batch, encoded, query_ND, rows, biases)
+                found.append(self._first_code_loss(batch, encoded, query_ND, rows, biases))
             else:
-                total = total + softmax_loss(query_ND, self.decoder.code_LCD[level], rows, *biases)
-        return total / batch.step_weight_K.sum().clamp_min(1e-6)
+                found.append(softmax_loss(query_ND, self.decoder.code_LCD[level], rows, *biases))
+        return torch.stack(found) / batch.step_weight_K.sum().clamp_min(1e-6)
 
     def _first_code_loss(self, batch: TrainBatch, encoded: Encoded, query_ND: torch.Tensor, rows: Rows,
                          biases: list[RowBias]) -> torch.Tensor:

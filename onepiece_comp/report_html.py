@@ -118,6 +118,21 @@ def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:
     return Path(path)
 
 
+def as_markdown(sections: Sequence[Section]) -> str:
+    """Texts and tables as Markdown; plots are left out."""
+    lines = []
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for part in section.parts:
+            if isinstance(part, Text):
+                lines += [part.text, ""]
+            elif isinstance(part, Table):
+                lines += [part.title + ":", ""] if part.title else []
+                rows = (part.columns, ["---"] * len(part.columns), *part.rows)
+                lines += [*("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows), ""]
+    return "\n".join(lines)
+
+
 def render(title: str, sections: Sequence[Section]) -> str:
     """The page as text."""
     drawable = can_plot()

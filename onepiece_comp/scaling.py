@@ -2,9 +2,9 @@
 
 GRID.yaml is a ladder (`ablation.py`) with a further part `scaling`: `objectives`, `seeds`, `data` (row to the share of
 the users that it trains on, 1 where none is named), `vectors` (what the ids are made from), `held_out` (share of the
-users that no row sees) and `negatives` (keys of the held-out loss, the same for every row). The step size of AdamW is
-the row's times sqrt(64 / width); Muon's scales itself. Held-out users train nothing, but are among the popularity
-counts. Under OUT: data/ tokenizer/ runs/ rows/ scaling.json scaling.html.
+users that no row sees), `negatives` (keys of the held-out loss, the same for every row) and `beside` (rows shown but
+fitted to no law). The step size of AdamW is the row's times sqrt(64 / width); Muon's scales itself. Held-out users
+train nothing, but are among the popularity counts. Under OUT: data/ tokenizer/ runs/ rows/ scaling.json .md .html.
 """
 
 import time
@@ -28,7 +28,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.flow import train_or_resume
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.preprocess import Dataset, load_dataset
-from onepiece_comp.report_html import write_report
+from onepiece_comp.report_html import as_markdown, write_report
 from onepiece_comp.scaling_sections import COLUMNS, Point, scaling_sections
 from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.tokenizer import build_tokenizer
@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     vectors: str
     held_out: float
     negatives: int
+    beside: tuple[str, ...]  # rows that differ in more than their size
 
 
 class Cell(NamedTuple):
@@ -79,18 +80,18 @@ def scaling(grid: Path, dataset: Path, out: Path, *, hours: float = 3.0) -> Path
     points: dict[Cell, Point] = {}
     for cell in cells:
         _one(cell, plan, out, until, points)
-    return _report(Path(grid), out, cells, points)
+    return _report(Path(grid), out, cells, points, plan)
 
 
 def read_plan(grid: Path) -> Plan:
     """The part `scaling` of a grid file; InputError for a key or an objective that is none."""
     value = {"objectives": list(OBJECTIVES), "seeds": 1, "data": {}, "vectors": "emb_81", "held_out": 0.1, "negatives": 2048,
-             **(read_yaml(Path(grid))[0].get("scaling") or {})}
+             "beside": [], **(read_yaml(Path(grid))[0].get("scaling") or {})}
     strange = sorted(set(value) - set(Plan._fields)) or [one for one in value["objectives"] if one not in OBJECTIVES]
     if strange:
         raise InputError(f"{grid}: scaling", found=repr(strange[0]), do="correct it",
                          expected=f"the keys {', '.join(Plan._fields)}, objectives of {', '.join(OBJECTIVES)}")
-    return Plan(**{**value, "objectives": tuple(value["objectives"])})
+    return Plan(**{**value, "objectives": tuple(value["objectives"]), "beside": tuple(value["beside"])})
 
 
 def _shares(dataset: Path, plan: Plan) -> dict[str, np.ndarray]:
@@ -133,7 +134,7 @@ def _one(cell: Cell, plan: Plan, out: Path, until: float, points: dict[Cell, Poi
     """Read what a cell reached, or train it if there is time."""
     config, data = settings_of(cell), out / "data" / f"share-{cell.share:g}"
     file = out / "rows" / f"{cell.name}.json"
-    key = fingerprint(to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]), plan.negatives,
+    key = fingerprint(Point._fields, to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]), plan.negatives,
                       read_marker(out / "tokenizer", "tokenizer")["checksum"])
     done = read_json(file) if file.is_file() else {}
     if done.get("key") != key:
@@ -153,7 +154,8 @@ def _ids(cell: Cell, out: Path) -> Path | None:
     return None if cell.objective == "InfoNCE" else out / "tokenizer"
 
 
-def _batches(data: Dataset, config: Config, codes: np.ndarray | None, *, negatives: int, users: int) -> TrainingBatches:
+def batches_of(data: Dataset, config: Config, codes: np.ndarray | None, *, negatives: int, users: int) -> TrainingBatches:
+    """Batches of all users up to their last event, without a share of other negatives or of lost events."""
     train = config.train
     return TrainingBatches(
         data, stop=np.asarray(data.user_start[1:]), batch_users=users, max_events=config.model.max_events,
@@ -167,11 +169,11 @@ def _planned(config: Config, cell: Cell, data: Path, out: Path) -> tuple[float, 
     opened, ids = load_dataset(data), _ids(cell, out)
     codes = None if ids is None else np.array(load_tokenizer(ids, opened.schema.item_space).codes)
     model = OnePiece(config.model, opened.schema, None if codes is None else torch.from_numpy(codes))
-    batches = _batches(opened, config, codes, negatives=config.train.sampled_negatives, users=config.train.batch_users)
+    batches = batches_of(opened, config, codes, negatives=config.train.sampled_negatives, users=config.train.batch_users)
     work = forward_work(model, shape_of(next(iter(batches.epoch(0)))), semantic=cell.objective != "InfoNCE")
     work = work if config.train.retrieval_weight else work._replace(retrieval=0, similarity=0)
     steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
-    return work.training_flops * steps, round(int(batches.events.sum()) * config.train.epochs)
+    return work.training_flops * steps, round(int(np.minimum(batches.events, config.model.max_events).sum()) * config.train.epochs)
 
 
 def _run(config: Config, cell: Cell, plan: Plan, data: Path, out: Path) -> Point:
@@ -180,36 +182,42 @@ def _run(config: Config, cell: Cell, plan: Plan, data: Path, out: Path) -> Point
     train_or_resume(data, run, config, **({} if ids is None else {"tokenizer": ids}))
     seconds, model = time.monotonic() - started, load_checkpoint(run, torch.device("cpu")).model
     held, count = load_dataset(out / "data" / "held-out"), size(model)
-    retrieval, semantic = held_out_losses(model, held, config, negatives=plan.negatives)
+    retrieval, codes = held_out_losses(model, held, config, negatives=plan.negatives)
     judged = None
     if cell.objective != "ids":  # a model without InfoNCE has vectors that nothing has trained
         asked = hold_out(held, users=_JUDGED_USERS, seed=0, one_in=1)
         judged = validate(model, held, asked, torch.device("cpu")) if len(asked.user) else None
     figures = [None] * 3 if judged is None else [float(judged.hit.mean()), float(judged.gain.mean()), judged.score]
     return Point(count.dense, count.tables, 0, 0.0, retrieval if cell.objective != "ids" else None,
-                 semantic if ids else None, *figures, seconds)
+                 sum(codes) if ids else None, *figures, seconds, codes)
 
 
 @torch.no_grad()
-def held_out_losses(model: OnePiece, data: Dataset, config: Config, *, negatives: int) -> tuple[float, float]:
-    """(InfoNCE, semantic ids) per event of the users of `data`, with the same keys and no dropout for every model."""
+def held_out_losses(model: OnePiece, data: Dataset, config: Config, *, negatives: int) -> tuple[float, list[float]]:
+    """(InfoNCE, cross-entropy of each code) per event of `data`'s users: the same keys for every model, no dropout."""
     model.eval()
     codes = model.codes.numpy() if model.decoder is not None else None
     found, rows = [], []
-    for batch in _batches(data, config, codes, negatives=negatives, users=_JUDGED_BATCH).epoch(0):
-        losses = model.losses(batch, semantic_weight=1.0)
-        found.append([float(losses.retrieval), float(losses.semantic)])
+    for batch in batches_of(data, config, codes, negatives=negatives, users=_JUDGED_BATCH).epoch(0):
+        item_ND = model.encode_items(batch.items)
+        encoded = model.encode(batch.history, item_ND)
+        levels = [] if codes is None else model.code_losses(model.forced(batch, encoded), encoded).tolist()
+        found.append([float(model.retrieval_loss(batch, encoded, item_ND)), *levels])
         rows.append(float(batch.step_weight_K.sum()))
-    return tuple(np.average(np.array(found), axis=0, weights=rows).tolist())
+    retrieval, *levels = np.average(np.array(found), axis=0, weights=rows).tolist()
+    return retrieval, levels
 
 
-def _report(grid: Path, out: Path, cells: Sequence[Cell], points: Mapping[Cell, Point]) -> Path:
+def _report(grid: Path, out: Path, cells: Sequence[Cell], points: Mapping[Cell, Point], plan: Plan) -> Path:
     lines = [(cell.row.name, cell.objective, str(cell.seed), f"{cell.share:g}",
               *(points[cell].cells() if cell in points else ["not run"] + [""] * 8)) for cell in cells]
     table(f"scaling: {grid.name}", COLUMNS, lines)
     write_json(out / "scaling.json", {"grid": str(grid), "rows": [
-        {"row": cell.row.name, "objective": cell.objective, "seed": cell.seed, "share": cell.share, **point._asdict()}
+        {"row": cell.row.name, "objective": cell.objective, "seed": cell.seed, "share": cell.share,
+         "beside": cell.row.name in plan.beside, **point._asdict()}
         for cell, point in points.items()]})
-    page = write_report(out / "scaling.html", f"Scaling: {grid.stem}", scaling_sections(out / "scaling.json", lines))
-    say(f"wrote {page} and scaling.json")
+    sections = scaling_sections(out / "scaling.json", lines)
+    page = write_report(out / "scaling.html", f"Scaling: {grid.stem}", sections)
+    (out / "scaling.md").write_text(as_markdown(sections), "utf-8")
+    say(f"wrote {page}, scaling.md and scaling.json")
     return page

@@ -38,6 +38,7 @@ class Judged(NamedTuple):
     law: Law
     aic: float
     left_out: float  # root mean square
+    r2: float  # on all points, as papers report it: rises with every parameter
 
 
 def fit(name: str, size: np.ndarray, loss: np.ndarray) -> Law:
@@ -85,7 +86,12 @@ def _lines(column: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def judge(size: np.ndarray, loss: np.ndarray) -> list[Judged]:
     """Every law on the points; needs four sizes, of which each is left out once."""
     size, loss = np.asarray(size, np.float64), np.asarray(loss, np.float64)
-    return [Judged(law := fit(name, size, loss), _aic(law, size, loss), _left_out(name, size, loss)) for name in LAWS]
+    return [Judged(law := fit(name, size, loss), _aic(law, size, loss), _left_out(name, size, loss), _r2(law, size, loss))
+            for name in LAWS]
+
+
+def _r2(law: Law, size: np.ndarray, loss: np.ndarray) -> float:
+    return 1 - float(((loss - law.at(size)) ** 2).sum() / max(((loss - loss.mean()) ** 2).sum(), 1e-18))
 
 
 def _aic(law: Law, size: np.ndarray, loss: np.ndarray) -> float:

@@ -15,7 +15,6 @@ from onepiece_comp.scaling_fit import fit, forecast, frontier, interval, judge
 
 COLUMNS = ("row", "objective", "seed", "data", "dense", "tables", "events", "FLOP", "InfoNCE", "ids", "HR@10", "score",
            "minutes")
-_LOSSES = {"retrieval": "InfoNCE", "semantic": "semantic ids"}
 _SIZES = {"dense": "dense parameters N", "events": "events D", "flops": "FLOP C"}
 _FEWEST = 4  # sizes from which a law is fitted
 
@@ -33,12 +32,13 @@ class Point(NamedTuple):
     ndcg: float | None
     score: float | None
     seconds: float
+    codes: Sequence[float] = ()  # held-out cross-entropy of each code, those before it given; sums to `semantic`
 
     def cells(self) -> list[str]:
         """As the last columns of the table."""
         real = lambda value: "" if value is None else f"{value:.4f}"
         return [f"{self.dense:,}", f"{self.tables:,}", f"{self.events:,}", f"{self.flops:.3g}", real(self.retrieval),
-                real(self.semantic), real(self.hr), real(self.score), f"{self.seconds / 60:.1f}"]
+                _ids(self.codes), real(self.hr), real(self.score), f"{self.seconds / 60:.1f}"]
 
 
 def scaling_sections(file: Path, lines: Sequence[Sequence[str]] = ()) -> list[Section]:
@@ -49,19 +49,50 @@ def scaling_sections(file: Path, lines: Sequence[Sequence[str]] = ()) -> list[Se
     sections = [Section("Grid", [Text("Loss is per event of users that no row trains on, with the same keys for every "
                                       "row; embedding tables are counted apart from dense parameters."),
                                  Table(Path(file).parent.name, COLUMNS, lines)])]
+    sections += [Section("Alone and together", _together(rows))] if rows else []
     for objective in dict.fromkeys(row["objective"] for row in rows):
-        for loss, name in _LOSSES.items():
-            held = [row for row in rows if row["objective"] == objective and row[loss] is not None]
-            if held:
-                sections.append(Section(f"{name}, trained for {objective}", _laws(held, loss)))
+        mine = [row for row in rows if row["objective"] == objective and not row["beside"]]
+        for name in dict.fromkeys(name for row in mine for name in _losses(row)):
+            sections.append(Section(f"{name}, trained for {objective}", _laws([row for row in mine if name in _losses(row)], name)))
     return sections
 
 
+def _losses(row: dict) -> dict[str, float]:
+    """The held-out losses of a row by name."""
+    codes = [(f"code {level}", value) for level, value in enumerate(row["codes"], 1)] if row["semantic"] is not None else []
+    found = [("InfoNCE", row["retrieval"]), ("semantic ids", row["semantic"]), *codes]
+    return {name: value for name, value in found if value is not None}
+
+
+def _ids(codes: Sequence[float]) -> str:
+    return f"{sum(codes):.4f} ({' + '.join(f'{code:.2f}' for code in codes)})" if codes else ""
+
+
+def _together(rows: Sequence[dict]) -> list:
+    """Each objective's held-out loss alone and beside the other, of the rows that have both; the same seeds."""
+    at = {(row["row"], row["objective"], row["seed"]): _losses(row) for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        cells = [name]
+        for alone, loss in (("InfoNCE", "InfoNCE"), ("ids", "semantic ids")):
+            pairs = [(at[name, alone, seed][loss], found[loss]) for (row, objective, seed), found in at.items()
+                     if row == name and objective == "both" and (name, alone, seed) in at]
+            change = np.array([both - single for single, both in pairs])
+            cells += ["", "", "", "0"] if not pairs else [
+                *(f"{value:.4f}" for value in np.mean(pairs, axis=0)),
+                f"{change.mean():+.4f}" + (f" ± {change.std(ddof=1):.4f}" if len(pairs) > 1 else ""), str(len(pairs))]
+        lines.append(cells)
+    return [Text("Held-out losses of a model trained for one objective and of the same model trained for both; the spread is "
+                 "that of the differences over seeds. Both have the optimiser steps and users of the row."),
+            Table("", ("row", "InfoNCE alone", "with ids", "change", "seeds", "ids alone", "with InfoNCE", "change", "seeds"),
+                  lines)]
+
+
 def _laws(rows: Sequence[dict], loss: str) -> list:
-    values, parts, table = np.array([row[loss] for row in rows]), [], []
+    values, parts, table = np.array([_losses(row)[loss] for row in rows]), [], []
     for key, name in _SIZES.items():
-        # sizes of models on all of the data, sizes of data under the model that saw most shares, cost of all
-        chosen = _varied(rows, key)
+        # sizes of models on all of the data, sizes of data under the model that saw most shares, cost of the frontier
+        chosen = frontier(np.array([row["flops"] for row in rows]), values) if key == "flops" else _varied(rows, key)
         size, found = np.array([rows[place][key] for place in chosen], float), values[chosen]
         if len(np.unique(size)) < _FEWEST:
             parts.append(Text(f"{name}: {len(np.unique(size))} sizes, and a law needs {_FEWEST}."))
@@ -70,19 +101,17 @@ def _laws(rows: Sequence[dict], loss: str) -> list:
         best = min(judged, key=lambda one: one.aic).law.name
         for one in judged:
             table.append((name, one.law.name, ", ".join(f"{value:.4g}" for value in one.law.values), _interval(one, size, found),
-                          f"{one.aic:.1f}", f"{one.left_out:.4f}", "yes" if one.law.name == best else ""))
+                          f"{one.r2:.3f}", f"{one.aic:.1f}", f"{one.left_out:.4f}", "yes" if one.law.name == best else ""))
         parts.append(_plot(name, size, found))
         said = ", ".join(f"{law} {value:.4f} (off by {off:+.4f})" for law, (value, off) in forecast(size, found).items())
         parts.append(Text(f"{name}: forecast of the largest, which the fit did not see: {said}."))
     parts.append(_frontier(rows, values))
-    laws = [Table("Laws", ("of", "law", "E, A, a | c, b | c", "95 % of the last", "AIC", "error left out", "best AIC"), table)]
+    laws = [Table("Laws", ("of", "law", "E, A, a | c, b | c", "95 % of the last", "R2", "AIC", "error left out", "best AIC"), table)]
     return (laws if table else []) + parts
 
 
 def _varied(rows: Sequence[dict], key: str) -> np.ndarray:
     """Places of the rows that differ in `key` and not in what else decides the loss."""
-    if key == "flops":
-        return np.arange(len(rows))
     if key == "dense":
         return np.array([place for place, row in enumerate(rows) if row["share"] == 1.0], int)
     models = [row["dense"] for row in rows]

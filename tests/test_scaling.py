@@ -16,7 +16,7 @@ config:
 rows:
   narrow: {model: {width: 8}}
   half: {}
-scaling: {objectives: [InfoNCE, ids], data: {half: 0.5}, negatives: 20}
+scaling: {objectives: [InfoNCE, ids, both], data: {half: 0.5}, negatives: 20, beside: [half]}
 """
 
 
@@ -35,17 +35,19 @@ def test_a_grid_goes_on_where_it_stopped_and_judges_each_objective_by_its_own_lo
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID)
     page = scaling(grid, place, tmp_path / "out", hours=0.0)
-    assert page.read_text().count("not run") == 4 and "==" not in capsys.readouterr().out
+    assert page.read_text().count("not run") == 6 and "==" not in capsys.readouterr().out
     scaling(grid, place, tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "scaling.json").read_text())["rows"]
     assert [(row["retrieval"] is None, row["semantic"] is None, row["score"] is None) for row in rows] == [
-        (False, True, False), (True, False, True)] * 2
-    assert rows[0]["dense"] < rows[2]["dense"] and rows[0]["events"] > 1.5 * rows[2]["events"]
+        (False, True, False), (True, False, True), (False, False, False)] * 2
+    assert rows[0]["dense"] < rows[3]["dense"] and rows[0]["events"] > 1.5 * rows[3]["events"]
+    assert all(len(row["codes"]) == 2 and sum(row["codes"]) == pytest.approx(row["semantic"]) for row in rows if row["semantic"])
+    assert [row["beside"] for row in rows] == [False] * 3 + [True] * 3
     capsys.readouterr()
     grid.write_text(GRID.replace("width: 8}", "width: 8, layers: 2}"))
     scaling(grid, place, tmp_path / "out")
     printed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
-    assert printed == ["== narrow, InfoNCE, seed 0", "== narrow, ids, seed 0"]
+    assert printed == ["== narrow, InfoNCE, seed 0", "== narrow, ids, seed 0", "== narrow, both, seed 0"]
 
 
 @pytest.mark.parametrize("part", ["{objectives: [nce]}", "{seed: 1}"])
