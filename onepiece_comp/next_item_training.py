@@ -65,9 +65,9 @@ def check_row(log: Interactions, config: RowConfig) -> None:
 
 
 def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interactions, config: RowConfig,
-        max_length: int, rng: np.random.Generator) -> Trained:
+        max_length: int, rng: np.random.Generator, *, optimiser: torch.optim.Optimizer | None = None) -> Trained:
     """The epochs of any model of next items; `valid` gives the figure by which the best one is told."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    optimiser = optimiser or torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     best, best_weights, epochs = (0, -1.0), None, []
     for epoch in range(1, config.epochs + 1):
         started, worked = time.monotonic(), time.process_time()
@@ -85,18 +85,27 @@ def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interacti
 
 def _one_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Loss, log: Interactions, config: RowConfig,
                max_length: int, rng: np.random.Generator) -> float:
-    """The mean loss over rows."""
+    """The mean loss over rows.
+
+    Batches are of like lengths, so their numbers of rows differ twentyfold. A step weighs as its rows do: with the mean
+    of each batch alone a row of short histories would count as much as many of long ones.
+    """
     model.train()
-    total, rows = 0.0, 0
+    total, rows, usual = 0.0, 0, usual_rows(log, config, max_length)
     for users in epoch_batches(lengths(log, 2), config.batch_users, rng):
         seen, target_BT = training_window(log, users, max_length)
-        loss = loss_of(seen, torch.from_numpy(target_BT))
-        loss.backward()
+        loss, count = loss_of(seen, torch.from_numpy(target_BT)), int(seen.length_B.sum())
+        (loss * (count / usual)).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        count = int(seen.length_B.sum())
         total, rows = total + float(loss.detach()) * count, rows + count
     return total / max(1, rows)
+
+
+def usual_rows(log: Interactions, config: RowConfig, max_length: int) -> float:
+    """Mean number of rows of a batch."""
+    length_U = lengths(log, 2)
+    return config.batch_users * float(np.minimum(length_U[length_U >= 2] - 1, max_length).mean())
 
 
 def epoch_batches(length_U: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:  # noqa: N803

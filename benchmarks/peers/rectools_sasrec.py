@@ -9,7 +9,6 @@ number of epochs that is given, without validation: choose it on ours, or compar
 import argparse
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
@@ -32,6 +31,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--loss", default="softmax")
     parser.add_argument("--users", type=int, default=0, help="the first so many alone; 0 = all")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = all")
     parser.add_argument("--python", help="of an environment that has rectools[torch]")
     asked = parser.parse_args()
     protocol = PROTOCOLS[asked.name]
@@ -40,13 +40,15 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     python, split, lists = asked.python or _environment(asked.work / "env"), asked.work / "split.npz", asked.work / "lists.npz"
     write_split(log, split)
-    started = time.monotonic()
     subprocess.run([python, WORKER, split, lists, "--epochs", str(asked.epochs), "--loss", asked.loss,
-                    "--length", str(protocol.max_length)], check=True)
+                    "--length", str(protocol.max_length), "--threads", str(asked.threads)], check=True)
+    held = np.load(lists)
+    cost = {name: float(held[name]) for name in ("train_seconds", "train_cpu_seconds", "users_per_second", "peak_memory_mib")}
     found = {"protocol": asked.name, "peer": "RecTools SASRec", "loss": asked.loss, "epochs": asked.epochs,
-             "users": log.users, "data_sha256": sha256(files_of(asked.data, form=protocol.form)),
-             "seconds": time.monotonic() - started, "figures": judge_lists(log, lists)}
+             "users": log.users, "threads": asked.threads, "data_sha256": sha256(files_of(asked.data, form=protocol.form)),
+             **cost, "figures": judge_lists(log, lists)}
     write_json(asked.work / "rectools.json", found)
+    print("  ".join(f"{name} {value:,.1f}" for name, value in cost.items()))
     for kind in FILTERS:
         print(f"{kind:7s}" + "  ".join(f"{name} {found['figures'][kind][name]:.4f}" for name in ("hr@10", "ndcg@10", "hr@200")))
 
