@@ -7,6 +7,7 @@ the seen filter, and what it cost. Training sees the rows marked `train`; histor
 import argparse
 import resource
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,6 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("lists")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--loss", default="softmax")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--batch", type=int, default=256)
@@ -37,7 +37,7 @@ def main() -> None:
         # one day a place: the order is ours, whatever the times were
         Columns.Datetime: pd.Timestamp("2000-01-01") + pd.to_timedelta(held["place"], unit="D")})
     model = SASRecModel(n_blocks=2, n_heads=1, n_factors=asked.width, dropout_rate=0.2, session_max_len=asked.length,
-                        loss=asked.loss, lr=0.001, batch_size=asked.batch, epochs=asked.epochs, verbose=1,
+                        loss="softmax", lr=0.001, batch_size=asked.batch, epochs=asked.epochs, verbose=1,
                         recommend_torch_device="cpu")
     started, worked = time.monotonic(), time.process_time()
     model.fit(Dataset.construct(frame[held["train"]]))
@@ -46,8 +46,8 @@ def main() -> None:
     lists = {name: _lists(model.recommend(users=users, dataset=everything, k=LIST, filter_viewed=name == "unseen",
                                           on_unsupported_targets="ignore"), users) for name in ("unseen", "all")}
     ended = time.monotonic()
-    np.savez(asked.lists, user=users, **lists, train_seconds=trained - started, train_cpu_seconds=trained_cpu - worked,
-             users_per_second=2 * len(users) / (ended - trained),
+    np.savez(asked.lists, peer=f"RecTools {version('rectools')} SASRec, softmax", user=users, **lists, train_seconds=trained - started,
+             train_cpu_seconds=trained_cpu - worked, users_per_second=2 * len(users) / (ended - trained),
              peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -1,9 +1,10 @@
-"""RecTools' SASRec beside ours: the same split, the same judge, its own code and environment.
+"""Other people's SASRec beside ours: the same split, the same judge, each with its own code and environment.
 
-python benchmarks/peers/rectools_sasrec.py beauty DATA work/peers --epochs 20
+python benchmarks/peers/beside.py rectools beauty DATA work/peers --epochs 20
+python benchmarks/peers/beside.py recbole beauty DATA work/peers --epochs 20
 
-Makes work/peers/env with `pip install "rectools[torch]"` unless --python names an environment that has it. It trains a
-number of epochs that is given, without validation: choose it on ours, or compare at several.
+Makes work/peers/PEER-env with pip unless --python names an environment that has what PEER needs. A peer trains a number of
+epochs that is given, without validation: choose it on ours, or compare at several. Writes work/peers/PEER.json.
 """
 
 import argparse
@@ -20,44 +21,51 @@ from onepiece_comp.full_ranking import CUTS, FILTERS, Scored, batches_of, figure
 from onepiece_comp.interactions import (
     Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
 
-WORKER = Path(__file__).with_name("rectools_worker.py")
+# RecBole 1.2.1 is of 2023: its dependencies are named here, as its own list holds what no longer installs
+NEEDS = {"rectools": ["rectools[torch]"],
+         "recbole": ["--no-deps", "recbole==1.2.1", "numpy==1.24.4", "scipy==1.11.4", "pandas==2.0.3", "torch==2.5.1", "colorlog==4.7.2",
+                     "colorama==0.4.4", "setuptools==80.9.0", "tabulate", "texttable", "psutil", "thop", "tqdm", "pyyaml", "plotly",
+                     "tensorboard", "scikit-learn", "joblib", "threadpoolctl", "python-dateutil", "pytz", "tzdata", "six",
+                     "filelock", "typing-extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "packaging",
+                     "narwhals", "protobuf", "werkzeug", "markdown", "grpcio", "absl-py", "tensorboard-data-server"]}
+COST = ("train_seconds", "train_cpu_seconds", "users_per_second", "peak_memory_mib")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=NEEDS)
     parser.add_argument("name")
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--loss", default="softmax")
     parser.add_argument("--users", type=int, default=0, help="the first so many alone; 0 = all")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = all")
-    parser.add_argument("--python", help="of an environment that has rectools[torch]")
+    parser.add_argument("--python", help="of an environment that has what the peer needs")
     asked = parser.parse_args()
     protocol = PROTOCOLS[asked.name]
     log = read_interactions(asked.data, form=protocol.form, ties=protocol.ties)
     log = first_users(log, asked.users) if asked.users else log
     asked.work.mkdir(parents=True, exist_ok=True)
-    python, split, lists = asked.python or _environment(asked.work / "env"), asked.work / "split.npz", asked.work / "lists.npz"
+    split, lists = asked.work / "split.npz", asked.work / f"{asked.peer}.npz"
     write_split(log, split)
-    subprocess.run([python, WORKER, split, lists, "--epochs", str(asked.epochs), "--loss", asked.loss,
+    subprocess.run([asked.python or _environment(asked.work / f"{asked.peer}-env", asked.peer),
+                    Path(__file__).with_name(f"{asked.peer}_worker.py"), split, lists, "--epochs", str(asked.epochs),
                     "--length", str(protocol.max_length), "--threads", str(asked.threads)], check=True)
     held = np.load(lists)
-    cost = {name: float(held[name]) for name in ("train_seconds", "train_cpu_seconds", "users_per_second", "peak_memory_mib")}
-    found = {"protocol": asked.name, "peer": "RecTools SASRec", "loss": asked.loss, "epochs": asked.epochs,
-             "users": log.users, "threads": asked.threads, "data_sha256": sha256(files_of(asked.data, form=protocol.form)),
-             **cost, "figures": judge_lists(log, lists)}
-    write_json(asked.work / "rectools.json", found)
-    print("  ".join(f"{name} {value:,.1f}" for name, value in cost.items()))
+    found = {"protocol": asked.name, "peer": str(held["peer"]), "epochs": asked.epochs, "users": log.users,
+             "threads": asked.threads, "data_sha256": sha256(files_of(asked.data, form=protocol.form)),
+             **{name: float(held[name]) for name in COST}, "figures": judge_lists(log, lists)}
+    write_json(asked.work / f"{asked.peer}.json", found)
+    print("  ".join(f"{name} {found[name]:,.1f}" for name in COST))
     for kind in FILTERS:
         print(f"{kind:7s}" + "  ".join(f"{name} {found['figures'][kind][name]:.4f}" for name in ("hr@10", "ndcg@10", "hr@200")))
 
 
-def _environment(folder: Path) -> str:
+def _environment(folder: Path, peer: str) -> str:
     python = folder / "bin" / "python"
     if not python.is_file():
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "rectools[torch]"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS[peer]], check=True)
     return str(python)
 
 
