@@ -20,7 +20,7 @@ _USEFUL = {"numba": "slow readers", "pyarrow": "no Parquet", "pandas": "no conve
 
 
 def doctor(data: Path | None = None) -> None:
-    """Print the tables."""
+    """Print the table; InputError after it for a data folder that is not recognised."""
     rows = [("onepiece_comp", __version__), ("Python", platform.python_version())]
     rows += [(name, _version(name) or "MISSING: nothing runs") for name in _NEEDED]
     rows += [(name, _version(name) or f"missing: {without}") for name, without in _USEFUL.items()]
@@ -31,9 +31,12 @@ def doctor(data: Path | None = None) -> None:
              ("network namespace", "permitted" if network_namespace() else "not permitted: rehearse refuses by a hook")]
     stated = stated_variables()
     rows += [(name, _place(stated[name]) if name in stated else "not set") for name in PLATFORM_VARIABLES]
+    layout, wrong = ("", None) if data is None else _data(Path(data))
     if data is not None:
-        rows.append((str(data), _data(Path(data))))
+        rows.append((str(data), layout))
     table("doctor", ("what", "found"), rows)
+    if wrong is not None:
+        raise wrong
 
 
 def _version(name: str) -> str | None:
@@ -56,15 +59,18 @@ def _place(text: str) -> str:
     return f"{text} ({f'{shutil.disk_usage(path).free / 2**30:.1f} GiB free' if path.is_dir() else 'no such folder'})"
 
 
-def _data(folder: Path) -> str:
+def _data(folder: Path) -> tuple[str, InputError | None]:
     """The layout that a folder is recognised as, or why it is not."""
-    if (folder / "predict_seq.jsonl").is_file():
-        missing = [name for name in ("predict_set.jsonl", "indexer.pkl") if not (folder / name).is_file()]
-        return f"an evaluation folder, without {missing[0]}" if missing else "an evaluation folder"
     try:
+        if (folder / "predict_seq.jsonl").is_file():
+            missing = [name for name in ("predict_set.jsonl", "indexer.pkl") if not (folder / name).is_file()]
+            if missing:
+                raise InputError(folder, found=f"no {missing[0]} beside predict_seq.jsonl", expected="an evaluation folder",
+                                 do="copy the folder again")
+            return "an evaluation folder", None
         log = open_log(folder)
         log.index()
-    except InputError as error:  # told, not raised: the other rows stand
-        return f"not recognised: {error}"
+    except InputError as error:  # told in the table first: the other rows stand
+        return "not recognised", error
     size = sum(path.stat().st_size for path in log.files())
-    return f"a log in the layout {log.layout}, {size / 2**30:.2f} GiB of sequences"
+    return f"a log in the layout {log.layout}, {size / 2**30:.2f} GiB of sequences", None

@@ -46,6 +46,16 @@ def test_each_command_shows_an_example_that_names_itself(name):
     assert done.returncode == 0 and f"Example: onepiece-comp {name}" in " ".join(done.stdout.split())
 
 
+def test_the_doctor_tells_the_machine_and_refuses_a_folder_that_is_no_data(tmp_path):
+    whole = command("doctor")
+    assert whole.returncode == 0 and "torch" in whole.stdout and "USER_CACHE_PATH" in whole.stdout
+    (tmp_path / "predict_seq.jsonl").write_text("")
+    for folder, word in ((tmp_path / "nowhere", "nowhere"), (tmp_path, "predict_set.jsonl")):
+        done = command("doctor", folder)
+        refused(done, word)
+        assert "not recognised" in done.stdout and "torch" in done.stdout
+
+
 def _spoil_line(path, number, change):
     lines = path.read_bytes().splitlines(keepends=True)
     lines[number - 1] = change(lines[number - 1])
