@@ -61,6 +61,8 @@ MAIN = (
     Row("conditioned query", "conditioned", {"mode": "cascade", "union": 0}),
     Row("conditioned query, union", "conditioned", {"mode": "cascade"}),
 )
+DECIDING = (EXACT, "beam alone", "the paper's cascade: beam, then the embedding", "the same, fused scores",
+            "union, fused scores (default)")
 WIDTHS = (
     *(Row(f"default, beam {beam}", "joint", {"mode": "cascade", "beam": beam}) for beam in (5, 50, 100)),
     *(Row(f"default, {kept} survivors", "joint", {"mode": "cascade", "survivors": kept}) for kept in (64, 768)),
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--set", dest="sets", action="append", default=[], help="section.key=value")
+    parser.add_argument("--few", action="store_true", help="after the first WORK only the rows that decide")
     parser.add_argument("--hours", type=float, default=4.0, help="after which no row is begun")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
@@ -83,7 +86,8 @@ def main() -> None:
     until = time.monotonic() + 3600 * options.hours
     found = {row.name: [] for row in (*MAIN, *WIDTHS)}
     for number, work in enumerate(options.work):
-        for row in (*MAIN, *(WIDTHS if number == 0 else ())):
+        further = tuple(row for row in MAIN if row.name in DECIDING or not options.few)
+        for row in further if number else (*MAIN, *WIDTHS):
             if (figures := one(row, work, config, until)) is not None:
                 found[row.name].append(figures)
     lines = [line(name, values) for name, values in found.items()]
@@ -172,7 +176,7 @@ def write(options: argparse.Namespace, lines: list[tuple[str, ...]]) -> None:
     asked = [f"python benchmarks/cascade_table.py {options.name}", *(["WORK"] * len(options.work)),
              *([f"--preset {options.preset}"] if options.preset != "tiny" else []),
              *([f"--config benchmarks/{options.config.name}"] if options.config else []),
-             *(f"--set {change}" for change in options.sets)]
+             *(f"--set {change}" for change in options.sets), *(["--few"] if options.few else [])]
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"cascade_{options.name}.md").write_text("\n".join([
         f"`{' '.join(asked)}`", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|",
