@@ -24,7 +24,7 @@ from onepiece_comp.filling import fill
 from onepiece_comp.histories import NO_ACTION, Columns
 from onepiece_comp.request import Found, Request, encode_request
 from onepiece_comp.reranking import Reranker, ranker_input
-from onepiece_comp.retrieval import recall, top_k
+from onepiece_comp.retrieval import Logits, recall, top_k
 from onepiece_comp.target_ranker import RankerInput
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Ranker:
         zero = torch.zeros_like(plain)
         place = torch.arange(index.shape[1], device=index.device).clamp_max(depth).float().log1p().expand_as(plain)
         parts = (found.score_BK - total, plain, zero if request.metric_BSM is None else self._alike(request, index),
-                 zero if request.bias_BM is None else request.bias_BM.gather(1, index),
+                 zero if request.popularity is None else request.popularity.at(index),
                  zero if found.log_prob_BK is None else found.log_prob_BK.clamp_min(_LEAST_LOG_PROB), place)
         return torch.where(allowed[..., None], torch.stack(parts, -1), 0)
 
@@ -228,22 +228,20 @@ class Ranker:
 
     def _exact(self, request: Request, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k by the whole logit, exact among the `shortlist` best without similarity; what is dropped has -inf."""
-        bias = request.bias_BM
-        if self.config.filter_cold:
-            cold = torch.where(self.candidates.warm_M, 0.0, -torch.inf)[None]
-            bias = cold if bias is None else bias + cold
         unit_MD, wide = self.candidates.vectors.unit_ND, max(k, self.config.shortlist)
-        if request.metric_BSM is None or wide < len(unit_MD):
-            best = top_k(request.query_BD, unit_MD, k=k if request.metric_BSM is None else wide, bias_BM=bias,
-                         hidden=request.seen)
-            if request.metric_BSM is None:
-                return best.score_BK, best.index_BK
-            score, place = (best.score_BK + self._alike(request, best.index_BK)).topk(k, dim=1)
-            return score, best.index_BK.gather(1, place)
-        alike_BM = self._alike(request, None)
-        best = top_k(request.query_BD, unit_MD, k=k, bias_BM=alike_BM if bias is None else alike_BM + bias,
-                     hidden=request.seen)
-        return best.score_BK, best.index_BK
+        parts: list[Logits] = [] if request.popularity is None else [request.popularity.of]
+        if self.config.filter_cold:
+            parts.append(lambda part: torch.where(self.candidates.warm_M[part], 0.0, -torch.inf)[None])
+        first_stage = request.metric_BSM is not None and wide < len(unit_MD)
+        if request.metric_BSM is not None and not first_stage:
+            alike_BM = self._alike(request, None)
+            parts.append(lambda part: alike_BM[:, part])
+        bias = (lambda part: sum(logits(part) for logits in parts)) if parts else None
+        best = top_k(request.query_BD, unit_MD, k=wide if first_stage else k, bias=bias, hidden=request.seen)
+        if not first_stage:
+            return best.score_BK, best.index_BK
+        score, place = (best.score_BK + self._alike(request, best.index_BK)).topk(k, dim=1)
+        return score, best.index_BK.gather(1, place)
 
     def _alike(self, request: Request, index: torch.Tensor | None) -> torch.Tensor:
         """Similarity logits of the candidates `index` [B, K], None = of all; bounded by some users at a time."""
@@ -258,8 +256,8 @@ class Ranker:
     def _logits(self, request: Request, index: torch.Tensor) -> torch.Tensor:
         """The retrieval head's logit of the candidates `index` [B, K]."""
         logit = (self.candidates.vectors.unit_ND[index] @ request.query_BD[..., None])[..., 0]
-        if request.bias_BM is not None:
-            logit = logit + request.bias_BM.gather(1, index)
+        if request.popularity is not None:
+            logit = logit + request.popularity.at(index)
         return logit if request.metric_BSM is None else logit + self._alike(request, index)
 
     def _conditioned(self, request: Request, index: torch.Tensor) -> torch.Tensor:

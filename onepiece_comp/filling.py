@@ -22,7 +22,7 @@ def fill(best: torch.Tensor, candidates: Candidates, request: Request, seen: tup
         best = torch.cat([best, best.new_full((len(best), wanted - best.shape[1]), -1)], 1)
     for user in torch.where((best < 0).any(1))[0].tolist():
         score = candidates.vectors.unit_ND @ request.query_BD[user]
-        score = score if request.bias_BM is None else score + request.bias_BM[user]
+        score = score if request.popularity is None else score + request.popularity.all_of(user)
         tier = (~candidates.warm_M).long()
         tier[seen[1][seen[0] == user]] = 2
         have = best[user][best[user] >= 0]

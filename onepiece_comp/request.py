@@ -19,6 +19,32 @@ from onepiece_comp.model import Encoded, OnePiece
 from onepiece_comp.similarity import Weighing
 
 
+class Popularity(NamedTuple):
+    """Additive logits of the candidates at each user's moment, read as they are needed: users of one moment share a row."""
+
+    bias_RM: torch.Tensor | None
+    absent_RM: torch.Tensor | None  # what is no candidate yet: -inf
+    row_B: torch.Tensor  # int64
+
+    def of(self, part: slice) -> torch.Tensor:
+        """[B, K] of some candidates."""
+        if self.absent_RM is None:
+            return self.bias_RM[:, part][self.row_B]
+        absent_BK = self.absent_RM[:, part][self.row_B]
+        bias = torch.zeros(absent_BK.shape, device=absent_BK.device) if self.bias_RM is None else self.bias_RM[:, part][self.row_B]
+        return bias.masked_fill(absent_BK, -torch.inf)
+
+    def all_of(self, user: int) -> torch.Tensor:
+        """[M] of one user."""
+        return self._replace(row_B=self.row_B[user:user + 1]).of(slice(None))[0]
+
+    def at(self, index_BK: torch.Tensor) -> torch.Tensor:
+        """[B, K] of each user's own candidates."""
+        row_B1 = self.row_B[:, None]
+        bias = torch.zeros(index_BK.shape, device=index_BK.device) if self.bias_RM is None else self.bias_RM[row_B1, index_BK]
+        return bias if self.absent_RM is None else bias.masked_fill(self.absent_RM[row_B1, index_BK], -torch.inf)
+
+
 class Request(NamedTuple):
     """A batch of users and what the model makes of them."""
 
@@ -27,7 +53,7 @@ class Request(NamedTuple):
     encoded: Encoded
     query_BD: torch.Tensor
     row_B: torch.Tensor  # int64, the moment of each user
-    bias_BM: torch.Tensor | None  # popularity; -inf for what is no candidate yet
+    popularity: Popularity | None
     prior: Prior | None  # the same for the beam's prefixes
     metric_BSM: torch.Tensor | None  # metric vectors of the history's items
     weighing: Weighing | None  # of the events at the last position
@@ -73,15 +99,6 @@ def encode_request(model: OnePiece, candidates: Candidates, evaluation: Evaluati
     if model.similarity is not None:
         metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
         weighing = model.weigh(history, encoded).last(history)
-    return Request(history, item_ND, encoded, query_BD, row_B, _popularity(candidates, row_B), prior, metric_BSM, weighing,
-                   seen)
-
-
-def _popularity(candidates: Candidates, row_B: torch.Tensor) -> torch.Tensor | None:
-    """Additive logits [B, M] of the candidates at each user's moment."""
-    bias_BM = None if candidates.bias_RM is None else candidates.bias_RM[row_B]
-    if candidates.absent_RM is None:
-        return bias_BM
-    absent_BM = candidates.absent_RM[row_B]
-    return (torch.zeros_like(absent_BM, dtype=torch.float32) if bias_BM is None else bias_BM).masked_fill(
-        absent_BM, -torch.inf)
+    known = candidates.bias_RM is not None or candidates.absent_RM is not None
+    popularity = Popularity(candidates.bias_RM, candidates.absent_RM, row_B) if known else None
+    return Request(history, item_ND, encoded, query_BD, row_B, popularity, prior, metric_BSM, weighing, seen)

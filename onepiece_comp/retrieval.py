@@ -1,9 +1,11 @@
 """Exact retrieval: the best K of M candidates for each user, tile by tile, and the rank of a known target.
 
-Scores are dot products plus a bias per candidate. Memory is one tile of B x TILE scores, whatever M is.
+Scores are dot products plus a bias per candidate. Memory is one tile of B x TILE scores and somewhat more than B x K
+that are kept, whatever M is.
 Legend: B users, M candidates, D width, K best.
 """
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,9 @@ from onepiece_comp.model import OnePiece
 from onepiece_comp.preprocess import ItemTable
 
 TILE = 16384
+_SAMPLE = 16384  # candidates of whom a list's end is foretold
 _GROUP = 32  # scores of a tile that are judged by their highest
+Logits = Callable[[slice], torch.Tensor]  # of some candidates, to add to the scores: [B, K] or [1, K]
 
 
 class Best(NamedTuple):
@@ -43,56 +47,105 @@ def encode_item_table(model: OnePiece, table: ItemTable, rows: np.ndarray, devic
     return ItemVectors(torch.cat(unit), torch.cat(metric) if metric else None)
 
 
-def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias_BM: torch.Tensor | None = None,
+def top_k(query_BD: torch.Tensor, candidate_MD: torch.Tensor, *, k: int, bias: Logits | None = None,
           hidden: tuple[torch.Tensor, torch.Tensor] | None = None) -> Best:
     """Exact top-k of query . candidate + bias. `hidden` = (user, candidate) index pairs to leave out.
 
-    `bias_BM` may be [1, M]. Of equal scores the one in the earlier tile comes first, within a tile any.
+    A sample of the candidates foretells a score that somewhat more than k of all will pass, so that one look at each
+    tile keeps little; a user for whom it foretold too much is looked at again, the plain way. Of equal scores the one
+    in the earlier tile comes first, within a tile any.
     """
-    users, candidates = len(query_BD), len(candidate_MD)
-    k = min(k, candidates)
-    best = Best(
-        query_BD.new_full((users, k), -torch.inf), torch.zeros(users, k, dtype=torch.long, device=query_BD.device)
-    )
-    for start in range(0, candidates, TILE):
-        tile = slice(start, min(start + TILE, candidates))
-        score = query_BD @ candidate_MD[tile].T
-        if bias_BM is not None:
-            score = score + bias_BM[:, tile]
-        if hidden is not None:
-            inside = (hidden[1] >= tile.start) & (hidden[1] < tile.stop)
-            score[hidden[0][inside], hidden[1][inside] - start] = -torch.inf
-        found = _ahead(score, best.score_BK[:, -1], k)
-        if found is None:
-            continue
-        both = torch.cat([best.score_BK, found.score_BK], 1)
-        index = torch.cat([best.index_BK, found.index_BK + start], 1)
-        kept = both.sort(dim=1, descending=True, stable=True)
-        best = Best(kept.values[:, :k], index.gather(1, kept.indices[:, :k]))
+    look = _Look(query_BD, candidate_MD, bias, hidden)
+    k, step = min(k, len(candidate_MD)), max(4, len(candidate_MD) // _SAMPLE)
+    sampled = -(-len(candidate_MD) // step)
+    mean = k * sampled / len(candidate_MD)
+    rank = int(mean + 4 * mean ** 0.5 + 4)  # four standard deviations below what k candidates would have in the sample
+    if len(candidate_MD) <= TILE or 4 * rank > sampled:
+        return _by_tiles(look, k)
+    least_B1 = look.scores(slice(None, None, step)).topk(rank, dim=1).values[:, -1:]
+    best, count_B = _above(look, least_B1.masked_fill(least_B1 == -torch.inf, torch.inf), k)
+    again = (count_B < k).nonzero()[:, 0]
+    if len(again):
+        found = _by_tiles(look.of(again), k)
+        best.score_BK[again], best.index_BK[again] = found
     return best
 
 
-def _ahead(score_BT: torch.Tensor, least_B: torch.Tensor, k: int) -> Best | None:
-    """What may enter lists whose last scores are `least_B`: at most the `k` best of a tile, None where nothing does.
+class _Look(NamedTuple):
+    """What is asked of whom."""
 
-    Only groups whose highest score is ahead of the list's last are looked through: in late tiles these are few.
-    """
-    users, width = score_BT.shape
-    if width % _GROUP or not least_B.isfinite().all():
-        return Best(*score_BT.topk(min(k, width), dim=1))
-    group_BGX = score_BT.view(users, -1, _GROUP)
-    highest_BG = group_BGX.amax(2)
-    groups = int((highest_BG > least_B[:, None]).sum(1).max())
-    if not groups:
-        return None
-    if groups * 2 > highest_BG.shape[1]:
-        return Best(*score_BT.topk(min(k, width), dim=1))
-    chosen_BG = highest_BG.topk(groups, dim=1).indices
-    inside = group_BGX.gather(1, chosen_BG[..., None].expand(-1, -1, _GROUP)).flatten(1)
-    wanted = int((inside > least_B[:, None]).sum(1).max())
-    found = inside.topk(min(k, wanted), dim=1)
-    group_BK = chosen_BG.gather(1, torch.div(found.indices, _GROUP, rounding_mode="floor"))
-    return Best(found.values, group_BK * _GROUP + found.indices % _GROUP)
+    query_BD: torch.Tensor
+    candidate_MD: torch.Tensor
+    bias: Logits | None
+    hidden: tuple[torch.Tensor, torch.Tensor] | None
+
+    def scores(self, part: slice) -> torch.Tensor:
+        """Scores [B, K] of some candidates, -inf for hidden ones."""
+        start, stop, step = part.indices(len(self.candidate_MD))
+        score_BK = self.query_BD @ self.candidate_MD[part].T
+        if self.bias is not None:
+            score_BK = score_BK + self.bias(part)
+        if self.hidden is not None:
+            user, number = self.hidden
+            inside = (number >= start) & (number < stop) & ((number - start) % step == 0)
+            score_BK[user[inside], torch.div(number[inside] - start, step, rounding_mode="floor")] = -torch.inf
+        return score_BK
+
+    def tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first candidate, scores) of each tile."""
+        for start in range(0, len(self.candidate_MD), TILE):
+            yield start, self.scores(slice(start, min(start + TILE, len(self.candidate_MD))))
+
+    def of(self, users: torch.Tensor) -> "_Look":
+        """The same for some of the users."""
+        bias = self.bias and (lambda part: logits if len(logits := self.bias(part)) == 1 else logits[users])
+        place = torch.full((len(self.query_BD),), -1, device=users.device)
+        place[users] = torch.arange(len(users), device=users.device)
+        hidden = self.hidden
+        if hidden is not None:
+            kept = place[hidden[0]] >= 0
+            hidden = place[hidden[0][kept]], hidden[1][kept]
+        return _Look(self.query_BD[users], self.candidate_MD, bias, hidden)
+
+
+def _by_tiles(look: _Look, k: int) -> Best:
+    """The plain way: lists of the best so far, joined with those of each tile."""
+    best = None
+    for start, score in look.tiles():
+        found = score.topk(min(k, score.shape[1]), dim=1)
+        found = Best(found.values, found.indices + start)
+        best = found if best is None else _first(*(torch.cat(parts, 1) for parts in zip(best, found)), k)
+    return best
+
+
+def _above(look: _Look, least_B1: torch.Tensor, k: int) -> tuple[Best, torch.Tensor]:  # noqa: N803
+    """(the best k of what scores more than `least_B1`, how many do so for each user)."""
+    found = [_passing(score, least_B1, start) for start, score in look.tiles()]
+    user, index, score = (torch.cat(parts) for parts in zip(*found))
+    order = user.argsort(stable=True)
+    user, index, score = user[order], index[order], score[order]
+    count_B = torch.bincount(user, minlength=len(least_B1))
+    place = torch.arange(len(user), device=user.device) - (count_B.cumsum(0) - count_B)[user]
+    shape = len(least_B1), max(k, int(count_B.max()))
+    score_BK, index_BK = score.new_full(shape, -torch.inf), torch.zeros(shape, dtype=torch.long, device=user.device)
+    score_BK[user, place], index_BK[user, place] = score, index
+    return _first(score_BK, index_BK, k), count_B
+
+
+def _passing(score_BT: torch.Tensor, least_B1: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: N803
+    """(user, candidate, score) of a tile's scores above each user's; groups whose highest is not are passed over."""
+    group = _GROUP if score_BT.shape[1] % _GROUP == 0 else 1
+    score_BGX = score_BT.view(len(score_BT), -1, group)
+    user, place = (score_BGX.amax(2) > least_B1).nonzero(as_tuple=True)
+    inside = score_BGX[user, place]
+    row, column = (inside > least_B1[user]).nonzero(as_tuple=True)
+    return user[row], start + place[row] * group + column, inside[row, column]
+
+
+def _first(score_BK: torch.Tensor, index_BK: torch.Tensor, k: int) -> Best:  # noqa: N803
+    """The best k, of equal ones the earlier."""
+    kept = score_BK.sort(dim=1, descending=True, stable=True)
+    return Best(kept.values[:, :k].clone(), index_BK.gather(1, kept.indices[:, :k]))
 
 
 def target_rank(

@@ -180,7 +180,7 @@ def test_top_k_over_tiles_equals_a_full_sort_and_respects_what_is_hidden():
     full = query @ candidate.T + bias
     order = full.sort(dim=1, descending=True, stable=True).indices
     hidden = (torch.tensor([0, 2]), torch.stack([order[0, 0], order[2, 3]]))
-    best = top_k(query, candidate, k=20, bias_BM=bias, hidden=hidden)
+    best = top_k(query, candidate, k=20, bias=lambda part: bias[:, part], hidden=hidden)
     full[hidden] = -torch.inf
     torch.testing.assert_close(best.score_BK, full.sort(dim=1, descending=True, stable=True).values[:, :20], rtol=1e-5, atol=1e-5)
     assert order[0, 0] not in best.index_BK[0] and order[2, 3] not in best.index_BK[2]
@@ -188,19 +188,32 @@ def test_top_k_over_tiles_equals_a_full_sort_and_respects_what_is_hidden():
 
 @pytest.mark.parametrize("k", [1, 10, 70, 500])
 def test_top_k_in_many_tiles_gives_each_users_sorted_list_whatever_the_order_of_candidates(monkeypatch, k):
-    """Tiles of four groups and a rest; one user's best come first, last or anywhere."""
+    """Tiles of four groups and a rest; one user's best come first, last, anywhere, or where the sample looks or never looks."""
     monkeypatch.setattr(retrieval, "TILE", 128)
     draw = torch.Generator().manual_seed(k)
     query, candidate = torch.randn(6, 4, generator=draw), torch.randn(128 * 12 + 40, 4, generator=draw)
-    for order in (candidate[:, 0].argsort(), candidate[:, 0].argsort(descending=True), torch.arange(len(candidate))):
+    sorted_, places = candidate @ query[0], torch.arange(len(candidate))
+    in_sample = torch.empty_like(places)
+    in_sample[torch.cat([places[places % 4 == 0], places[places % 4 > 0]])] = sorted_.argsort(descending=True)
+    bias = torch.randn(6, len(candidate), generator=draw) / 10
+    for order in (sorted_.argsort(), sorted_.argsort(descending=True), places, in_sample, in_sample.flip(0)):
         keys = candidate[order]
         hidden = torch.tensor([0, 0, 3, 5]), torch.tensor([3, 700, 1570, 200])
-        best = top_k(query, keys, k=k, hidden=hidden)
+        best = top_k(query, keys, k=k, bias=lambda part: bias[:, part], hidden=hidden)
         for user in range(6):
-            score = keys @ query[user]
+            score = keys @ query[user] + bias[user]
             score[hidden[1][hidden[0] == user]] = -torch.inf
             loop = sorted(range(len(keys)), key=lambda place: -float(score[place]))[:k]
             assert best.index_BK[user].tolist() == loop
+
+
+def test_top_k_of_a_user_whose_best_are_few_or_all_hidden_has_minus_infinity_behind_them(monkeypatch):
+    monkeypatch.setattr(retrieval, "TILE", 128)
+    query, candidate = torch.ones(2, 1), torch.arange(1000.0)[:, None]
+    hidden = torch.zeros(995, dtype=torch.long), torch.arange(5, 1000)
+    best = top_k(query, candidate, k=8, hidden=hidden)
+    assert best.index_BK[0, :5].tolist() == [4, 3, 2, 1, 0] and (best.score_BK[0, 5:] == -torch.inf).all()
+    assert best.index_BK[1].tolist() == list(range(999, 991, -1))
 
 
 def test_target_rank_counts_what_is_better_and_breaks_ties_by_number():
