@@ -18,7 +18,7 @@ import torch
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.benchmark_baselines import knn_scorer, popularity_scorer
-from onepiece_comp.benchmark_rows import PROTOCOLS, CodeRowConfig, Protocol, RowConfig, chosen, rows
+from onepiece_comp.benchmark_rows import PROTOCOLS, CodeRowConfig, Protocol, RowConfig, chosen, rows, told
 from onepiece_comp.config_reading import from_dict, parse_value, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
@@ -82,7 +82,8 @@ def _as_published(log: Interactions, protocol: Protocol) -> bool:
 def _one(out: Path, row: str, config: RowConfig, seed: int, log: Interactions, protocol: Protocol, about: dict) -> None:
     """Run a row under a seed unless its result is there and made of the same things."""
     path = out / "rows" / row / f"seed-{seed}.json"
-    key = fingerprint(about, to_dict(config), seed)
+    about = {**about, "attributes": fingerprint(*log.attributes)} if config.attributes and log.attributes else about
+    key = fingerprint(about, told(config), seed)
     if path.is_file() and read_json(path).get("key") == key:
         say(f"{row}, seed {seed}: done before ({path})")
         return

@@ -44,6 +44,7 @@ class RowConfig:
     hidden: float = 1.0  # width of the feed-forward part over the model's
     dropout: float = 0.2  # of inputs and residual branches
     time: str = "none"  # none | last | next: time gaps of HSTU from the latest event, or from the one to be predicted
+    attributes: bool = False  # the mean vector of an item's attributes beside its own; from item2attributes.json
     cosine: bool = False  # logits are cosines over the temperature, else dot products
     temperature: float = 0.05  # of cosines
     loss: str = "softmax"  # softmax over all items | sampled | bce | gbce
@@ -81,9 +82,18 @@ class CodeRowConfig(RowConfig):
 RANKING = {"beam", "survivors", "union", "cold", "share"}  # settings that training does not read
 
 
+def told(config: RowConfig) -> dict:
+    """What tells results apart: settings that are not the defaults, so that a setting that is added leaves others' keys.
+
+    A default that changes changes figures, and so a protocol's version.
+    """
+    usual = to_dict(type(config)())
+    return {"model": config.model, **{name: value for name, value in to_dict(config).items() if value != usual[name]}}
+
+
 def training_part(config: RowConfig) -> dict:
-    """The settings that a trained model depends on: rows that differ in others share it."""
-    return {name: value for name, value in to_dict(config).items() if name not in RANKING}
+    """What tells trained models apart: rows that differ in how they rank share one."""
+    return {name: value for name, value in told(config).items() if name not in RANKING}
 
 
 _SASREC = RowConfig()
@@ -106,6 +116,9 @@ def rows(protocol: str) -> dict[str, RowConfig]:
     timed = {} if protocol in ("ml-1m-order",) else {
         "hstu-time": replace(hstu, time="last"), "hstu-time-next": replace(hstu, time="next"),
         "hstu-large-time": replace(large, time="last")}
+    # of items that have attributes; the dropout is the best of .2 and .3 by validation on Beauty
+    attributes = replace(sasrec, attributes=True, dropout=0.3)
+    beside = {"sasrec-attributes": attributes} if protocol.startswith("beauty") else {}
     return {
         **_BASELINES,
         "sasrec-softmax": sasrec,
@@ -114,7 +127,7 @@ def rows(protocol: str) -> dict[str, RowConfig]:
         "sasrec-gbce": replace(sasrec, loss="gbce"),
         "esasrec": replace(sasrec, block="ligr", hidden=4.0, loss="sampled",
                            **({"width": 64, "dropout": 0.1} if films else {"layers": 1})),
-        "hstu": hstu, "hstu-softmax": replace(hstu, loss="softmax"), "hstu-large": large, **timed,
+        "hstu": hstu, "hstu-softmax": replace(hstu, loss="softmax"), "hstu-large": large, **timed, **beside,
         **_code_rows(replace(hstu, loss="softmax"), films)}
 
 

@@ -14,11 +14,19 @@ import numpy as np
 from onepiece_comp.errors import InputError
 from onepiece_comp.log_files import candidates, is_parquet, read_frame
 from onepiece_comp.log_movielens import is_movielens, ratings_file, read_ratings
-from onepiece_comp.log_sequences import join_times, read_lines, sequence_file
+from onepiece_comp.log_sequences import join_times, read_attributes, read_lines, sequence_file
 
 FORMS = ("sequences", "ratings", "any")
 TIES = ("file", "shuffled")  # the order of a user's events of the same time
 LEAST_EVENTS = 3  # one to train on, one to validate, one to test
+
+
+class Attributes(NamedTuple):
+    """What is known of the items beside their ids, as numbers from 0 without gaps."""
+
+    value: np.ndarray  # int64, item by item
+    start: np.ndarray  # int64 [items + 2], into `value`; row 0, padding, has none
+    count: int  # distinct ones
 
 
 class Interactions(NamedTuple):
@@ -30,6 +38,7 @@ class Interactions(NamedTuple):
     items: int
     item_id: list[str]  # original id of row i at i - 1
     left_out: int  # users with fewer events
+    attributes: Attributes | None = None  # None: no file of them
 
     @property
     def users(self) -> int:
@@ -48,17 +57,18 @@ class Window(NamedTuple):
 def read_interactions(source: Path, *, form: str = "any", ties: str = "file", seed: int = 0) -> Interactions:
     """The events of a file or folder; `ties` says how events of the same time are ordered, `seed` shuffles them.
 
-    Beside a text of sequences may stand interactions.parquet (user, item, time), which gives the times. InputError for
-    what cannot be read, and for shuffled ties where there are no times.
+    Beside a text of sequences may stand interactions.parquet (user, item, time), which gives the times, and
+    item2attributes.json. InputError for what cannot be read, and for shuffled ties where there are no times.
     """
     source = Path(source)
-    in_order = False
+    in_order, attributes = False, None
     if form == "ratings" or (form == "any" and is_movielens(source)):
         user, item, names, seconds = _from_ratings(source)
     elif form == "any" and source.is_file() and (is_parquet(source) or ".csv" in source.suffixes):
         user, item, names, seconds = _from_table(source)
     else:
         user, item, names, seconds = _from_sequences(source)
+        attributes = _attributes(read_attributes(sequence_file(source)), names)
         in_order = ties == "file"  # the lines are the published order, whatever their times
     if ties == "shuffled" and seconds is None:
         raise InputError(source, found="no times", expected="times, to know which events are tied",
@@ -67,7 +77,8 @@ def read_interactions(source: Path, *, form: str = "any", ties: str = "file", se
     if seconds is not None and not in_order:
         tie = order if ties == "file" else np.random.default_rng(seed).permutation(len(user))
         order = np.lexsort((tie, seconds, user))
-    return _columns(user[order], item[order], None if seconds is None else seconds[order], names)
+    log = _columns(user[order], item[order], None if seconds is None else seconds[order], names)
+    return log._replace(attributes=attributes)
 
 
 def files_of(source: Path, *, form: str) -> list[Path]:
@@ -111,6 +122,14 @@ def _from_sequences(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], np
     places = np.arange(len(held.user), dtype=np.int64)
     seconds = join_times(beside[0], held, ordinal=places)[0] if beside else None
     return held.user, np.asarray(held.item.codes), held.item.originals, seconds
+
+
+def _attributes(lists: dict[str, list[int]] | None, names: list[str]) -> Attributes | None:
+    if lists is None:
+        return None
+    held = [np.array(lists.get(name, ()), np.int64) for name in names]
+    distinct, value = np.unique(np.concatenate(held), return_inverse=True)
+    return Attributes(value, np.concatenate([[0, 0], np.cumsum([len(own) for own in held])]), len(distinct))
 
 
 def _first_use(values: np.ndarray) -> np.ndarray:

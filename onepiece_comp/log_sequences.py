@@ -155,22 +155,30 @@ def _json_beside(path: Path) -> object:
                          do="copy the file again") from error
 
 
-def _attributes(source: Path) -> FeatureTable:
-    """The first attributes of each item, one feature per place; none where the file is missing."""
+def read_attributes(source: Path) -> dict[str, list[int]] | None:
+    """The attributes of each item by its id, from the file beside the sequences; None where there is none."""
     stem = source.name.split(".")[0]
     paths = [path for name in (f"{stem}_item2attributes.json", "item2attributes.json")
              for path in candidates(source.parent, name)]
     if not paths:
-        return NO_FEATURES
+        return None
     lists = _json_beside(paths[0])
-    try:
-        columns = {f"attribute {place + 1}": [held[place] if len(held) > place else None for held in lists.values()]
-                   for place in range(FIRST_VALUES)}
-        table = pd.DataFrame(columns, dtype="Int64").assign(id=list(lists))
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(paths[0], found=f"no attributes ({error})", do="copy the file again",
-                         expected='{"item id": [attribute numbers], ...}') from error
-    return feature_table(table, first=ITEM_FEATURES_FROM)
+    whole = isinstance(lists, dict) and all(isinstance(held, list) and all(type(value) is int for value in held)
+                                            for held in lists.values())
+    if not whole:
+        raise InputError(paths[0], found="no attributes", do="copy the file again",
+                         expected='{"item id": [attribute numbers], ...}')
+    return lists
+
+
+def _attributes(source: Path) -> FeatureTable:
+    """The first attributes of each item, one feature per place."""
+    lists = read_attributes(source)
+    if lists is None:
+        return NO_FEATURES
+    columns = {f"attribute {place + 1}": [held[place] if len(held) > place else None for held in lists.values()]
+               for place in range(FIRST_VALUES)}
+    return feature_table(pd.DataFrame(columns, dtype="Int64").assign(id=list(lists)), first=ITEM_FEATURES_FROM)
 
 
 def _published_names(folder: Path, held: Sequences) -> dict[str, dict[str, str]]:

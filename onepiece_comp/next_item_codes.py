@@ -20,10 +20,10 @@ from onepiece_comp.benchmark_rows import CodeRowConfig
 from onepiece_comp.collisions import check_rule, resolve_collisions
 from onepiece_comp.config import ModelConfig, TokenizerConfig
 from onepiece_comp.errors import InputError
-from onepiece_comp.interactions import Window
+from onepiece_comp.interactions import Attributes, Window
 from onepiece_comp.model import Encoded
 from onepiece_comp.next_item_losses import full_softmax
-from onepiece_comp.next_item_model import IdTable, NextItemModel
+from onepiece_comp.next_item_model import IdTable, NextItemModel, id_table
 from onepiece_comp.next_item_training import next_item_loss
 from onepiece_comp.prefix_table import PrefixTable, build_prefix_table
 from onepiece_comp.sid_decoder import SemanticIdDecoder
@@ -43,13 +43,15 @@ class Ids(NamedTuple):
 class CodeModel(nn.Module):
     """States of every position, from which codes are decoded and, with a dense head, items are found."""
 
-    def __init__(self, config: CodeRowConfig, *, code_IL: torch.Tensor, vector_IV: torch.Tensor, max_length: int):  # noqa: N803
+    def __init__(self, config: CodeRowConfig, *, code_IL: torch.Tensor, vector_IV: torch.Tensor, max_length: int,  # noqa: N803
+                 attributes: Attributes | None = None):
         super().__init__()
         check_codes(config, len(code_IL))
         self.config = config
         self.register_buffer("code_IL", code_IL.long())
         self.register_buffer("vector_IV", vector_IV)
-        source = IdTable(len(code_IL), config.width) if config.inputs == "ids" else CodeSource(config, code_IL, vector_IV)
+        source = (id_table(config, len(code_IL), attributes) if config.inputs == "ids" else
+                  CodeSource(config, code_IL, vector_IV))
         self.encoder = NextItemModel(config, items=len(code_IL), max_length=max_length, source=source)
         decoder = ModelConfig(width=config.width, heads=config.heads, dropout=config.dropout,
                               decoder_layers=config.decoder_layers, trend=False, similarity_width=0)
@@ -158,6 +160,9 @@ def check_codes(config: CodeRowConfig, items: int) -> None:
     for place, value, valid in (("inputs", config.inputs, INPUTS), ("dense", config.dense, DENSE)):
         if value not in valid:
             raise InputError(place, found=repr(value), expected=f"one of {', '.join(valid)}", do="choose one of these")
+    if config.attributes and config.inputs != "ids":
+        raise InputError("attributes", found=f"inputs={config.inputs}", expected="inputs=ids, to whose vectors they are added",
+                         do="choose one")
     if config.dense != "none" and config.inputs == "codes":
         raise InputError("inputs", found=f"codes alone with dense={config.dense}", do="choose another",
                          expected="ids, codes+ids or codes+vectors, which a dense query can be compared with")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from onepiece_comp.benchmark_rows import RowConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.hstu import HSTUBlock, gap_bucket
-from onepiece_comp.interactions import Window
+from onepiece_comp.interactions import Attributes, Window
 from onepiece_comp.next_item_blocks import LiGRBlock, SASRecBlock
 
 BLOCKS, TIMES = ("sasrec", "ligr", "hstu"), ("none", "last", "next")
@@ -36,11 +36,41 @@ class IdTable(nn.Module):
         return self.item_table.weight[1:]
 
 
+class AttributeTable(IdTable):
+    """As IdTable, with the mean of the vectors of an item's attributes added to its own."""
+
+    def __init__(self, attributes: Attributes, items: int, width: int):
+        super().__init__(items, width)
+        self.attribute_table = nn.EmbeddingBag(attributes.count, width, mode="mean")
+        self.register_buffer("value", torch.from_numpy(attributes.value), persistent=False)
+        self.register_buffer("start", torch.from_numpy(attributes.start[:-1]), persistent=False)
+
+    def forward(self, item_BT: torch.Tensor) -> torch.Tensor:
+        return F.embedding(item_BT, self._all())
+
+    def keys(self) -> torch.Tensor:
+        return self._all()[1:]
+
+    def _all(self) -> torch.Tensor:
+        return self.item_table.weight + self.attribute_table(self.value, self.start)
+
+
+def id_table(config: RowConfig, items: int, attributes: Attributes | None) -> IdTable:
+    """What a model without codes reads of an item; InputError where attributes are asked for and there are none."""
+    if not config.attributes:
+        return IdTable(items, config.width)
+    if attributes is None:
+        raise InputError("attributes", found="no item2attributes.json beside the sequences", expected="the attributes of each "
+                         "item", do="put it there, or leave these rows out with --models")
+    return AttributeTable(attributes, items, config.width)
+
+
 class NextItemModel(nn.Module):
     """States of every position, whose products with `keys()` are the logits of the next item."""
 
-    def __init__(self, config: RowConfig, *, items: int, max_length: int, source: nn.Module | None = None):
-        """`source` says what is read of an item and compared, as IdTable does, which stands where it is None."""
+    def __init__(self, config: RowConfig, *, items: int, max_length: int, attributes: Attributes | None = None,
+                 source: nn.Module | None = None):
+        """`source` says what is read of an item and compared, as `id_table` does, which stands where it is None."""
         super().__init__()
         for place, value, valid in (("block", config.block, BLOCKS), ("time", config.time, TIMES)):
             if value not in valid:
@@ -49,7 +79,7 @@ class NextItemModel(nn.Module):
             raise InputError("time", found=f"{config.time!r} with block {config.block}", expected="block hstu, whose "
                              "attention has a bias by time", do="set block=hstu or time=none")
         self.config, self.max_length = config, max_length
-        self.source = source or IdTable(items, config.width)
+        self.source = source or id_table(config, items, attributes)
         self.position_table = nn.Embedding(max_length, config.width)
         self.blocks = nn.ModuleList(_block(config, max_length) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if config.block != "hstu" else nn.Identity()

@@ -51,7 +51,7 @@ def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, se
     check_row(log, config)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = NextItemModel(config, items=log.items, max_length=max_length)
+    model = NextItemModel(config, items=log.items, max_length=max_length, attributes=log.attributes)
     loss = lambda seen, target_BT: next_item_loss(model(seen), model.keys(), config, target_BT, rng)
     return fit(model, loss, lambda: validate(scorer(model, log, max_length), log), log, config, max_length, rng)
 

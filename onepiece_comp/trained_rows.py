@@ -78,7 +78,8 @@ def train_codes(task: Task, config: CodeRowConfig, first: NextItemModel, seed: i
     code_IL = torch.from_numpy(codes_of(vector_IV, config, seed))
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = CodeModel(config, code_IL=code_IL, vector_IV=torch.from_numpy(vector_IV), max_length=max_length)
+    model = CodeModel(config, code_IL=code_IL, vector_IV=torch.from_numpy(vector_IV), max_length=max_length,
+                      attributes=log.attributes)
     scores = [code_scorer(model, log, max_length, ranking) for ranking in valid_rankings(config)]
     valid = lambda: float(np.mean([validate(score, log) for score in scores]))
     return fit(model, lambda seen, target_BT: model.loss(seen, target_BT, rng), valid, log, config, max_length, rng)
@@ -104,9 +105,10 @@ def _load(path: Path, config: RowConfig, task: Task) -> Learned:
     stored = load_tensors(path)
     weights = stored["weights"]
     if isinstance(config, CodeRowConfig):
-        model = CodeModel(config, code_IL=weights["code_IL"], vector_IV=weights["vector_IV"], max_length=task.max_length)
+        model = CodeModel(config, code_IL=weights["code_IL"], vector_IV=weights["vector_IV"], max_length=task.max_length,
+                          attributes=task.log.attributes)
     else:
-        model = NextItemModel(config, items=task.log.items, max_length=task.max_length)
+        model = NextItemModel(config, items=task.log.items, max_length=task.max_length, attributes=task.log.attributes)
     model.load_state_dict(weights)
     trained = Trained(model, stored["best_epoch"], [Epoch(**epoch) for epoch in stored["epochs"]])
     return Learned(trained, stored["seconds"], stored["cpu_seconds"])

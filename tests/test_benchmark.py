@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from onepiece_comp.benchmark import benchmark
 from onepiece_comp.benchmark_baselines import knn_scorer
-from onepiece_comp.benchmark_rows import RowConfig, chosen, rows
+from onepiece_comp.benchmark_rows import RowConfig, chosen, rows, told
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import judge
 from onepiece_comp.interactions import read_interactions, targets, train_counts, window
@@ -116,6 +116,33 @@ def test_an_epoch_has_every_user_with_a_transition_once():
     length = np.array([1, 2, 5, 3, 9, 2, 1, 4])
     users = np.concatenate(list(epoch_batches(length, 3, np.random.default_rng(0))))
     assert sorted(users) == [1, 2, 3, 4, 5, 7]
+
+
+def test_attributes_are_read_by_original_id_and_their_mean_is_added_to_the_items_vector(tmp_path):
+    path = tmp_path / "s.txt"
+    path.write_text("1 30 10 20\n2 20 10 30\n")
+    (tmp_path / "item2attributes.json").write_text('{"10": [7, 9], "20": [9], "99": [3]}')
+    log = read_interactions(path)
+    config = replace(TINY, attributes=True)
+    model = NextItemModel(config, items=log.items, max_length=5, attributes=log.attributes).eval()
+    own, shared = model.source.item_table.weight, model.source.attribute_table.weight
+    assert log.item_id == ["30", "10", "20"] and len(shared) == 2  # 3 is of no item here
+    expected = torch.stack([own[1], own[2] + shared.mean(0), own[3] + shared[1]])
+    torch.testing.assert_close(model.source.keys(), expected)
+    torch.testing.assert_close(model.source(torch.tensor([[3, 0]]))[0], torch.stack([expected[2], torch.zeros(16)]))
+
+
+def test_attributes_that_are_not_there_or_none_are_refused(circle, tmp_path):
+    with pytest.raises(InputError, match="item2attributes"):
+        train_next_item(read_interactions(circle), replace(TINY, attributes=True), max_length=5, seed=0)
+    (tmp_path / "item2attributes.json").write_text('{"1": ["red"]}')
+    with pytest.raises(InputError, match="no attributes"):
+        read_interactions(circle)
+
+
+def test_a_setting_that_is_added_leaves_the_keys_of_rows_without_it():
+    assert "attributes" not in told(RowConfig(width=32)) and told(RowConfig(attributes=True))["attributes"]
+    assert told(RowConfig()) != told(RowConfig(width=32))
 
 
 def test_every_row_of_an_epoch_pulls_as_hard_whatever_its_batch(circle):
