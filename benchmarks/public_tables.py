@@ -1,8 +1,8 @@
 """docs/benchmarks.md from the result files of `onepiece-comp benchmark` and the figures that others published.
 
-python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json --out docs/benchmarks.md
+python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json work/peers/rectools.json --out docs/benchmarks.md
 
-Rows without a result print 'not run'. Nothing in the page is written by hand but the text of this file.
+Results of `benchmarks/peers/beside.py` among them stand beside our row of the same model. Rows without a result print 'not run'. Nothing in the page is written by hand but the text of this file.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from onepiece_comp.config_reading import read_yaml
 PUBLISHED = Path(__file__).with_name("published.yaml")
 METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@50", "ndcg@50", "hr@200", "ndcg@200")
 MAKE_UP = ("coverage@10", "coverage@50", "popularity@10", "popularity@50")
+BESIDE = ("beside", "epochs", "threads", "users", "hr@10", "ndcg@10", "hr@200", "CPU s", "CPU s an epoch", "users/s", "peak MiB")
 HEAD = """# Public benchmarks
 
 Written by `python benchmarks/public_tables.py RESULT.json ... --out docs/benchmarks.md`; the figures come from the result files alone.
@@ -41,6 +42,9 @@ Beams keep 200 prefixes a level and give 1,000 ids (`ml-1m-*`: 1,000 and all), s
 `onepiece-retrieval`, `onepiece-beam` and `onepiece-cascade` are one training, ranked by the dense head over all items, by the beam, and by both over the beam's items and the 100 of the best dense score.
 Deviations from the papers stand at the head of `onepiece_comp/next_item_codes.py`.
 
+`sasrec-attributes` reads the attributes of items (`item2attributes.json`) beside their ids; no other row does.
+Peers are other people's code on the same split files, judged by our judge (`benchmarks/peers/beside.py`).
+
 Published figures stand beside ours only where the data is the same or nearly so; the last column says what differs, so none is a like-for-like comparison unless it says nothing.
 """
 
@@ -50,16 +54,19 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="*")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    results = {found["protocol"]: found for found in map(read_json, asked.results)}
+    files = [read_json(path) for path in asked.results]
+    results = {found["protocol"]: found for found in files if "peer" not in found}
+    peers = [found for found in files if "peer" in found]
     published, _ = read_yaml(PUBLISHED)
     names = [name for name, protocol in PROTOCOLS.items() if protocol.published or name in published or name in results]
-    parts = [HEAD, *(_section(name, results.get(name, {"rows": {}}), published.get(name) or []) for name in names)]
+    parts = [HEAD, *(_section(name, results.get(name, {"rows": {}}), published.get(name) or [],
+                              [peer for peer in peers if peer["protocol"] == name]) for name in names)]
     with atomic_file(asked.out) as temporary:
         temporary.write_text("\n".join(parts), "utf-8")
     print(f"wrote {asked.out}")
 
 
-def _section(name: str, found: dict, published: Sequence[dict]) -> str:
+def _section(name: str, found: dict, published: Sequence[dict], peers: Sequence[dict]) -> str:
     protocol, any_row = PROTOCOLS[name], next(iter(found["rows"].values()), None)
     about = f"Version {protocol.version}, history of {protocol.max_length}, ties: {protocol.ties}."
     if any_row:
@@ -69,6 +76,8 @@ def _section(name: str, found: dict, published: Sequence[dict]) -> str:
     lines = [line for row in rows(name) for line in _lines(row, found["rows"].get(row, []))]
     text = [f"## {name}", about, "", *_markdown(("row", "items", "seeds", *METRICS), [line[0] for line in lines]), "",
             *_markdown(("row", "items", *MAKE_UP, "best epoch", "minutes", "users/s"), [line[1] for line in lines])]
+    if peers:
+        text += ["", *_markdown(BESIDE, _beside(found["rows"].get("sasrec-softmax", []), peers))]
     if published:
         text += ["", *_markdown(("published", "source", *METRICS, "how its protocol differs"), [
             (one["model"], one["source"], *(f"{one[m]:.4f}" if m in one else "" for m in METRICS), one["differs"])
@@ -84,6 +93,16 @@ def _lines(row: str, results: Sequence[dict]) -> list[tuple[tuple[str, ...], tup
     cost = (f"{mean('best_epoch'):.0f}", f"{mean('seconds') / 60:.1f}", f"{mean('users_per_second'):,.0f}")
     return [((row, kind, str(len(results)), *(_several(results, kind, name) for name in METRICS)),
              (row, kind, *(_several(results, kind, name) for name in MAKE_UP), *cost)) for kind in ("unseen", "all")]
+
+
+def _beside(ours: Sequence[dict], peers: Sequence[dict]) -> list[tuple[str, ...]]:
+    """Other people's code and our row of the same model under its first seed: figures without seen items, and cost."""
+    mine = [{**row, "peer": "ours: sasrec-softmax", "epochs": len(row["epochs"]), "train_cpu_seconds": row["cpu_seconds"]}
+            for row in ours[:1]]
+    return [(one["peer"], str(one["epochs"]), str(one["threads"]), f"{one['users']:,}" if "users" in one else "all",
+             *(f"{one['figures']['unseen'][name]:.4f}" for name in ("hr@10", "ndcg@10", "hr@200")),
+             f"{one['train_cpu_seconds']:,.0f}", f"{one['train_cpu_seconds'] / one['epochs']:.1f}",
+             f"{one['users_per_second']:,.0f}", f"{one['peak_memory_mib']:,.0f}") for one in (*mine, *peers)]
 
 
 def _several(results: Sequence[dict], kind: str, name: str) -> str:
