@@ -42,7 +42,7 @@ Beams keep 200 prefixes a level and give 1,000 ids (`ml-1m-*`: 1,000 and all), s
 `onepiece-retrieval`, `onepiece-beam` and `onepiece-cascade` are one training, ranked by the dense head over all items, by the beam, and by both over the beam's items and the 100 of the best dense score.
 Deviations from the papers stand at the head of `onepiece_comp/next_item_codes.py`.
 
-`sasrec-attributes` reads the attributes of items (`item2attributes.json`) beside their ids; no other row does.
+`sasrec-attributes` and `onepiece-attributes`, whose first stage it is, read the attributes of items (`item2attributes.json`) beside their ids; no other row does.
 Peers are other people's code on the same split files, judged by our judge (`benchmarks/peers/beside.py`).
 
 Published figures stand beside ours only where the data is the same or nearly so; the last column says what differs, so none is a like-for-like comparison unless it says nothing.

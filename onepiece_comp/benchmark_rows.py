@@ -98,6 +98,7 @@ def training_part(config: RowConfig) -> dict:
 
 _SASREC = RowConfig()
 _HSTU = RowConfig(block="hstu", cosine=True, loss="sampled", negatives=128)
+_SLOW = 20  # epochs of patience: codes stand still at what is popular for a while before they tell users apart
 _BASELINES = {"popularity": RowConfig(model="popularity"), "item-knn": RowConfig(model="item_knn")}
 
 
@@ -128,7 +129,8 @@ def rows(protocol: str) -> dict[str, RowConfig]:
         "esasrec": replace(sasrec, block="ligr", hidden=4.0, loss="sampled",
                            **({"width": 64, "dropout": 0.1} if films else {"layers": 1})),
         "hstu": hstu, "hstu-softmax": replace(hstu, loss="softmax"), "hstu-large": large, **timed, **beside,
-        **_code_rows(replace(hstu, loss="softmax"), films)}
+        **_code_rows(replace(hstu, loss="softmax"), films),
+        **({"onepiece-attributes": _joint(attributes, "sasrec-attributes", union=100, share=0.3)} if beside else {})}
 
 
 def _code_rows(hstu: RowConfig, films: bool) -> dict[str, CodeRowConfig]:
@@ -138,9 +140,8 @@ def _code_rows(hstu: RowConfig, films: bool) -> dict[str, CodeRowConfig]:
     gets through. The three of OnePiece are one training of HSTU's size, ranked in three ways.
     """
     wide = {"beam": 1000, "survivors": 4000, "valid_beam": 200} if films else {}
-    slow = {"patience": 20}  # codes stand still at what is popular for a while before they tell users apart
     size = {"width": 128, "layers": 2, "heads": 4, "hidden": 4.0, "batch_users": 128 if films else 256, "decoder_layers": 2}
-    tiger = CodeRowConfig(**size, **slow, **wide)
+    tiger = CodeRowConfig(**size, patience=_SLOW, **wide)
     cosine = {"cosine": True, "loss": "softmax"}
     # 100 candidates: the upper end of the authors' own sweep; epochs are compared by the dense query, as in their code
     liger = replace(tiger, inputs="codes+vectors", dense="last", **cosine, temperature=0.07, valid_shares=(0.0,),
@@ -149,12 +150,17 @@ def _code_rows(hstu: RowConfig, films: bool) -> dict[str, CodeRowConfig]:
     cobra = replace(tiger, width=64, heads=2, decoder_layers=1, inputs="codes+ids", dense="conditioned", **cosine,
                     temperature=1 / 16, codes=32, resolve="none", survivors=wide.get("beam", 200), share=0.9 / 1.9,
                     valid_shares=(0.9 / 1.9,))
-    encoder = {field.name: getattr(hstu, field.name) for field in fields(RowConfig)}
-    joint = CodeRowConfig(**{**encoder, "model": "codes", **slow, **wide}, first="hstu-softmax", levels=2, inputs="ids",
-                          dense="last", code_weight=2.0, valid_shares=(0.0, 1.0))
+    joint = _joint(hstu, "hstu-softmax", **wide)
     return {"tiger": tiger, "liger": liger, "cobra": cobra,
             "onepiece-retrieval": replace(joint, beam=0, share=0.0), "onepiece-beam": joint,
             "onepiece-cascade": replace(joint, union=100, share=0.3)}
+
+
+def _joint(encoder: RowConfig, first: str, **settings: object) -> CodeRowConfig:
+    """OnePiece: an encoder of ids with a dense head and one of codes, which are made of the vectors of the row `first`."""
+    shared = {field.name: getattr(encoder, field.name) for field in fields(RowConfig)}
+    return CodeRowConfig(**{**shared, "model": "codes", "patience": _SLOW, **settings}, first=first, levels=2, inputs="ids",
+                         dense="last", code_weight=2.0, valid_shares=(0.0, 1.0))
 
 
 def chosen(protocol: str, names: str) -> dict[str, RowConfig]:
