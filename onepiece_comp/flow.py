@@ -61,6 +61,9 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     raw, work = Path(raw), Path(work)
     files = open_log(raw).files()
     work.mkdir(parents=True, exist_ok=True)
+    if config.split.mode == "leave_one_out" and config.model.trend:
+        say("note: users of this split end at different times, so that popularity up to the log's end tells little of their "
+            "targets; compare with --set model.trend=false")
     stages = _Stages(work)
     source = fingerprint(*files)
     parts, data, result = work / "split", work / "dataset", work / "result"
