@@ -78,21 +78,28 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--set", dest="sets", action="append", default=[], help="section.key=value")
-    parser.add_argument("--few", action="store_true", help="after the first WORK only the rows that decide")
+    parser.add_argument("--few", choices=("none", "further", "all"), default="none",
+                        help="only the rows that decide: of the further WORKs, or of all")
     parser.add_argument("--hours", type=float, default=4.0, help="after which no row is begun")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     config = load_config(options.preset, options.config, options.sets)
     until = time.monotonic() + 3600 * options.hours
-    found = {row.name: [] for row in (*MAIN, *WIDTHS)}
+    found = {row.name: [] for row in rows_of(0, options.few)}
     for number, work in enumerate(options.work):
-        further = tuple(row for row in MAIN if row.name in DECIDING or not options.few)
-        for row in further if number else (*MAIN, *WIDTHS):
+        for row in rows_of(number, options.few):
             if (figures := one(row, work, config, until)) is not None:
                 found[row.name].append(figures)
     lines = [line(name, values) for name, values in found.items()]
     table(f"the cascade on {options.name}", COLUMNS, lines)
     write(options, lines)
+
+
+def rows_of(number: int, few: str) -> tuple[Row, ...]:
+    """The rows to run on a WORK, by its place in the command line."""
+    if few == "all" or (few == "further" and number):
+        return tuple(row for row in MAIN if row.name in DECIDING)
+    return MAIN if number else (*MAIN, *WIDTHS)
 
 
 def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
@@ -176,7 +183,7 @@ def write(options: argparse.Namespace, lines: list[tuple[str, ...]]) -> None:
     asked = [f"python benchmarks/cascade_table.py {options.name}", *(["WORK"] * len(options.work)),
              *([f"--preset {options.preset}"] if options.preset != "tiny" else []),
              *([f"--config benchmarks/{options.config.name}"] if options.config else []),
-             *(f"--set {change}" for change in options.sets), *(["--few"] if options.few else [])]
+             *(f"--set {change}" for change in options.sets), *([f"--few {options.few}"] if options.few != "none" else [])]
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"cascade_{options.name}.md").write_text("\n".join([
         f"`{' '.join(asked)}`", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|",

@@ -17,6 +17,7 @@ from onepiece_comp.benchmark_rows import RowConfig
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import Scored, Scorer, batches_of, judge
+from onepiece_comp.heap import kept_heap
 from onepiece_comp.interactions import Interactions, Window, lengths, targets, window
 from onepiece_comp.metrics import ndcg
 from onepiece_comp.next_item_losses import (
@@ -64,6 +65,7 @@ def check_row(log: Interactions, config: RowConfig) -> None:
         raise InputError("time", found=repr(config.time), expected="none: the data has no times", do="choose another row")
 
 
+@kept_heap()
 def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interactions, config: RowConfig,
         max_length: int, rng: np.random.Generator, *, optimiser: torch.optim.Optimizer | None = None) -> Trained:
     """The epochs of any model of next items; `valid` gives the figure by which the best one is told."""

@@ -25,6 +25,7 @@ from onepiece_comp.config_reading import from_dict, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION
+from onepiece_comp.heap import kept_heap
 from onepiece_comp.past_lists import PastLists, PastUsers, late_events
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.reranking import WEIGHTS, build_ranker, checkpoint_key
@@ -58,7 +59,7 @@ def train_ranker(checkpoint: Path, dataset: Path, out: Path, config: RankerConfi
                          expected=f"the one of {loaded.path}", do="give the dataset of that run")
     infer = dataclasses.replace(infer, mode=choose_mode(infer.mode, loaded), ranker="")
     torch.manual_seed(config.seed)
-    with repeatable(device):
+    with repeatable(device), kept_heap(device.type == "cpu"):
         learn, chosen, shown = _all_lists(loaded, data, config, infer, device)
         net = build_ranker(loaded.model, config).to(device)
         figures = _train(net, learn, chosen, config)

@@ -20,6 +20,7 @@ from onepiece_comp.config import Config
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import be_quiet, say, table
 from onepiece_comp.errors import InputError
+from onepiece_comp.heap import kept_heap
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.optim import bytes_per_id
 from onepiece_comp.parallel import Ranks, count_replicas
@@ -127,7 +128,7 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     loop = Loop(model, data, run, config, device, warm=settings["warm_start"], ranks=ranks)
     _announce(loop, data)
     places = (run, *copies) if ranks.first else ()
-    with RunLog(places, loop.progress.step if resume else 0) as records, repeatable(device):
+    with RunLog(places, loop.progress.step if resume else 0) as records, repeatable(device), kept_heap(device.type == "cpu"):
         loop.run_steps(records)
     return _finish(loop, settings, started=loop.started) if ranks.first else run
 

@@ -1,0 +1,56 @@
+"""Freed memory stays with the process inside `kept_heap`, and only there."""
+
+import platform
+import resource
+
+import numpy as np
+import pytest
+
+from onepiece_comp.heap import kept_heap
+
+BLOCK = 8 << 20  # bytes; above what glibc maps by itself at first
+PAGE = 4096
+
+
+def faults(rounds: int) -> int:
+    """Pages that the system had to find while blocks were filled and dropped."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        np.full(BLOCK, 1, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * PAGE
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_blocks_are_used_again_inside_and_given_back_at_the_end():
+    before = resident()
+    with kept_heap():
+        faults(2)  # the heap grows to what a round needs
+        assert faults(20) < BLOCK // PAGE
+        many = [np.full(BLOCK, 1, np.uint8) for _ in range(16)]
+        del many
+        assert resident() - before > 12 * BLOCK
+    assert resident() - before < 4 * BLOCK
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_large_blocks_are_mapped_again_after_an_error_inside():
+    with pytest.raises(ZeroDivisionError), kept_heap():
+        1 / 0
+    large = 64 << 20  # above the usual threshold
+    before = resident()
+    block = np.full(large, 1, np.uint8)
+    assert resident() - before > large // 2
+    del block
+    assert resident() - before < large // 2
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("a library was opened"))
+    with kept_heap():
+        assert faults(1) >= 0
