@@ -2,7 +2,8 @@
 
 python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json work/peers/rectools.json --out docs/benchmarks.md
 
-Results of `benchmarks/peers/beside.py` among them stand beside our row of the same model. Rows without a result print 'not run'. Nothing in the page is written by hand but the text of this file.
+Several files of one protocol are joined by row and seed, the last file's holds. Results of `benchmarks/peers/beside.py` stand
+beside our row of the same model. Rows without a result print 'not run'. Nothing in the page is written by hand but the text of this file.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     files = [read_json(path) for path in asked.results]
-    results = {found["protocol"]: found for found in files if "peer" not in found}
+    results = _joined([found for found in files if "peer" not in found])
     peers = [found for found in files if "peer" in found]
     published, _ = read_yaml(PUBLISHED)
     names = [name for name, protocol in PROTOCOLS.items() if protocol.published or name in published or name in results]
@@ -64,6 +65,17 @@ def main() -> None:
     with atomic_file(asked.out) as temporary:
         temporary.write_text("\n".join(parts), "utf-8")
     print(f"wrote {asked.out}")
+
+
+def _joined(files: Sequence[dict]) -> dict[str, dict]:
+    """The result files by protocol; of a row and seed that several hold, that of the last."""
+    joined = {}
+    for found in files:
+        kept = joined.setdefault(found["protocol"], {"rows": {}})["rows"]
+        for row, results in found["rows"].items():
+            by_seed = {result["seed"]: result for result in (*kept.get(row, ()), *results)}
+            kept[row] = [by_seed[seed] for seed in sorted(by_seed)]
+    return joined
 
 
 def _section(name: str, found: dict, published: Sequence[dict], peers: Sequence[dict]) -> str:
