@@ -60,7 +60,7 @@ class Gathered:
     """What the second reading leaves for the candidate set and the report."""
 
     last_before: np.ndarray  # per re-id of raw: last time before the cut, -1 if none
-    first_features: dict[int, str] = field(default_factory=dict)  # per re-id of raw: features as first seen, as JSON
+    first_features: dict[int, str] = field(default_factory=dict)  # per re-id of raw: original values as first seen, JSON
     target_items: Counter = field(default_factory=Counter)  # creative id to number of targets
     target_actions: Counter = field(default_factory=Counter)
     counts: Counter = field(default_factory=Counter)
@@ -238,8 +238,9 @@ def _candidate_items(log: Log, gathered: Gathered) -> list[tuple[int, int]]:
 def _candidates(items: list[tuple[int, int]], log: Log, gathered: Gathered, train_index: Index) -> Iterator[Candidate]:
     """The candidate set: each item's features as first seen, the missing ones from raw's item_feat_dict.json."""
     for retrieval_id, (creative_id, reid) in enumerate(items):
-        features = {**json.loads(log.stated.get(reid, "{}")), **json.loads(gathered.first_features[reid])}
-        yield Candidate(creative_id, retrieval_id, to_predict_features(log.names.features(features), train_index))
+        stated = log.names.features(json.loads(log.stated.get(reid, "{}")))
+        features = {**stated, **json.loads(gathered.first_features[reid])}
+        yield Candidate(creative_id, retrieval_id, to_predict_features(features, train_index))
 
 
 def _write_action_types(folder: Path) -> None:

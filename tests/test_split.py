@@ -142,6 +142,16 @@ def test_a_candidate_has_the_features_of_its_first_record_in_time(tmp_path):
     assert [candidate.features for candidate in shown] == [{"100": 1}, {"100": "97"}]
 
 
+def test_a_candidate_has_the_features_that_training_knows_though_raw_values_look_like_re_ids(tmp_path):
+    lines = [user("a", (1, 0, -9, {"100": 3}), (2, 0, -8, {"100": 2}), (3, 0, -7, {"100": 1}), (1, 1, 8, {"100": 3})),
+             user("b", (3, 0, -9, {"100": 1}), (2, 1, 6, {"100": 2}))]
+    out = do_split(tmp_path, lines)
+    index, known = read_index(out / "train" / "indexer.pkl"), dict(read_item_features(out / "train" / "item_feat_dict.json"))
+    shown = {c.creative_id: c.features for c in read_candidates(out / "eval" / "predict_set.jsonl")}
+    assert shown == {creative: known[reid] for creative, reid in index.items.items()}
+    assert index.features["100"] == {3: 1, 2: 2, 1: 3}
+
+
 def test_raw_features_may_be_missing(tmp_path):
     raw = make_raw(tmp_path / "raw", *LOG)
     (raw / "item_feat_dict.json").unlink()
