@@ -14,7 +14,7 @@ import numpy as np
 
 from onepiece_comp.artefacts import fingerprint
 from onepiece_comp.blocks import in_time_order
-from onepiece_comp.console import progress
+from onepiece_comp.console import progress, say
 from onepiece_comp.embedding_tables import load_embedding
 from onepiece_comp.embeddings import find_embeddings
 from onepiece_comp.errors import InputError
@@ -207,14 +207,19 @@ class _KnownItems:
 
 
 def _fill_known_features(folder: Path, local: _LocalItems) -> None:
-    """Complete what the records lack from item_feat_dict.json, for the items needed."""
+    """Complete what the records lack from item_feat_dict.json, for the items needed; says where most contradict it."""
     path = folder / "item_feat_dict.json"
     if not path.is_file():
         return
+    told = other = 0
     for reid, features in read_item_features(path):
         row = local.rows.get(local.creative(reid))
         if row is not None:
+            told, other = told + 1, other + local.features.contradicts(row, features)
             local.features.add(row, features)
+    if 2 * other > told:
+        say(f"note: {other:,} of {told:,} items have other features in {folder} than in its {path.name}: if a split wrote "
+            "it, split anew; else see whether both number feature values alike")
 
 
 def _item_table(

@@ -122,6 +122,11 @@ class ItemFeatures:
         for what, count in zip((OUTSIDE_SCHEMA, OUTSIDE_VOCABULARY), counts.tolist()):
             self.odd[what] += count
 
+    def contradicts(self, row: int, features: Features) -> bool:
+        """Whether a record has another value of what is known of `row`."""
+        return any(isinstance(value, int) and fid in self._column and self.values[row, self._column[fid][0]] not in (0, value)
+                   for fid, value in features.items())
+
     def add(self, row: int, features: Features) -> None:
         """Fill what is still missing in `row` from one record."""
         if row >= len(self.values):

@@ -195,6 +195,18 @@ def test_cold_items_unknown_users_and_text_values_are_read_as_unseen(eval_files,
     assert np_tokens(evaluation) == 1  # of three profile values one is known
 
 
+def test_candidates_whose_features_contradict_the_training_folders_are_told(eval_files, dataset, capsys):
+    read_evaluation(eval_files, _schema(dataset))
+    assert "other features" not in capsys.readouterr().out
+    path = eval_files / "predict_set.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["features"] = {fid: value % 3 + 1 if isinstance(value, int) else value for fid, value in line["features"].items()}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read_evaluation(eval_files, _schema(dataset))
+    assert "items have other features" in capsys.readouterr().out.replace("\n", " ")
+
+
 def np_tokens(evaluation):
     return int(evaluation.user_token_start[-1] - evaluation.user_token_start[-2])
 
