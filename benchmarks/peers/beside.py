@@ -8,6 +8,7 @@ epochs that is given, without validation: choose it on ours, or compare at sever
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import venv
@@ -45,12 +46,16 @@ def main() -> None:
     protocol = PROTOCOLS[asked.name]
     log = read_interactions(asked.data, form=protocol.form, ties=protocol.ties)
     log = first_users(log, asked.users) if asked.users else log
+    asked.work = asked.work.resolve()
     asked.work.mkdir(parents=True, exist_ok=True)
     split, lists = asked.work / "split.npz", asked.work / f"{asked.peer}.npz"
     write_split(log, split)
-    subprocess.run([asked.python or _environment(asked.work / f"{asked.peer}-env", asked.peer),
-                    Path(__file__).with_name(f"{asked.peer}_worker.py"), split, lists, "--epochs", str(asked.epochs),
-                    "--length", str(protocol.max_length), "--threads", str(asked.threads)], check=True)
+    python = asked.python and os.path.abspath(asked.python)  # a link in an environment is not followed: it names the environment
+    worker = Path(__file__).resolve().with_name(f"{asked.peer}_worker.py")
+    # in the work folder, since both libraries write logs of their own where they are started
+    subprocess.run([python or _environment(asked.work / f"{asked.peer}-env", asked.peer), worker, split, lists,
+                    "--epochs", str(asked.epochs), "--length", str(protocol.max_length), "--threads", str(asked.threads)],
+                   check=True, cwd=asked.work)
     held = np.load(lists)
     found = {"protocol": asked.name, "peer": str(held["peer"]), "epochs": asked.epochs, "users": log.users,
              "threads": asked.threads, "data_sha256": sha256(files_of(asked.data, form=protocol.form)),
