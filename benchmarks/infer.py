@@ -7,7 +7,8 @@ Candidates are unit vectors about 2,000 centres; a query is the mean of four of 
 what indexes are good at and what they fail at. Processor seconds, median of the repeats; memory is the peak of the
 process above what it held before, so without faiss's own copy of the candidates. Recall is that of the exact best
 among the 1,000 that an index names, which is what `infer.index` ranks. The beam is that of a model that
-`onepiece-comp run RAW WORK` trained, on its evaluation's users.
+`onepiece-comp run RAW WORK` trained, on its evaluation's users; its bound is the rate at which its matrix products alone
+would run, were they as fast as one large product.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import faiss
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from onepiece_comp.approximate import MaximumIndex
 from onepiece_comp.beam import beam_search
@@ -185,14 +187,30 @@ def beam_rows(work: Path, repeats: int) -> list[tuple]:
     own = beam_search(model, prefixes, request.encoded, length_B, **size)
     shares = {"over ids that exist (ours)": (own.log_prob_BK > -torch.inf).float().mean(),
               "over all codes": np.mean([tuple(one) in legal for one in free.flatten(0, 1).tolist()])}
-    costs = (measure(lambda: beam_search(model, prefixes, request.encoded, length_B, **size), repeats),
-             measure(lambda: free_beam(model, request.encoded, length_B, **size), repeats))
+    searches = (lambda: beam_search(model, prefixes, request.encoded, length_B, **size),
+                lambda: free_beam(model, request.encoded, length_B, **size))
+    costs, rate = [measure(search, repeats) for search in searches], product_rate(repeats)
+    bounds = [rate * len(length_B) / products(search) for search in searches]
     shape = f"{len(legal):,} ids in {model.decoder.code_LCD.shape[0]} levels of {model.decoder.codes:,} codes"
-    rows = [(name, shape, f"{len(length_B) / cost.processor:,.0f}", f"{cost.mib:,.0f}", f"{float(share):.1%}")
-            for (name, share), cost in zip(shares.items(), costs)]
+    rows = [(name, shape, f"{len(length_B) / cost.processor:,.0f}", f"{bound:,.0f}", f"{cost.mib:,.0f}", f"{float(share):.1%}")
+            for (name, share), cost, bound in zip(shares.items(), costs, bounds)]
     for row in rows:
         say(" | ".join(row))
     return rows
+
+
+def products(search: Callable[[], object]) -> int:
+    """Floating-point operations of a search's matrix products, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        search()
+    return counter.get_total_flops()
+
+
+def product_rate(repeats: int) -> float:
+    """Floating-point operations a processor second of one product large enough to run at the core's best."""
+    side = 2048
+    left, right = torch.randn(side, side), torch.randn(side, side)
+    return 2 * side ** 3 / measure(lambda: left @ right, repeats).processor
 
 
 def report(parts: dict[tuple, list[tuple]], options: argparse.Namespace, command: str) -> None:
@@ -226,7 +244,7 @@ def main() -> None:
     seconds = ("processor s / 1,000 users", "wall s / 1,000 users")
     report({("candidates", "exact top-384", "threads", *seconds, "peak extra MiB"): exact,
             ("candidates", "index", "build, s", *seconds, *(f"recall@{k}" for k in DEPTHS)): indexes,
-            ("beam 20, 384 survivors", "candidates", "users / processor s", "peak extra MiB",
+            ("beam 20, 384 survivors", "candidates", "users / processor s", "bound by products", "peak extra MiB",
              "generated ids that name a candidate"): beams},
            options, f"python benchmarks/infer.py WORK --threads {' '.join(map(str, options.threads))}")
 

@@ -3,7 +3,7 @@
 python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json work/peers/rectools.json --out docs/benchmarks.md
 
 Several files of one protocol are joined by row and seed, the last file's holds. Results of `benchmarks/peers/beside.py` stand
-beside our row of the same model. Rows without a result print 'not run'. Nothing in the page is written by hand but the text of this file.
+beside our row of the same model. Rows without a result are named as not run. Nothing in the page is written by hand but the text of this file.
 """
 
 import argparse
@@ -22,7 +22,7 @@ MAKE_UP = ("coverage@10", "coverage@50", "popularity@10", "popularity@50")
 BESIDE = ("beside", "epochs", "threads", "users", "hr@10", "ndcg@10", "hr@200", "CPU s", "CPU s an epoch", "users/s", "peak MiB")
 HEAD = """# Public benchmarks
 
-Written by `python benchmarks/public_tables.py RESULT.json ... --out docs/benchmarks.md`; the figures come from the result files alone.
+Written by `python benchmarks/public_tables.py benchmarks/results/public/*.json --out docs/benchmarks.md`; the figures come from the result files alone.
 
     onepiece-comp benchmark beauty --data amazon2014_beauty --out work/beauty --seeds 0,1,2
     onepiece-comp benchmark leave-one-out --data my_events.csv --out work/mine      # columns user, item, time
@@ -85,9 +85,12 @@ def _section(name: str, found: dict, published: Sequence[dict], peers: Sequence[
         data = any_row[0]["about"]
         about += f"\n{data['users']:,} users, {data['items']:,} items, {data['events']:,} events."
         about += "\nOf a quick run: these figures say nothing." if data["quick"] else ""
-    lines = [line for row in rows(name) for line in _lines(row, found["rows"].get(row, []))]
-    text = [f"## {name}", about, "", *_markdown(("row", "items", "seeds", *METRICS), [line[0] for line in lines]), "",
-            *_markdown(("row", "items", *MAKE_UP, "best epoch", "minutes", "users/s"), [line[1] for line in lines])]
+    lines = [line for row in rows(name) if row in found["rows"] for line in _lines(row, found["rows"][row])]
+    missing = [f"`{row}`" for row in rows(name) if row not in found["rows"]]
+    text = [f"## {name}", about, *([f"Not run: {', '.join(missing)}."] if missing else [])]
+    if lines:
+        text += ["", *_markdown(("row", "items", "seeds", *METRICS), [line[0] for line in lines]), "",
+                 *_markdown(("row", "items", *MAKE_UP, "best epoch", "minutes", "users/s"), [line[1] for line in lines])]
     if peers:
         text += ["", *_markdown(BESIDE, _beside(found["rows"].get("sasrec-softmax", []), peers))]
     if published:
@@ -99,10 +102,9 @@ def _section(name: str, found: dict, published: Sequence[dict], peers: Sequence[
 
 def _lines(row: str, results: Sequence[dict]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Two lines of cells for each filter: metrics, and what the lists are made of."""
-    if not results:
-        return [((row, "", "0", *["not run"] * len(METRICS)), (row, "", *["not run"] * (len(MAKE_UP) + 3)))]
     mean = lambda name: float(np.mean([result[name] or 0 for result in results]))
-    cost = (f"{mean('best_epoch'):.0f}", f"{mean('seconds') / 60:.1f}", f"{mean('users_per_second'):,.0f}")
+    epoch = "" if results[0]["best_epoch"] is None else f"{mean('best_epoch'):.0f}"
+    cost = (epoch, f"{mean('seconds') / 60:.1f}", f"{mean('users_per_second'):,.0f}")
     return [((row, kind, str(len(results)), *(_several(results, kind, name) for name in METRICS)),
              (row, kind, *(_several(results, kind, name) for name in MAKE_UP), *cost)) for kind in ("unseen", "all")]
 
