@@ -3,10 +3,11 @@
     python benchmarks/cascade_table.py world work/world-1 work/world-2 work/world-3 --results benchmarks/results
 
 Each WORK is a folder that `onepiece-comp run` or worlds.py has made; several are seeds of one data set. What they lack
-(a joint stage with the conditioned query, a ranker) is trained into WORK. The main rows are run for all of them, the
-grid of widths for the first. Differences are to exact retrieval by the same weights, paired by user; over
-several seeds their mean, and an interval from the seeds' own. Cold targets are items that training never saw: their
-share of the targets, and the score on them, tell what is left to win there. Resumable: rankings are kept in WORK/cascade_table.
+(a joint stage with the conditioned query, a ranker) is trained into WORK, after the rows that need neither. The main
+rows are run for all of them, the grid of widths for the first. Differences are to exact retrieval by the same weights,
+paired by user; over several seeds their mean, and an interval from the seeds' own. Cold targets are items that training
+never saw: their share of the targets, and the score on them, tell what is left to win there. Resumable: rankings are
+kept in WORK/cascade_table.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def main() -> None:
     until = time.monotonic() + 3600 * options.hours
     found = {row.name: [] for row in rows_of(0, options.few)}
     for number, work in enumerate(options.work):
-        for row in rows_of(number, options.few):
+        for row in sorted(rows_of(number, options.few), key=lambda row: (row.run == "conditioned", row.ranker)):
             if (figures := one(row, work, config, until)) is not None:
                 found[row.name].append(figures)
     lines = [line(name, values) for name, values in found.items()]
