@@ -217,7 +217,7 @@ def report(parts: dict[tuple, list[tuple]], options: argparse.Namespace, command
     """The tables, on the screen and as `infer.md`."""
     lines = [f"`{command}`", "", f"{platform.machine()}, torch {torch.__version__}, faiss {faiss.__version__}, median "
              f"of {options.repeats}; what is measured stands at the script's head. Ratios carry over, times do not."]
-    for head, rows in parts.items():
+    for head, rows in ((head, rows) for head, rows in parts.items() if rows):
         table("inference", head, rows)
         lines += ["", *("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])]
     options.results.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="a folder of `onepiece-comp run`")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--candidates", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--candidates", type=int, nargs="*", default=[100_000, 1_000_000], help="none = the beam alone")
     parser.add_argument("--largest-graph", type=int, default=100_000, help="no graph is built of more candidates")
     parser.add_argument("--efforts", type=float, nargs="+", default=[0.25, 1.0])
     parser.add_argument("--repeats", type=int, default=2)
@@ -246,7 +246,8 @@ def main() -> None:
             ("candidates", "index", "build, s", *seconds, *(f"recall@{k}" for k in DEPTHS)): indexes,
             ("beam 20, 384 survivors", "candidates", "users / processor s", "bound by products", "peak extra MiB",
              "generated ids that name a candidate"): beams},
-           options, f"python benchmarks/infer.py WORK --threads {' '.join(map(str, options.threads))}")
+           options, f"python benchmarks/infer.py WORK --threads {' '.join(map(str, options.threads))}"
+           + ("" if options.candidates else " --candidates"))
 
 
 if __name__ == "__main__":
