@@ -9,6 +9,7 @@ epochs that is given, without validation: choose it on ours, or compare at sever
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -50,7 +51,8 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     split, lists = asked.work / "split.npz", asked.work / f"{asked.peer}.npz"
     write_split(log, split)
-    python = asked.python and os.path.abspath(asked.python)  # a link in an environment is not followed: it names the environment
+    # a link is not followed: its place is what names the environment
+    python = asked.python and os.path.abspath(shutil.which(asked.python) or asked.python)
     worker = Path(__file__).resolve().with_name(f"{asked.peer}_worker.py")
     # in the work folder, since both libraries write logs of their own where they are started
     subprocess.run([python or _environment(asked.work / f"{asked.peer}-env", asked.peer), worker, split, lists,
