@@ -1,11 +1,15 @@
-"""A score.json as a Markdown table, for README and docs.
+"""One score.json, or those of several seeds, as a Markdown table, for README and docs.
 
     python benchmarks/score_table.py work/score.json --command "onepiece-comp run ..." > benchmarks/results/kuairand.md
+
+Of several: means over the seeds, the score's standard deviation, and from the lowest to the highest bound of the seeds' intervals.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 ORDER = (
     "cascade",
@@ -22,27 +26,36 @@ ORDER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("score", type=Path)
+    parser.add_argument("score", type=Path, nargs="+")
     parser.add_argument("--command", action="append", default=[])
     options = parser.parse_args()
-    report = json.loads(options.score.read_text())
-    k = report["config"]["k"]
+    reports = [json.loads(path.read_text()) for path in options.score]
+    k, seeds = reports[0]["config"]["k"], "" if len(reports) == 1 else f", {len(reports)} seeds"
     for command in options.command:
         print(f"    {command}")
     print(
-        f"\n| {report['users']:,} users | HR@{k} | NDCG@{k} | score | submission - it, 95 % interval |\n|---|---|---|---|---|"
+        f"\n| {reports[0]['users']:,} users{seeds} | HR@{k} | NDCG@{k} | score | submission - it, 95 % interval |\n|---|---|---|---|---|"
     )
-    print(_row("**submission**", report, f"score {report['score']['low']:.4f} .. {report['score']['high']:.4f}"))
-    for name in sorted(report["against"], key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        other = report["against"][name]
-        difference = other["difference"]["score"]
-        same = difference["low"] == difference["high"] == 0
-        print(_row(name, other, "the submission itself" if same else
-                   f"{difference['mean']:+.4f}, {difference['low']:+.4f} .. {difference['high']:+.4f}"))
+    low, high = _bounds([report["score"] for report in reports])
+    print(_row("**submission**", reports, f"score {low:.4f} .. {high:.4f}"))
+    names = sorted(reports[0]["against"], key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    for name in names:
+        others = [report["against"][name] for report in reports]
+        differences = [other["difference"]["score"] for other in others]
+        low, high = _bounds(differences)
+        print(_row(name, others, "the submission itself" if low == high == 0 else
+                   f"{mean(one['mean'] for one in differences):+.4f}, {low:+.4f} .. {high:+.4f}"))
 
 
-def _row(name: str, figures: dict, last: str) -> str:
-    return "| " + " | ".join([name, *(f"{figures[key]['mean']:.4f}" for key in ("hr", "ndcg", "score")), last]) + " |"
+def _bounds(intervals: Sequence[dict]) -> tuple[float, float]:
+    return min(one["low"] for one in intervals), max(one["high"] for one in intervals)
+
+
+def _row(name: str, seeds: Sequence[dict], last: str) -> str:
+    figures = [f"{mean(one[key]['mean'] for one in seeds):.4f}" for key in ("hr", "ndcg", "score")]
+    spread = stdev(one["score"]["mean"] for one in seeds) if len(seeds) > 1 else 0
+    figures[-1] += f" ± {spread:.4f}" if spread else ""
+    return "| " + " | ".join([name, *figures, last]) + " |"
 
 
 if __name__ == "__main__":
