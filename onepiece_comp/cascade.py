@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from onepiece_comp.beam import beam_search, first_log_prob, item_log_prob
+from onepiece_comp.beam import beam_search, item_log_prob
 from onepiece_comp.candidates import Candidates, prepare
 from onepiece_comp.checkpoint import Checkpoint
+from onepiece_comp.conditioned import conditioned_log_prob
 from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation
@@ -36,7 +37,6 @@ DEPTHS = (100, 384, 1000)  # at which a funnel tells the recall, beside the ten
 INDEXES = ("exact", "hnsw", "ivf")
 _CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
 _LEAST_LOG_PROB = -40.0  # of the beam, as a ranker reads it
-_USERS_AT_ONCE = 32  # whose candidates have queries of their own at once
 
 
 class Ranked(NamedTuple):
@@ -260,34 +260,6 @@ class Ranker:
             logit = logit + request.popularity.at(index)
         return logit if request.metric_BSM is None else logit + self._alike(request, index)
 
-    def _conditioned(self, request: Request, index: torch.Tensor) -> torch.Tensor:
-        """log p(first code) + log p(candidate | first code) of the candidates `index`; without an id -inf.
-
-        Under its own first code's query a candidate is compared with those of that code among `index` only: queries of
-        different codes have different scales.
-        """
-        prefixes = self.candidates.prefixes
-        leaf_BK = prefixes.item_leaf[index]
-        first_BK = prefixes.leaf_path[leaf_BK.clamp_min(0), 0]
-        unit_BKD = self.candidates.vectors.unit_ND[index]
-        plain_BK = (unit_BKD @ request.query_BD[..., None])[..., 0]
-        own_BK = torch.cat([(unit_BKD[part] * self._queries(request, prefixes.code[0][first_BK[part]], part)).sum(2)
-                            for part in torch.arange(len(index)).split(_USERS_AT_ONCE)])
-        logit = (self._logits(request, index) - plain_BK + own_BK).masked_fill(leaf_BK < 0, -torch.inf)
-        highest_B1 = logit.amax(1, keepdim=True)
-        log_first = first_log_prob(self.model, prefixes, request.encoded, request.history.length_B, request.prior)
-        total_BP = torch.zeros_like(log_first).scatter_add(1, first_BK, (logit - highest_B1).exp())
-        return log_first.gather(1, first_BK) + logit - highest_B1 - total_BP.clamp_min(1e-30).log().gather(1, first_BK)
-
-    def _queries(self, request: Request, code_BK: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
-        """Some users' queries [B, K, D] given first codes."""
-        model, length_B = self.model, request.history.length_B[users]
-        steps_T = torch.arange(request.encoded.hidden_BTD.shape[1], device=code_BK.device)
-        return model.conditioned_query(
-            request.encoded.hidden_BTD[users, length_B - 1], code_BK,
-            model.decoder.memories([state[users] for state in request.encoded.states]),
-            (steps_T < length_B[:, None])[:, None]).float()
-
     def _generate(self, request: Request, stages: dict) -> Found:
         """Beam survivors, for `cascade` with exact neighbours, and their scores; what the filters drop has -inf."""
         config, prefixes = self.config, self.candidates.prefixes
@@ -318,7 +290,8 @@ class Ranker:
         """
         logit, finite = self._logits(request, index), log_prob.isfinite()
         if self.model.decoder.dense is not None:
-            log_prob = torch.where(finite, (log_prob + self._conditioned(request, index)) / 2, log_prob)
+            conditioned = conditioned_log_prob(self.model, self.candidates, request, index, logit)
+            log_prob = torch.where(finite, (log_prob + conditioned) / 2, log_prob)
         usual = torch.where(finite, log_prob, 0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
         weight = self.config.semantic_weight
         return (1 - weight) * logit + weight * torch.where(finite, log_prob, usual)

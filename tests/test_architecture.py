@@ -19,7 +19,7 @@ ORDER = """
     model arithmetic row_optim optim parallel table_shards checkpoint retrieval validation run_log end_asked log_window training_loop training
     beam
     next_item_blocks next_item_model next_item_losses next_item_training next_item_codes next_item_ranking trained_rows benchmark
-    vector_cache candidates approximate request filling reranking cascade answer_parts submission past_lists ranker_training ann_export
+    vector_cache candidates approximate request filling reranking conditioned cascade answer_parts submission past_lists ranker_training ann_export
     flow ablation scaling job_cache platform_jobs upload sandbox rehearsal pack plan doctor command_options data_commands model_commands platform_commands study_commands cli __main__
 """.split()
 
