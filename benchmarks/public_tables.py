@@ -30,6 +30,7 @@ Written by `python benchmarks/public_tables.py benchmarks/results/public/*.json 
 Protocol of all: last event = test, the one before = validation, the rest trains; weights of the best validation NDCG@10; the whole catalogue is ranked; the test is looked at once.
 With one target Recall is HR.
 A target that ties with other items takes the last place among them.
+The judge gives each of 200 users what ranx gives, in 8 metrics under both filters, on random scores with ties (`benchmarks/peers/judge_ranx.py`, [printed](../benchmarks/results/judge_ranx.md)).
 `unseen` leaves the items of the whole history out of the list, `all` does not.
 `coverage` is the share of the catalogue in any list, `popularity` the mean training count of what is recommended over that of the targets.
 Figures are means over seeds, with the standard deviation where there are several.
