@@ -24,7 +24,7 @@ from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
-from onepiece_comp.console import say, table
+from onepiece_comp.console import mean_and_spread, say, table
 from onepiece_comp.flow import train_or_resume
 from onepiece_comp.ranker_training import train_ranker
 from onepiece_comp.scoring import score
@@ -173,8 +173,7 @@ def line(name: str, values: list[dict]) -> tuple[str, ...]:
         half = np.sqrt(sum(((v["difference"]["high"] - v["difference"]["low"]) / 2) ** 2 for v in values)) / len(values)
         apart = (f"{middle:+.4f}", f"{middle - half:+.4f} .. {middle + half:+.4f}")
     kept = ("", "") if values[0]["per_user"] is None else (f"{100 * mean('targets'):.1f} %", f"{mean('per_user'):.0f}")
-    spread = f" ± {np.std([v['score'] for v in values], ddof=1):.4f}" if len(values) > 1 else ""
-    return (name, str(len(values)), f"{mean('hr'):.4f}", f"{mean('ndcg'):.4f}", f"{mean('score'):.4f}{spread}", *apart,
+    return (name, str(len(values)), f"{mean('hr'):.4f}", f"{mean('ndcg'):.4f}", mean_and_spread([value["score"] for value in values]), *apart,
             f"{mean('warm'):.4f}", f"{mean('cold'):.4f} of {100 * mean('cold_share'):.0f} %", *kept,
             f"{mean('users_per_second'):.0f}")
 

@@ -22,7 +22,7 @@ import torch
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker, write_json
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
-from onepiece_comp.console import say, table
+from onepiece_comp.console import mean_and_spread, say, table
 from onepiece_comp.model import OnePiece
 from onepiece_comp.parallel import Ranks
 from onepiece_comp.preprocess import Dataset, load_dataset
@@ -268,17 +268,11 @@ def loss_line(row: Row, rows: Sequence[Row], found: Mapping[Row, dict]) -> list[
                                  (row.semantic, Row(row.ids, 0.0, 1.0, 0), ids)):
         pairs = [(loss(found[r]), loss(found[alone._replace(seed=r.seed)])) for r in found
                  if r._replace(seed=0) == row and alone._replace(seed=r.seed) in found]
-        cells += [several([loss(figures) for figures in mine]), several([a - b for a, b in pairs], sign=True)
+        cells += [mean_and_spread([loss(figures) for figures in mine]), mean_and_spread([a - b for a, b in pairs], sign=True)
                   if pairs and row != alone else ""] if trained else ["", ""]
-    levels = [several([figures["codes"][level] for figures in mine]) if row.semantic else "" for level in (0, 1)]
-    return [*cells, *levels, several([figures["score"] for figures in mine]) if row.retrieval else "",
+    levels = [mean_and_spread([figures["codes"][level] for figures in mine]) if row.semantic else "" for level in (0, 1)]
+    return [*cells, *levels, mean_and_spread([figures["score"] for figures in mine]) if row.retrieval else "",
             f"{np.mean([figures['seconds'] for figures in mine]) / 60:.1f}"]
-
-
-def several(values: Sequence[float], *, sign: bool = False) -> str:
-    """Mean and standard deviation over seeds."""
-    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return (f"{np.mean(values):+.4f}" if sign else f"{np.mean(values):.4f}") + spread
 
 
 def angle_lines(row: Row, found: Mapping[Row, dict], moments: Sequence[str]) -> list[list[str]]:

@@ -15,6 +15,7 @@ import numpy as np
 from onepiece_comp.artefacts import atomic_file, read_json
 from onepiece_comp.benchmark_rows import PROTOCOLS, rows
 from onepiece_comp.config_reading import read_yaml
+from onepiece_comp.console import mean_and_spread
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@50", "ndcg@50", "hr@200", "ndcg@200")
@@ -121,8 +122,7 @@ def _beside(ours: Sequence[dict], peers: Sequence[dict]) -> list[tuple[str, ...]
 
 
 def _several(results: Sequence[dict], kind: str, name: str) -> str:
-    values = [result["figures"][kind].get(name, float("nan")) for result in results]
-    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+    return mean_and_spread([result["figures"][kind].get(name, float("nan")) for result in results])
 
 
 def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

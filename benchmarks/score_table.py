@@ -9,7 +9,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
+
+from onepiece_comp.console import mean_and_spread
 
 ORDER = (
     "cascade",
@@ -52,10 +54,8 @@ def _bounds(intervals: Sequence[dict]) -> tuple[float, float]:
 
 
 def _row(name: str, seeds: Sequence[dict], last: str) -> str:
-    figures = [f"{mean(one[key]['mean'] for one in seeds):.4f}" for key in ("hr", "ndcg", "score")]
-    spread = stdev(one["score"]["mean"] for one in seeds) if len(seeds) > 1 else 0
-    figures[-1] += f" ± {spread:.4f}" if spread else ""
-    return "| " + " | ".join([name, *figures, last]) + " |"
+    figures = [f"{mean(one[key]['mean'] for one in seeds):.4f}" for key in ("hr", "ndcg")]
+    return "| " + " | ".join([name, *figures, mean_and_spread([one["score"]["mean"] for one in seeds]), last]) + " |"
 
 
 if __name__ == "__main__":

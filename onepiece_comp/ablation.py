@@ -20,7 +20,7 @@ import numpy as np
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
-from onepiece_comp.console import say, table
+from onepiece_comp.console import mean_and_spread, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.flow import train_or_resume
 from onepiece_comp.preprocess import preprocess
@@ -185,8 +185,7 @@ def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str
 def _line(row: Row, values: list[Found]) -> tuple[str, ...]:
     if not values:
         return (row.name, "0", *["not run"] * (len(COLUMNS) - 2))
-    several = lambda name: f"{np.mean([getattr(v, name) for v in values]):.4f}" + (
-        f" ± {np.std([getattr(v, name) for v in values], ddof=1):.4f}" if len(values) > 1 else "")
+    several = lambda name: mean_and_spread([getattr(value, name) for value in values])
     difference = ("", "") if values[0].difference is None else (
         f"{values[0].difference[0]:+.4f}", f"{values[0].difference[1]:+.4f} .. {values[0].difference[2]:+.4f}")
     return (row.name, str(len(values)), *map(several, ("valid", "hr", "ndcg", "score")), *difference,

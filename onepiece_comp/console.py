@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import fmean, stdev
 
 try:
     from rich.console import Console
@@ -49,6 +50,12 @@ def say(line: str) -> None:
 def complain(line: str) -> None:
     """Print one line to standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def mean_and_spread(values: Sequence[float], *, sign: bool = False) -> str:
+    """A cell of a table: the mean of what several seeds reached, and their standard deviation where they differ."""
+    mean = f"{fmean(values):+.4f}" if sign else f"{fmean(values):.4f}"
+    return mean + (f" ± {stdev(values):.4f}" if len(set(values)) > 1 else "")
 
 
 def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp.artefacts import read_json
+from onepiece_comp.console import mean_and_spread
 from onepiece_comp.report_html import Plot, Section, Table, Text
 from onepiece_comp.scaling_fit import fit, forecast, frontier, interval, judge
 
@@ -77,10 +78,10 @@ def _together(rows: Sequence[dict]) -> list:
         for alone, loss in (("InfoNCE", "InfoNCE"), ("ids", "semantic ids")):
             pairs = [(at[name, alone, seed][loss], found[loss]) for (row, objective, seed), found in at.items()
                      if row == name and objective == "both" and (name, alone, seed) in at]
-            change = np.array([both - single for single, both in pairs])
+            change = [both - single for single, both in pairs]
             cells += ["", "", "", "0"] if not pairs else [
                 *(f"{value:.4f}" for value in np.mean(pairs, axis=0)),
-                f"{change.mean():+.4f}" + (f" ± {change.std(ddof=1):.4f}" if len(pairs) > 1 else ""), str(len(pairs))]
+                mean_and_spread(change, sign=True), str(len(pairs))]
         lines.append(cells)
     return [Text("Held-out losses of a model trained for one objective and of the same model trained for both; the spread is "
                  "that of the differences over seeds. Both have the optimiser steps and users of the row."),
