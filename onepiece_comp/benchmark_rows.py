@@ -48,9 +48,11 @@ class RowConfig:
     cosine: bool = False  # logits are cosines over the temperature, else dot products
     temperature: float = 0.05  # of cosines
     loss: str = "softmax"  # softmax over all items | sampled | bce | gbce
-    negatives: int = 256  # of sampled and gbce, drawn uniformly for each user and step
+    negatives: int = 256  # of sampled and gbce, drawn uniformly at each step ...
+    drawn_for: str = "user"  # ... for all positions of a user, or for each: user | position
     calibration: float = 0.75  # t of gbce
     learning_rate: float = 0.001  # Adam
+    average: float = 0.0  # decay a step of a moving average of the weights, which is what is judged and kept; 0 = none
     batch_users: int = 128  # users per step
     epochs: int = 200  # at most
     patience: int = 10  # epochs without a better validation NDCG@10 after which training ends

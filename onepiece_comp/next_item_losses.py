@@ -2,7 +2,7 @@
 
 Sources: binary with one negative, SASRec (arXiv 1808.09781); gBCE, Petrov and Macdonald 2023 (arXiv 2308.07192);
 softmax over a sample, as in HSTU's research code, without a correction for how it is drawn, which is uniform; softmax
-over all items. Deviation: the negatives of sampled softmax and gBCE are drawn for a user and step, not a position.
+over all items. The negatives of sampled softmax and gBCE are drawn at each step, for a user or for a position.
 Legend: B users, T positions, D width, I items, N valid rows, M negatives of a user.
 """
 

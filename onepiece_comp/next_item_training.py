@@ -23,8 +23,10 @@ from onepiece_comp.metrics import ndcg
 from onepiece_comp.next_item_losses import (
     LOSSES, calibrated_power, full_softmax, generalised_bce, sampled_logits, sampled_softmax)
 from onepiece_comp.next_item_model import NextItemModel
+from onepiece_comp.weight_average import WeightAverage
 
 SCORED_AT_ONCE = 256  # users
+DRAWN_FOR = ("user", "position")  # whose own the negatives of sampled losses are
 _POOL = 32  # batches whose users are sorted by length together
 Loss = Callable[[Window, torch.Tensor], torch.Tensor]  # of inputs and the items that followed, 0 = none
 
@@ -58,9 +60,13 @@ def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, se
 
 
 def check_row(log: Interactions, config: RowConfig) -> None:
-    """InputError for a loss that there is not, and for times that the data does not have."""
+    """InputError for losses, draws and averages that there are not, and for times that the data does not have."""
     if config.loss not in LOSSES:
         raise InputError("loss", found=repr(config.loss), expected=f"one of {', '.join(LOSSES)}", do="choose one of these")
+    if config.drawn_for not in DRAWN_FOR:
+        raise InputError("drawn_for", found=repr(config.drawn_for), expected=f"one of {', '.join(DRAWN_FOR)}", do="choose one of these")
+    if not 0 <= config.average < 1:
+        raise InputError("average", found=repr(config.average), expected="0, or a decay below 1", do="set for example .998")
     if config.time != "none" and log.time_seconds is None:
         raise InputError("time", found=repr(config.time), expected="none: the data has no times", do="choose another row")
 
@@ -70,16 +76,19 @@ def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interacti
         max_length: int, rng: np.random.Generator, *, optimiser: torch.optim.Optimizer | None = None) -> Trained:
     """The epochs of any model of next items; `valid` gives the figure by which the best one is told."""
     optimiser = optimiser or torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    average = WeightAverage(model, config.average)
+    optimiser.register_step_post_hook(lambda *_: average.step())
     best, best_weights, epochs = (0, -1.0), None, []
     for epoch in range(1, config.epochs + 1):
         started, worked = time.monotonic(), time.process_time()
         mean_loss = _one_epoch(model, optimiser, loss, log, config, max_length, rng)
-        reached = valid()
+        with average.inside():
+            reached = valid()
+            if reached > best[1]:
+                best, best_weights = (epoch, reached), copy.deepcopy(model.state_dict())
         epochs.append(Epoch(epoch, mean_loss, reached, time.monotonic() - started, time.process_time() - worked))
         say(f"epoch {epoch:3d}  loss {mean_loss:8.4f}  valid NDCG@10 {reached:.4f}  {epochs[-1].seconds:7.1f} s  {epochs[-1].cpu_seconds:7.1f} CPU s")
-        if reached > best[1]:
-            best, best_weights = (epoch, reached), copy.deepcopy(model.state_dict())
-        elif epoch - best[0] >= config.patience:
+        if epoch - best[0] >= config.patience:
             break
     model.load_state_dict(best_weights)
     return Trained(model, best[0], epochs)
@@ -130,6 +139,8 @@ def training_window(log: Interactions, users: np.ndarray, max_length: int) -> tu
 def next_item_loss(query_BTD: torch.Tensor, key_ID: torch.Tensor, config: RowConfig, target_BT: torch.Tensor,  # noqa: N803
                    rng: np.random.Generator) -> torch.Tensor:
     """Mean over the rows that have a target (above 0) of the loss that `config` names."""
+    if config.drawn_for == "position":  # every position a user of its own
+        query_BTD, target_BT = query_BTD[target_BT > 0][:, None], target_BT[target_BT > 0][:, None]
     valid_BT, row_BT = target_BT > 0, (target_BT - 1).clamp_min(0)
     if config.loss == "softmax":
         return full_softmax(query_BTD[valid_BT], key_ID, row_BT[valid_BT])

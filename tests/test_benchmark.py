@@ -18,8 +18,9 @@ from onepiece_comp.next_item_losses import (
     calibrated_power, full_softmax, generalised_bce, sampled_logits, sampled_softmax)
 from onepiece_comp.next_item_model import NextItemModel
 from onepiece_comp.next_item_training import (
-    epoch_batches, fit, scored, scorer, train_next_item, training_window, usual_rows)
+    epoch_batches, fit, next_item_loss, scored, scorer, train_next_item, training_window, usual_rows)
 from onepiece_comp.metrics import hit_rate
+from onepiece_comp.weight_average import WeightAverage
 
 TINY = RowConfig(width=16, layers=1, batch_users=16, epochs=40, patience=40, dropout=0.0, learning_rate=0.01)
 
@@ -103,6 +104,30 @@ def test_softmax_over_all_items_is_the_cross_entropy_and_so_is_a_sample_of_all_o
     assert full_softmax(query.flatten(0, 1), key, target.flatten()) == pytest.approx(expected.item(), rel=1e-5)
     everything = torch.arange(11).expand(2, 11)
     assert sampled_softmax(*sampled_logits(query, key, target, everything)) == pytest.approx(expected.item(), rel=1e-5)
+
+
+class _Draws:
+    """Numbers that are known beforehand: 0, 1, 2 ... around the items."""
+
+    def integers(self, low, high, size):
+        self.size = size
+        return np.arange(np.prod(size)).reshape(size) % high
+
+
+@pytest.mark.parametrize("drawn_for, rows_drawn", [("user", 2), ("position", 4)])
+def test_negatives_are_of_a_user_or_of_a_position(drawn_for, rows_drawn):
+    torch.manual_seed(0)
+    query, key, target = torch.randn(2, 3, 8), torch.randn(11, 8), torch.tensor([[3, 5, 0], [2, 1, 0]])
+    draws, losses, row = _Draws(), [], 0
+    found = next_item_loss(query, key, replace(TINY, loss="sampled", negatives=4, drawn_for=drawn_for), target, draws)
+    assert draws.size == (rows_drawn, 4)
+    for user, step in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        first = 4 * (row if drawn_for == "position" else user)
+        negative, positive = [place % 11 for place in range(first, first + 4)], target[user, step] - 1
+        others = sum(torch.exp(query[user, step] @ key[item]) for item in negative if item != positive)
+        losses.append(torch.log1p(others / torch.exp(query[user, step] @ key[positive])))
+        row += 1
+    assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_binary_loss_by_hand_and_its_calibration_at_both_ends():
@@ -201,3 +226,28 @@ def test_what_cannot_be_run_is_an_error(circle, tmp_path):
                     lambda: benchmark("beauty-shuffled", circle, tmp_path / "o")):
         with pytest.raises(InputError):
             refused()
+
+
+def test_a_moving_average_is_that_of_a_slow_loop_and_leaves_the_weights_alone():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average, mean, values = WeightAverage(model, 0.5), model.weight.item(), [1.0, -2.0, 4.0, 0.5]
+    for step, value in enumerate(values, 1):
+        model.weight.data.fill_(value)
+        average.step()
+        decay = min(0.5, step / (step + 9))
+        mean = decay * mean + (1 - decay) * value
+    with pytest.raises(KeyboardInterrupt), average.inside():
+        assert model.weight.item() == pytest.approx(mean)
+        raise KeyboardInterrupt
+    assert model.weight.item() == values[-1]
+
+
+def test_the_average_is_what_is_judged_and_kept_and_training_goes_on_without_it(circle):
+    log = read_interactions(circle)
+    plain, other = (train_next_item(log, replace(TINY, epochs=2, average=decay), max_length=8, seed=0) for decay in (0.0, 0.9))
+    assert [epoch.loss for epoch in plain.epochs] == [epoch.loss for epoch in other.epochs]
+    assert not torch.equal(plain.model.keys(), other.model.keys())
+    with pytest.raises(InputError, match="average"):
+        train_next_item(log, replace(TINY, average=1.0), max_length=8, seed=0)
+    with pytest.raises(InputError, match="drawn_for"):
+        train_next_item(log, replace(TINY, drawn_for="batch"), max_length=8, seed=0)

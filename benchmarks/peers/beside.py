@@ -23,13 +23,12 @@ from onepiece_comp.full_ranking import CUTS, FILTERS, Scored, batches_of, figure
 from onepiece_comp.interactions import (
     Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
 
-# RecBole 1.2.1 is of 2023: its dependencies are named here, as its own list holds what no longer installs
-NEEDS = {"rectools": ["rectools[torch]"],
-         "recbole": ["--no-deps", "recbole==1.2.1", "numpy==1.24.4", "scipy==1.11.4", "pandas==2.0.3", "torch==2.5.1", "colorlog==4.7.2",
-                     "colorama==0.4.4", "setuptools==80.9.0", "tabulate", "texttable", "psutil", "thop", "tqdm", "pyyaml", "plotly",
-                     "tensorboard", "scikit-learn", "joblib", "threadpoolctl", "python-dateutil", "pytz", "tzdata", "six",
-                     "filelock", "typing-extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "packaging",
-                     "narwhals", "protobuf", "werkzeug", "markdown", "grpcio", "absl-py", "tensorboard-data-server"]}
+# one call of pip for each list; RecBole 1.2.1 is of 2023 and asks for what no longer installs, so it comes without what it asks for
+NEEDS = {"rectools": [["rectools[torch]"]],
+         "recbole": [["torch==2.13.0", "numpy==1.24.4", "scipy==1.11.4", "pandas==2.0.3", "colorlog==4.7.2", "colorama==0.4.4",
+                      "setuptools==80.9.0", "tabulate", "texttable", "psutil", "thop", "tqdm", "pyyaml", "plotly", "tensorboard",
+                      "scikit-learn"],
+                     ["--no-deps", "recbole==1.2.1"]]}
 COST = ("train_seconds", "train_cpu_seconds", "users_per_second", "peak_memory_mib")
 
 
@@ -57,7 +56,7 @@ def main() -> None:
     # in the work folder, since both libraries write logs of their own where they are started
     subprocess.run([python or _environment(asked.work / f"{asked.peer}-env", asked.peer), worker, split, lists,
                     "--epochs", str(asked.epochs), "--length", str(protocol.max_length), "--threads", str(asked.threads)],
-                   check=True, cwd=asked.work)
+                   check=True, cwd=asked.work, env=_own_environment())
     held = np.load(lists)
     found = {"protocol": asked.name, "peer": str(held["peer"]), "epochs": asked.epochs, "users": log.users,
              "threads": asked.threads, "data_sha256": sha256(files_of(asked.data, form=protocol.form)),
@@ -72,8 +71,14 @@ def _environment(folder: Path, peer: str) -> str:
     python = folder / "bin" / "python"
     if not python.is_file():
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS[peer]], check=True)
+        for wanted in NEEDS[peer]:
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True, env=_own_environment())
     return str(python)
+
+
+def _own_environment() -> dict[str, str]:
+    """The variables of this process without the path of our packages, which are not the peer's."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def write_split(log: Interactions, path: Path) -> None:
