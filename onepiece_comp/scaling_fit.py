@@ -36,7 +36,7 @@ class Judged(NamedTuple):
     """How well a law does: AIC on all points (least is best), error on the size that was left out, on average."""
 
     law: Law
-    aic: float
+    aic: float | None  # corrected for few points; None where they are too few for the correction
     left_out: float  # root mean square
     r2: float  # on all points, as papers report it: rises with every parameter
 
@@ -45,7 +45,7 @@ def fit(name: str, size: np.ndarray, loss: np.ndarray) -> Law:
     """The law of that name through points of `size` and `loss` [points]."""
     size, loss = np.asarray(size, np.float64), np.asarray(loss, np.float64)
     if name == "constant":
-        return Law(name, (float(_lines(np.zeros((1, len(loss))), loss)[0][0]),))
+        return Law(name, (_level(loss),))
     if name == "log-linear":
         intercept, slope = _lines(-np.log(size)[None], loss)
         return Law(name, (float(intercept[0]), float(slope[0])))
@@ -53,20 +53,27 @@ def fit(name: str, size: np.ndarray, loss: np.ndarray) -> Law:
 
 
 def _power(size: np.ndarray, loss: np.ndarray) -> Law:
-    """The exponent of the least robust cost: a coarse search, then a finer one beside the best."""
+    """The exponent of the least robust cost: a coarse search, then a finer one beside the best.
+
+    Neither E nor A is below zero: where the best line has one that is, the best that is allowed has zero in its place.
+    """
     unit = np.exp(np.log(size).mean())  # sizes around 1, so that the columns are alike
-    exponent, step = None, _EXPONENTS[1] / _EXPONENTS[0]
+    exponent, step, level = None, _EXPONENTS[1] / _EXPONENTS[0], _level(loss)
     for exponents in (_EXPONENTS, np.geomspace(1 / step, step, 40)):
         exponents = exponents if exponent is None else exponent * exponents
         column = (size / unit) ** -exponents[:, None]
         floor, scale = _lines(column, loss)
-        bad = (floor < 0) | (scale < 0)
-        scale = np.where(bad, np.maximum(0, (column * loss).sum(1) / (column ** 2).sum(1)), scale)
-        floor = np.where(bad, 0.0, floor)
+        floor, scale = np.where(scale < 0, level, floor), np.maximum(scale, 0)
+        floor, scale = np.maximum(floor, 0), np.where(floor < 0, (column * loss).sum(1) / (column ** 2).sum(1), scale)
         cost = np.abs(loss - floor[:, None] - scale[:, None] * column).mean(1)
         best = int(cost.argmin())
         exponent = float(exponents[best])
     return Law("power", (float(floor[best]), float(scale[best] * unit ** exponent), exponent))
+
+
+def _level(loss: np.ndarray) -> float:
+    """The robust mean."""
+    return float(_lines(np.zeros((1, len(loss))), loss)[0][0])
 
 
 def _lines(column: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,12 +101,19 @@ def _r2(law: Law, size: np.ndarray, loss: np.ndarray) -> float:
     return 1 - float(((loss - law.at(size)) ** 2).sum() / max(((loss - loss.mean()) ** 2).sum(), 1e-18))
 
 
-def _aic(law: Law, size: np.ndarray, loss: np.ndarray) -> float:
+def best(judged: Sequence[Judged]) -> str:
+    """The name of the law of the least AIC, or of the least error left out where there are too few points for AIC."""
+    by_aic = all(one.aic is not None for one in judged)
+    return min(judged, key=lambda one: one.aic if by_aic else one.left_out).law.name
+
+
+def _aic(law: Law, size: np.ndarray, loss: np.ndarray) -> float | None:
     """With the correction for few points; one more degree for the noise."""
     points, degrees = len(loss), _DEGREES[law.name] + 1
+    if points <= degrees + 1:
+        return None
     squares = max(float(((loss - law.at(size)) ** 2).sum()), 1e-18)
-    correction = 2 * degrees * (degrees + 1) / max(points - degrees - 1, 0.5)
-    return points * np.log(squares / points) + 2 * degrees + correction
+    return points * np.log(squares / points) + 2 * degrees + 2 * degrees * (degrees + 1) / (points - degrees - 1)
 
 
 def _left_out(name: str, size: np.ndarray, loss: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from onepiece_comp.artefacts import read_json
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.report_html import Plot, Section, Table, Text
-from onepiece_comp.scaling_fit import fit, forecast, frontier, interval, judge
+from onepiece_comp.scaling_fit import best, fit, forecast, frontier, interval, judge
 
 COLUMNS = ("row", "objective", "seed", "data", "dense", "tables", "events", "FLOP", "InfoNCE", "ids", "HR@10", "score",
            "minutes")
@@ -48,7 +48,9 @@ def scaling_sections(file: Path, lines: Sequence[Sequence[str]] = ()) -> list[Se
     lines = lines or [(row["row"], row["objective"], str(row["seed"]), f"{row['share']:g}",
                        *Point(**{name: row[name] for name in Point._fields}).cells()) for row in rows]
     sections = [Section("Grid", [Text("Loss is per event of users that no row trains on, with the same keys for every "
-                                      "row; embedding tables are counted apart from dense parameters."),
+                                      "row; embedding tables are counted apart from dense parameters. The best law is that of the "
+                                      "least AIC, corrected for few points, or of the least error on the sizes left out where "
+                                      "there are too few points for the correction."),
                                  Table(Path(file).parent.name, COLUMNS, lines)])]
     sections += [Section("Alone and together", _together(rows))] if rows else []
     for objective in dict.fromkeys(row["objective"] for row in rows):
@@ -99,15 +101,16 @@ def _laws(rows: Sequence[dict], loss: str) -> list:
             parts.append(Text(f"{name}: {len(np.unique(size))} sizes, and a law needs {_FEWEST}."))
             continue
         judged = judge(size, found)
-        best = min(judged, key=lambda one: one.aic).law.name
+        chosen_law = best(judged)
         for one in judged:
             table.append((name, one.law.name, ", ".join(f"{value:.4g}" for value in one.law.values), _interval(one, size, found),
-                          f"{one.r2:.3f}", f"{one.aic:.1f}", f"{one.left_out:.4f}", "yes" if one.law.name == best else ""))
+                          f"{one.r2:.3f}", "" if one.aic is None else f"{one.aic:.1f}", f"{one.left_out:.4f}",
+                          "yes" if one.law.name == chosen_law else ""))
         parts.append(_plot(name, size, found))
         said = ", ".join(f"{law} {value:.4f} (off by {off:+.4f})" for law, (value, off) in forecast(size, found).items())
         parts.append(Text(f"{name}: forecast of the largest, which the fit did not see: {said}."))
     parts.append(_frontier(rows, values))
-    laws = [Table("Laws", ("of", "law", "E, A, a | c, b | c", "95 % of the last", "R2", "AIC", "error left out", "best AIC"), table)]
+    laws = [Table("Laws", ("of", "law", "E, A, a | c, b | c", "95 % of the last", "R2", "AIC", "error left out", "best"), table)]
     return (laws if table else []) + parts
 
 

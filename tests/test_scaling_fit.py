@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onepiece_comp.scaling_fit import fit, forecast, frontier, interval, judge
+from onepiece_comp.scaling_fit import best, fit, forecast, frontier, interval, judge
 
 SIZES = np.repeat(np.geomspace(1e4, 1e6, 8), 2)
 
@@ -47,3 +47,19 @@ def test_a_forecast_is_made_without_the_size_that_it_is_of():
 
 def test_the_frontier_has_the_runs_that_no_cheaper_one_equals():
     assert frontier(np.array([3.0, 1, 2, 4]), np.array([5.0, 7, 7, 4])).tolist() == [1, 0, 3]
+
+
+def test_a_power_is_never_worse_than_a_constant_even_where_the_loss_rises():
+    rising = planted(lambda size: 2.0 + 1e-9 * size, noise=0.0002)
+    laws = {name: np.abs(fit(name, SIZES, rising).at(SIZES) - rising).mean() for name in ("power", "constant")}
+    assert laws["power"] == pytest.approx(laws["constant"], rel=1e-3)
+    through_zero = planted(lambda size: 60 / size ** 0.4, noise=0.0)
+    assert fit("power", SIZES, through_zero).values == pytest.approx((0, 60, 0.4), abs=1e-2, rel=1e-2)
+
+
+def test_few_points_are_judged_by_the_size_left_out():
+    size = np.geomspace(1e4, 1e6, 4)
+    judged = judge(size, 8 - 0.3 * np.log(size) + np.array([0.001, -0.002, 0.002, -0.001]))
+    assert judged[0].aic is None and best(judged) == "log-linear"
+    more = judge(SIZES, planted(lambda size: 0 * size + 5))
+    assert None not in [one.aic for one in more] and best(more) == "constant"
