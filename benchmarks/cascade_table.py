@@ -173,7 +173,8 @@ def line(name: str, values: list[dict]) -> tuple[str, ...]:
         half = np.sqrt(sum(((v["difference"]["high"] - v["difference"]["low"]) / 2) ** 2 for v in values)) / len(values)
         apart = (f"{middle:+.4f}", f"{middle - half:+.4f} .. {middle + half:+.4f}")
     kept = ("", "") if values[0]["per_user"] is None else (f"{100 * mean('targets'):.1f} %", f"{mean('per_user'):.0f}")
-    return (name, str(len(values)), f"{mean('hr'):.4f}", f"{mean('ndcg'):.4f}", mean_and_spread([value["score"] for value in values]), *apart,
+    return (name, str(len(values)), f"{mean('hr'):.4f}", f"{mean('ndcg'):.4f}",
+            mean_and_spread([value["score"] for value in values]), *apart,
             f"{mean('warm'):.4f}", f"{mean('cold'):.4f} of {100 * mean('cold_share'):.0f} %", *kept,
             f"{mean('users_per_second'):.0f}")
 
