@@ -46,7 +46,7 @@ Beams keep 200 prefixes a level and give 1,000 ids (`ml-1m-*`: 1,000 and all), s
 Deviations from the papers stand at the head of `onepiece_comp/next_item_codes.py`.
 
 `hstu-average` is no published model: HSTU with full softmax, four blocks and twice the step size, ranked by a moving average of its weights.
-Negatives of `sasrec-sampled` and `esasrec` are drawn for each position (`ml-1m-*`, and of other rows: for each user).
+Negatives of `sasrec-sampled` and `esasrec` are drawn for each position (on `ml-1m-*` for each user, as those of `sasrec-gbce` and `hstu` are everywhere).
 `sasrec-attributes` and `onepiece-attributes`, whose first stage it is, read the attributes of items (`item2attributes.json`) beside their ids; no other row does.
 Peers are other people's code on the same split files, judged by our judge (`benchmarks/peers/beside.py`).
 
