@@ -101,7 +101,7 @@ def _r2(law: Law, size: np.ndarray, loss: np.ndarray) -> float:
     return 1 - float(((loss - law.at(size)) ** 2).sum() / max(((loss - loss.mean()) ** 2).sum(), 1e-18))
 
 
-def best(judged: Sequence[Judged]) -> str:
+def best_law(judged: Sequence[Judged]) -> str:
     """The name of the law of the least AIC, or of the least error left out where there are too few points for AIC."""
     by_aic = all(one.aic is not None for one in judged)
     return min(judged, key=lambda one: one.aic if by_aic else one.left_out).law.name

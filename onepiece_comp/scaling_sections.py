@@ -12,7 +12,7 @@ import numpy as np
 from onepiece_comp.artefacts import read_json
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.report_html import Plot, Section, Table, Text
-from onepiece_comp.scaling_fit import best, fit, forecast, frontier, interval, judge
+from onepiece_comp.scaling_fit import best_law, fit, forecast, frontier, interval, judge
 
 COLUMNS = ("row", "objective", "seed", "data", "dense", "tables", "events", "FLOP", "InfoNCE", "ids", "HR@10", "score",
            "minutes")
@@ -101,11 +101,11 @@ def _laws(rows: Sequence[dict], loss: str) -> list:
             parts.append(Text(f"{name}: {len(np.unique(size))} sizes, and a law needs {_FEWEST}."))
             continue
         judged = judge(size, found)
-        chosen_law = best(judged)
+        best = best_law(judged)
         for one in judged:
             table.append((name, one.law.name, ", ".join(f"{value:.4g}" for value in one.law.values), _interval(one, size, found),
                           f"{one.r2:.3f}", "" if one.aic is None else f"{one.aic:.1f}", f"{one.left_out:.4f}",
-                          "yes" if one.law.name == chosen_law else ""))
+                          "yes" if one.law.name == best else ""))
         parts.append(_plot(name, size, found))
         said = ", ".join(f"{law} {value:.4f} (off by {off:+.4f})" for law, (value, off) in forecast(size, found).items())
         parts.append(Text(f"{name}: forecast of the largest, which the fit did not see: {said}."))

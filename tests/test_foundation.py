@@ -14,6 +14,7 @@ from onepiece_comp import artefacts
 from onepiece_comp.artefacts import ColumnWriter, atomic_file, atomic_folder, fingerprint, load_column, read_marker, write_json
 from onepiece_comp.config import Config, ModelConfig
 from onepiece_comp.config_reading import from_dict, load_config, to_dict
+from onepiece_comp.console import mean_and_spread
 from onepiece_comp.errors import InputError
 
 
@@ -182,3 +183,9 @@ def test_one_process_does_not_sweep_what_another_is_writing(tmp_path):
     living.mkdir()
     artefacts._sweep(tmp_path / "out")
     assert living.exists()
+
+
+def test_a_mean_over_seeds_has_its_sample_deviation_where_the_seeds_differ():
+    assert mean_and_spread([0.1, 0.2, 0.3]) == "0.2000 ± 0.1000" and mean_and_spread([0.25]) == "0.2500"
+    assert mean_and_spread([0.5, 0.5]) == "0.5000" and mean_and_spread([0.1, -0.3], sign=True) == "-0.1000 ± 0.2828"
+    assert mean_and_spread([0.1], sign=True) == "+0.1000"

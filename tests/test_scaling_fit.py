@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onepiece_comp.scaling_fit import best, fit, forecast, frontier, interval, judge
+from onepiece_comp.scaling_fit import best_law, fit, forecast, frontier, interval, judge
 
 SIZES = np.repeat(np.geomspace(1e4, 1e6, 8), 2)
 
@@ -55,11 +55,12 @@ def test_a_power_is_never_worse_than_a_constant_even_where_the_loss_rises():
     assert laws["power"] == pytest.approx(laws["constant"], rel=1e-3)
     through_zero = planted(lambda size: 60 / size ** 0.4, noise=0.0)
     assert fit("power", SIZES, through_zero).values == pytest.approx((0, 60, 0.4), abs=1e-2, rel=1e-2)
+    assert fit("power", SIZES, planted(lambda size: 8 - 0.3 * np.log(size))).values[0] >= 0  # a free line would go below
 
 
 def test_few_points_are_judged_by_the_size_left_out():
     size = np.geomspace(1e4, 1e6, 4)
     judged = judge(size, 8 - 0.3 * np.log(size) + np.array([0.001, -0.002, 0.002, -0.001]))
-    assert judged[0].aic is None and best(judged) == "log-linear"
+    assert judged[0].aic is None and best_law(judged) == "log-linear"
     more = judge(SIZES, planted(lambda size: 0 * size + 5))
-    assert None not in [one.aic for one in more] and best(more) == "constant"
+    assert None not in [one.aic for one in more] and best_law(more) == "constant"
