@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from onepiece_comp.batches import TrainBatch
 
 _LOG2_E = 1 / math.log(2)
-ROWS_PER_BLOCK = 256  # logits of a block should stay in the processor's cache
+_LOGITS_PER_BLOCK, _ROWS_PER_BLOCK = 1 << 20, (64, 256)  # a block's logits should stay in the processor's cache
 
 
 class RowBias(NamedTuple):
@@ -75,9 +75,10 @@ class _ByPair(NamedTuple):
     row_P: torch.Tensor
     key_P: torch.Tensor
     edges: list[int]  # where the pairs of each block begin, and where the last ones end
+    rows: int  # of a block
 
     def _of(self, block: slice) -> tuple[slice, tuple[torch.Tensor, torch.Tensor]]:
-        number = block.start // ROWS_PER_BLOCK
+        number = block.start // self.rows
         some = slice(*self.edges[number:number + 2])
         return some, (self.row_P[some] - block.start, self.key_P[some])
 
@@ -90,33 +91,49 @@ class _ByPair(NamedTuple):
         grad_P[some] = grad[at]
 
 
-def _placed(bias: RowBias | PairBias, rows: int) -> _ByRow | _ByPair:
+def _placed(bias: RowBias | PairBias, rows: int, size: int) -> _ByRow | _ByPair:
     if isinstance(bias, RowBias):
         return _ByRow(bias.row_N)
-    starts = torch.arange(0, rows + ROWS_PER_BLOCK, ROWS_PER_BLOCK, device=bias.row_P.device)
-    return _ByPair(bias.row_P, bias.key_P, torch.searchsorted(bias.row_P, starts).tolist())
+    starts = torch.arange(0, rows + size, size, device=bias.row_P.device)
+    return _ByPair(bias.row_P, bias.key_P, torch.searchsorted(bias.row_P, starts).tolist(), size)
+
+
+def rows_per_block(key_KD: torch.Tensor) -> int:  # noqa: N803
+    """Rows whose logits are taken at once: on CPU a power of two that leaves them in the cache."""
+    least, most = _ROWS_PER_BLOCK
+    fitting = 1 << (_LOGITS_PER_BLOCK // max(1, len(key_KD))).bit_length() - 1
+    return most if key_KD.is_cuda else min(max(least, fitting), most)
+
+
+def _add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """into += left @ right, in one pass where the types agree."""
+    if into.dtype == left.dtype:
+        into.addmm_(left, right)
+    else:
+        into += left @ right
 
 
 class _BlockedSoftmaxLoss(torch.autograd.Function):
     """sum_n weight_n * (logsumexp_k logit_nk - logit_n,target); see `softmax_loss`."""
 
     @staticmethod
-    def forward(ctx, query_ND, key_KD, rows, places, *biases):  # noqa: N803
-        grad_query, grad_key = torch.zeros_like(query_ND), torch.zeros_like(key_KD, dtype=torch.float32)
+    def forward(ctx, query_ND, key_KD, rows, size, places, *biases):  # noqa: N803
+        # the keys' gradient as [D, K], into which a product is faster
+        grad_query, grad_key = torch.zeros_like(query_ND), torch.zeros_like(key_KD.T, dtype=torch.float32)
         grad_biases = [torch.zeros_like(bias) for bias in biases]
         loss = query_ND.new_zeros((), dtype=torch.float32)
-        every = torch.arange(min(ROWS_PER_BLOCK, len(query_ND)), device=query_ND.device)
+        every = torch.arange(min(size, len(query_ND)), device=query_ND.device)
         # two blocks' logits, used again and again
         rooms = query_ND.new_empty((2, len(every), len(key_KD)), dtype=torch.float32)
-        for start in range(0, len(query_ND), ROWS_PER_BLOCK):
-            block = slice(start, start + ROWS_PER_BLOCK)
+        for start in range(0, len(query_ND), size):
+            block = slice(start, start + size)
             query, target, weight = query_ND[block], rows.target_N[block], rows.weight_N[block]
             at = (every[:len(target)], target)
             logit, room = rooms[:, :len(target)]
             logit.zero_()
             for bias, place in zip(biases, places):
                 place.add(logit, bias, block, room)
-            logit += query @ key_KD.T
+            _add_product(logit, query, key_KD.T)
             if rows.target_shift_N is not None:
                 logit[at] += rows.target_shift_N[block]
             if rows.hidden_BK is not None:
@@ -137,14 +154,14 @@ class _BlockedSoftmaxLoss(torch.autograd.Function):
                 place.collect(grad_bias, grad, block)
             grad = grad.to(query.dtype)
             grad_query[block] = grad @ key_KD
-            grad_key += grad.T @ query
-        ctx.save_for_backward(grad_query, grad_key.to(key_KD.dtype), *grad_biases)
+            _add_product(grad_key, query.T, grad)
+        ctx.save_for_backward(grad_query, grad_key.T.to(key_KD.dtype), *grad_biases)
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
         query, key, *biases = ctx.saved_tensors
-        return query * grad_loss, key * grad_loss, None, None, *(bias * grad_loss for bias in biases)
+        return query * grad_loss, key * grad_loss, None, None, None, *(bias * grad_loss for bias in biases)
 
 
 def _hide(logit_NK: torch.Tensor, hidden_NK: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor]) -> None:  # noqa: N803
@@ -168,8 +185,9 @@ def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: Rows,  # no
 
     Gradients flow to queries, keys and biases. Returns a float32 scalar.
     """
-    return _BlockedSoftmaxLoss.apply(query_ND, key_KD, rows, [_placed(bias, len(query_ND)) for bias in biases],
-                                     *(bias[0] for bias in biases))
+    size = rows_per_block(key_KD)
+    places = [_placed(bias, len(query_ND), size) for bias in biases]
+    return _BlockedSoftmaxLoss.apply(query_ND, key_KD, rows, size, places, *(bias[0] for bias in biases))
 
 
 def retrieval_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from onepiece_comp.losses import (
-    ROWS_PER_BLOCK, LossOptions, PairBias, RowBias, Rows, binary_loss, gini, info_nce, load_balance, softmax_loss)
+    LossOptions, PairBias, RowBias, Rows, binary_loss, gini, info_nce, load_balance, rows_per_block, softmax_loss)
 
 torch.manual_seed(0)
+BLOCK = rows_per_block(torch.empty(7, 1))
 
 
 def _loop(query, key, rows, *biases):
@@ -27,7 +28,7 @@ def _loop(query, key, rows, *biases):
                 logits.append(value)
             elif not rows.duplicate_cosine or key[k] @ key[rows.target_N[n]] < rows.duplicate_cosine:
                 negatives.append(value)
-        logits += sorted(negatives, key=float, reverse=True)[:rows.hardest or None]
+        logits += sorted(negatives, key=lambda value: float(value.detach()), reverse=True)[:rows.hardest or None]
         total = total + rows.weight_N[n] * (torch.logsumexp(torch.stack(logits), 0) - positive)
     return total
 
@@ -67,7 +68,7 @@ def test_only_the_hardest_negatives_count_and_none_that_is_like_the_target():
 
 
 def test_rows_beyond_one_block_count_like_those_of_the_first():
-    query, key, rows, biases = _inputs(2 * ROWS_PER_BLOCK + 3)
+    query, key, rows, biases = _inputs(2 * BLOCK + 3)
     whole = softmax_loss(query, key, rows, *biases)
     by_row = ("target_N", "weight_N", "target_shift_N", "hidden_row_N")
     one_by_one = sum(
@@ -77,10 +78,32 @@ def test_rows_beyond_one_block_count_like_those_of_the_first():
     torch.testing.assert_close(whole, one_by_one, rtol=1e-4, atol=1e-3)
 
 
+def test_a_block_has_fewer_rows_where_there_are_more_keys_and_gives_the_same_loss(monkeypatch):
+    sizes = [rows_per_block(torch.empty(keys, 1)) for keys in (1, 4096, 4097, 12_101, 1_000_000)]
+    assert sizes == [256, 256, 128, 64, 64]
+    query, key, rows, biases = _inputs(150)
+    wanted = (query, key, *(bias.bias_RK for bias in biases))
+    whole = torch.autograd.grad(softmax_loss(query, key, rows, *biases), wanted)
+    monkeypatch.setattr("onepiece_comp.losses._LOGITS_PER_BLOCK", 64 * len(key))
+    assert rows_per_block(key) == 64
+    torch.testing.assert_close(torch.autograd.grad(softmax_loss(query, key, rows, *biases), wanted), whole)
+
+
+def test_queries_and_keys_of_half_precision_give_the_loss_and_the_gradients_of_their_type():
+    query, key, rows, biases = _inputs(300)
+    half = [part.detach().bfloat16().requires_grad_() for part in (query, key)]
+    loss = softmax_loss(*half, rows, *biases)
+    exact = softmax_loss(query, key, rows, *biases)
+    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.1)
+    for ours, theirs in zip(torch.autograd.grad(loss, half), torch.autograd.grad(exact, (query, key))):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.1, atol=0.05 * float(theirs.abs().max()))
+
+
 def test_biases_of_some_pairs_count_as_in_a_matrix_that_is_zero_elsewhere():
-    query, key, rows, biases = _inputs(2 * ROWS_PER_BLOCK + 3)
+    query, key, rows, biases = _inputs(2 * BLOCK + 3)
     some = torch.rand(len(query), 7, generator=torch.Generator().manual_seed(2)) < 0.3
-    some[:ROWS_PER_BLOCK] &= torch.arange(ROWS_PER_BLOCK)[:, None] % 5 == 0  # rows without any, and at a block's edge
+    some[:BLOCK] &= torch.arange(BLOCK)[:, None] % 5 == 0  # rows without any, and at a block's edge
     matrix = (torch.randn(some.shape, generator=torch.Generator().manual_seed(3)) * some).requires_grad_()
     row, key_of = some.nonzero().T
     pairs = matrix.detach()[some].requires_grad_()
