@@ -4,9 +4,9 @@ Stands between `next_item_model.py` and `benchmark.py`. Batches are of users of 
 randomness comes from the row's seed. Legend: B users, T positions, N valid rows, I items, M negatives of a user.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from onepiece_comp.benchmark_rows import RowConfig
 from onepiece_comp.console import say
+from onepiece_comp.epoch_state import Epoch, EpochState
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import Scored, Scorer, batches_of, judge
 from onepiece_comp.heap import kept_heap
@@ -31,32 +32,24 @@ _POOL = 32  # batches whose users are sorted by length together
 Loss = Callable[[Window, torch.Tensor], torch.Tensor]  # of inputs and the items that followed, 0 = none
 
 
-class Epoch(NamedTuple):
-    """A line of the training's log."""
-
-    epoch: int
-    loss: float
-    valid_ndcg: float  # @10, seen items filtered
-    seconds: float  # training and validation
-    cpu_seconds: float  # of this process, all threads: what a busy machine does not stretch
-
-
 class Trained(NamedTuple):
     """The model of the best epoch, and what all of them reached."""
 
     model: nn.Module
     best_epoch: int
     epochs: list[Epoch]
+    earlier: int = 0  # of the epochs, those of a call that was ended
 
 
-def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, seed: int) -> Trained:
-    """Train until `patience` epochs bring nothing better on validation, or `epochs` are done."""
+def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, seed: int, state: Path | None = None) -> Trained:
+    """Train until `patience` epochs bring nothing better on validation, or `epochs` are done; `state` as in `fit`."""
     check_row(log, config)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = NextItemModel(config, items=log.items, max_length=max_length, attributes=log.attributes)
     loss = lambda seen, target_BT: next_item_loss(model(seen), model.keys(), config, target_BT, rng)
-    return fit(model, loss, lambda: validate(scorer(model, log, max_length), log), log, config, max_length, rng)
+    valid = lambda: validate(scorer(model, log, max_length), log)
+    return fit(model, loss, valid, log, config, max_length, rng, state=state)
 
 
 def check_row(log: Interactions, config: RowConfig) -> None:
@@ -72,26 +65,35 @@ def check_row(log: Interactions, config: RowConfig) -> None:
 
 
 @kept_heap()
-def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interactions, config: RowConfig,
-        max_length: int, rng: np.random.Generator, *, optimiser: torch.optim.Optimizer | None = None) -> Trained:
-    """The epochs of any model of next items; `valid` gives the figure by which the best one is told."""
+def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interactions, config: RowConfig, max_length: int,
+        rng: np.random.Generator, *, optimiser: torch.optim.Optimizer | None = None, state: Path | None = None) -> Trained:
+    """The epochs of any model of next items; `valid` gives the figure by which the best one is told.
+
+    `state` is a file that is written after every epoch and read at the start: a training that was ended goes on.
+    """
     optimiser = optimiser or torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     average = WeightAverage(model, config.average)
     optimiser.register_step_post_hook(lambda *_: average.step())
-    best, best_weights, epochs = (0, -1.0), None, []
-    for epoch in range(1, config.epochs + 1):
+    kept = EpochState(state, model, optimiser, average, rng)
+    reached = kept.restore()
+    earlier = len(reached.epochs)
+    if earlier:
+        say(f"goes on after epoch {earlier} ({state})")
+    while len(reached.epochs) < config.epochs and len(reached.epochs) - reached.best_epoch < config.patience:
         started, worked = time.monotonic(), time.process_time()
         mean_loss = _one_epoch(model, optimiser, loss, log, config, max_length, rng)
         with average.inside():
-            reached = valid()
-            if reached > best[1]:
-                best, best_weights = (epoch, reached), copy.deepcopy(model.state_dict())
-        epochs.append(Epoch(epoch, mean_loss, reached, time.monotonic() - started, time.process_time() - worked))
-        say(f"epoch {epoch:3d}  loss {mean_loss:8.4f}  valid NDCG@10 {reached:.4f}  {epochs[-1].seconds:7.1f} s  {epochs[-1].cpu_seconds:7.1f} CPU s")
-        if epoch - best[0] >= config.patience:
-            break
-    model.load_state_dict(best_weights)
-    return Trained(model, best[0], epochs)
+            reached.take(Epoch(len(reached.epochs) + 1, mean_loss, valid(), time.monotonic() - started,
+                               time.process_time() - worked), model)
+        kept.save(reached)
+        _tell(reached.epochs[-1])
+    model.load_state_dict(reached.best_weights)
+    return Trained(model, reached.best_epoch, reached.epochs, earlier)
+
+
+def _tell(epoch: Epoch) -> None:
+    say(f"epoch {epoch.epoch:3d}  loss {epoch.loss:8.4f}  valid NDCG@10 {epoch.valid_ndcg:.4f}  {epoch.seconds:7.1f} s  "
+        f"{epoch.cpu_seconds:7.1f} CPU s")
 
 
 def _one_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Loss, log: Interactions, config: RowConfig,

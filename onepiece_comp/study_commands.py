@@ -72,7 +72,7 @@ def benchmark(
     name: Annotated[str, typer.Argument(help="ml-1m-order, ml-1m-time, beauty, beauty-20, beauty-shuffled, "
                                              "leave-one-out or leave-one-out-200.")],
     data: Annotated[Path, typer.Option(help="Sequences, MovieLens ratings, or a table of user, item, time.")],
-    out: Annotated[Path, typer.Option(help="Folder of the results; what is done there is not run again.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; what is done there, to the last whole epoch, is not run again.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
     models: Annotated[str, typer.Option(help="Rows, comma-separated; without it all.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="1,000 users, 2 epochs: that it works, no more.")] = False,

@@ -1,7 +1,7 @@
 """The trained models of a public benchmark, each once: rows that differ in how they rank share one, and so do first stages.
 
 Stands between the trainings and `benchmark.py`. OUT/weights/KEY.pt holds weights, epochs and cost, KEY being made of
-the data and of all settings that training reads.
+the data and of all settings that training reads; KEY.state.pt is of a training that has not ended.
 """
 
 import dataclasses
@@ -15,14 +15,15 @@ import torch
 
 from onepiece_comp.artefacts import atomic_file, fingerprint
 from onepiece_comp.benchmark_rows import CodeRowConfig, RowConfig, rows, training_part
-from onepiece_comp.checkpoint import load_tensors
+from onepiece_comp.checkpoint import load_tensors, save_tensors
 from onepiece_comp.console import say
+from onepiece_comp.epoch_state import Epoch
 from onepiece_comp.errors import InputError
 from onepiece_comp.interactions import Interactions
 from onepiece_comp.next_item_codes import CodeModel, check_codes, codes_of
 from onepiece_comp.next_item_model import NextItemModel
 from onepiece_comp.next_item_ranking import code_scorer, valid_rankings
-from onepiece_comp.next_item_training import Epoch, Trained, check_row, fit, train_next_item, validate
+from onepiece_comp.next_item_training import Trained, check_row, fit, train_next_item, validate
 
 
 class Task(NamedTuple):
@@ -51,7 +52,7 @@ class Learned(NamedTuple):
 def learned_row(task: Task, config: RowConfig, seed: int) -> Learned:
     """The model of a row, trained here or before."""
     if not isinstance(config, CodeRowConfig):
-        train = lambda: train_next_item(task.log, config, max_length=task.max_length, seed=seed)
+        train = lambda state: train_next_item(task.log, config, max_length=task.max_length, seed=seed, state=state)
         return _once(task, config, seed, train, None)
     check_row(task.log, config)  # errors before hours of training, not after
     check_codes(config, task.log.items)
@@ -59,7 +60,8 @@ def learned_row(task: Task, config: RowConfig, seed: int) -> Learned:
     say(f"first {config.first}")
     first = learned_row(task, before, seed)
     say("then with its codes")
-    learned = _once(task, config, seed, lambda: train_codes(task, config, first.trained.model, seed), before)
+    train = lambda state: train_codes(task, config, first.trained.model, seed, state)
+    learned = _once(task, config, seed, train, before)
     return learned._replace(first=first)
 
 
@@ -71,8 +73,8 @@ def first_stage(task: Task, config: CodeRowConfig) -> RowConfig:
     return dataclasses.replace(known[config.first], epochs=min(known[config.first].epochs, config.first_epochs))
 
 
-def train_codes(task: Task, config: CodeRowConfig, first: NextItemModel, seed: int) -> Trained:
-    """Codes from the item vectors of `first`, then the epochs of a model with them."""
+def train_codes(task: Task, config: CodeRowConfig, first: NextItemModel, seed: int, state: Path | None = None) -> Trained:
+    """Codes from the item vectors of `first`, then the epochs of a model with them; `state` as in `fit`."""
     log, max_length = task.log, task.max_length
     vector_IV = first.keys().detach().numpy()
     code_IL = torch.from_numpy(codes_of(vector_IV, config, seed))
@@ -82,22 +84,28 @@ def train_codes(task: Task, config: CodeRowConfig, first: NextItemModel, seed: i
                       attributes=log.attributes)
     scores = [code_scorer(model, log, max_length, ranking) for ranking in valid_rankings(config)]
     valid = lambda: float(np.mean([validate(score, log) for score in scores]))
-    return fit(model, lambda seen, target_BT: model.loss(seen, target_BT, rng), valid, log, config, max_length, rng)
+    loss = lambda seen, target_BT: model.loss(seen, target_BT, rng)
+    return fit(model, loss, valid, log, config, max_length, rng, state=state)
 
 
-def _once(task: Task, config: RowConfig, seed: int, train: Callable[[], Trained], before: RowConfig | None) -> Learned:
-    """The model kept under these settings, or a new one, which is kept then."""
+def _once(task: Task, config: RowConfig, seed: int, train: Callable[[Path], Trained],
+          before: RowConfig | None) -> Learned:
+    """The model kept under these settings, or a new one, which is kept then; a training that was ended goes on."""
     key = fingerprint(task.about, training_part(config), before and training_part(before), seed)
     path = task.out / "weights" / f"{key}.pt"
     if path.is_file():
         say(f"trained before ({path})")
         return _load(path, config, task)
-    started, worked = time.monotonic(), time.process_time()
-    trained = train()
-    learned = Learned(trained, time.monotonic() - started, time.process_time() - worked)
+    started, worked, state = time.monotonic(), time.process_time(), path.with_suffix(".state.pt")
+    trained = train(state)
+    earlier = trained.epochs[:trained.earlier]
+    learned = Learned(trained, time.monotonic() - started + sum(epoch.seconds for epoch in earlier),
+                      time.process_time() - worked + sum(epoch.cpu_seconds for epoch in earlier))
     with atomic_file(path) as temporary:
-        torch.save({"weights": trained.model.state_dict(), "best_epoch": trained.best_epoch, "seconds": learned.seconds,
-                    "cpu_seconds": learned.cpu_seconds, "epochs": [epoch._asdict() for epoch in trained.epochs]}, temporary)
+        save_tensors({
+            "weights": trained.model.state_dict(), "best_epoch": trained.best_epoch, "seconds": learned.seconds,
+            "cpu_seconds": learned.cpu_seconds, "epochs": [epoch._asdict() for epoch in trained.epochs]}, temporary)
+    state.unlink(missing_ok=True)
     return learned
 
 

@@ -219,6 +219,61 @@ def test_the_same_seed_gives_the_same_figures(circle, tmp_path):
     assert runs[0]["rows"]["sasrec-sampled"][0]["figures"] == runs[1]["rows"]["sasrec-sampled"][0]["figures"]
 
 
+def _rising(monkeypatch, module="next_item_training", *, after=0, ends=0):
+    """Validation in the place of the real one: every epoch is better than the last, and one is ended by Ctrl-C."""
+    asked = []
+
+    def valid(*_):
+        asked.append(None)
+        if len(asked) == ends:
+            raise KeyboardInterrupt
+        return (after + len(asked)) / 100
+    monkeypatch.setattr(f"onepiece_comp.{module}.validate", valid)
+
+
+@pytest.mark.parametrize("settings", [{"average": 0.9}, {"loss": "sampled", "negatives": 4}])
+def test_a_training_that_was_ended_goes_on_as_if_it_had_not_been(circle, tmp_path, monkeypatch, settings):
+    log, state = read_interactions(circle), tmp_path / "state.pt"
+    train = lambda state: train_next_item(log, replace(TINY, epochs=6, dropout=0.3, **settings), max_length=8, seed=3, state=state)
+    _rising(monkeypatch)
+    whole = train(None)
+    _rising(monkeypatch, ends=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(state)
+    torch.manual_seed(99)
+    _rising(monkeypatch, after=3)
+    again = train(state)
+    assert again.earlier == 3 and again.best_epoch == whole.best_epoch == 6
+    assert [epoch[:3] for epoch in again.epochs] == [epoch[:3] for epoch in whole.epochs]
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name]), name
+    done = train(state)  # ended behind its last epoch
+    assert done.earlier == 6 and torch.equal(done.model.keys(), whole.model.keys())
+
+
+@pytest.mark.parametrize("row, module, asked, more", [
+    ("sasrec-softmax", "next_item_training", 2, []),
+    ("onepiece-beam", "trained_rows", 3, ["codes=8", "first_epochs=2"])])  # its epochs are judged twice
+def test_a_benchmark_that_was_ended_has_its_epochs_their_time_and_nothing_left_over(
+        circle, tmp_path, monkeypatch, capsys, row, module, asked, more):
+    settings = {"models": row, "sets": ["width=8", "epochs=3", "batch_users=16", *more], "seeds": (5,)}
+    with monkeypatch.context() as ended, pytest.raises(KeyboardInterrupt):
+        _rising(ended, module, ends=asked)
+        _run(circle, tmp_path / "out", **settings)
+    weights = tmp_path / "out" / "weights"
+    [path] = weights.glob("*.state.pt")
+    state = torch.load(path)
+    state["reached"]["epochs"] = [(*epoch[:3], 1000.0, 2000.0) for epoch in state["reached"]["epochs"]]
+    torch.save(state, path)
+    capsys.readouterr()
+    result = _run(circle, tmp_path / "out", **settings)["rows"][row][0]
+    assert "goes on after epoch 1" in capsys.readouterr().out
+    assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3]
+    assert result["train_seconds"] > 1000 and result["cpu_seconds"] > 2000
+    assert not list(weights.glob("*.state.pt"))
+    assert _run(circle, tmp_path / "whole", **settings)["rows"][row][0]["figures"] == result["figures"]
+
+
 def test_what_cannot_be_run_is_an_error(circle, tmp_path):
     for refused in (lambda: rows("nonsense"), lambda: chosen("beauty", "sasrec"),
                     lambda: _run(circle, tmp_path / "o", models="hstu-time"),
