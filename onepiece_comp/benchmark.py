@@ -2,7 +2,7 @@
 
 WORK/rows/ROW/seed-S.json holds protocol, data checksums, configuration, versions, figures, times; a row that is done and
 unchanged is not run again, one that is missing prints 'not run'. WORK/weights/ has the trained models, WORK/result.json
-all results together.
+all results together, and each row's difference to the baselines by user.
 The test events are looked at once, by the weights of the best validation epoch.
 """
 
@@ -18,6 +18,7 @@ import torch
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.benchmark_baselines import knn_scorer, popularity_scorer
+from onepiece_comp.benchmark_pairs import BASELINES, against_baselines, pair_cells, save_ranks
 from onepiece_comp.benchmark_rows import PROTOCOLS, CodeRowConfig, Protocol, RowConfig, chosen, rows, told
 from onepiece_comp.config_reading import from_dict, parse_value, to_dict
 from onepiece_comp.console import say, table
@@ -95,6 +96,7 @@ def _one(out: Path, row: str, config: RowConfig, seed: int, log: Interactions, p
     ended, counts, target = time.monotonic(), train_counts(log), targets(log, 1)[by_length(log)]
     # what was trained in an earlier call, or for another row, counts as if it had been trained here
     train_seconds, train_cpu = (fitted - started, fitted_cpu - worked) if learned is None else learned.cost()
+    save_ranks(path, judged)
     write_json(path, {
         "key": key, "row": row, "seed": seed, "about": about, "config": to_dict(config), "versions": _versions(),
         "figures": {name: figures(judged[name], counts, target) for name in FILTERS},
@@ -131,8 +133,9 @@ def _versions() -> dict[str, str]:
 
 
 def _report(out: Path, name: str) -> Path:
-    """All results of the protocol as one file, and its table: means over seeds, both filters."""
-    found = {row: [read_json(path) for path in sorted((out / "rows" / row).glob("seed-*.json"))] for row in rows(name)}
+    """All results of the protocol as one file, and its tables: means over seeds, both filters, and paired differences."""
+    files = {row: [(path, read_json(path)) for path in sorted((out / "rows" / row).glob("seed-*.json"))] for row in rows(name)}
+    found = {row: [result for _, result in results] for row, results in files.items()}
     lines = []
     for row, results in found.items():
         for kind in FILTERS if results else ("",):
@@ -142,8 +145,12 @@ def _report(out: Path, name: str) -> Path:
             lines.append((row, kind, len(results), *cells, minutes))
     table(f"{name}: means over seeds; `unseen` leaves out the items of the history", ("row", "items", "seeds", *SHOWN,
           "minutes"), lines)
+    compared = against_baselines(files)
+    pairs = [(row, *cells) for row in files if any(cells := pair_cells(compared, row, "unseen"))]
+    if pairs:
+        table("NDCG@10, `unseen`: row - baseline, mean over the seeds of both, 95 % interval over users", ("row", *BASELINES), pairs)
     path = out / "result.json"
-    write_json(path, {"protocol": name, "version": PROTOCOLS[name].version,
+    write_json(path, {"protocol": name, "version": PROTOCOLS[name].version, "against": compared,
                       "rows": {row: results for row, results in found.items() if results}})
     say(f"wrote {path}")
     return path

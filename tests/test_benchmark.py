@@ -274,6 +274,16 @@ def test_a_benchmark_that_was_ended_has_its_epochs_their_time_and_nothing_left_o
     assert _run(circle, tmp_path / "whole", **settings)["rows"][row][0]["figures"] == result["figures"]
 
 
+def test_rows_are_compared_with_the_baselines_by_user(circle, tmp_path, capsys):
+    settings = {"models": "popularity,sasrec-softmax,sasrec-bce", "sets": ["width=8", "epochs=1"], "seeds": (0, 1)}
+    result = _run(circle, tmp_path / "out", **settings)
+    pairs, rows_ = result["against"]["sasrec-softmax"], result["rows"]
+    assert {row: pair["seeds"] for row, pair in pairs.items()} == {"popularity": [0], "sasrec-bce": [0, 1]}
+    figure = lambda row: np.mean([found["figures"]["all"]["ndcg@10"] for found in rows_[row]])
+    assert pairs["sasrec-bce"]["all"]["mean"] == pytest.approx(figure("sasrec-bce") - figure("sasrec-softmax"))
+    assert "row - baseline" in capsys.readouterr().out
+
+
 def test_what_cannot_be_run_is_an_error(circle, tmp_path):
     for refused in (lambda: rows("nonsense"), lambda: chosen("beauty", "sasrec"),
                     lambda: _run(circle, tmp_path / "o", models="hstu-time"),
