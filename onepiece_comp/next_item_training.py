@@ -22,7 +22,7 @@ from onepiece_comp.heap import kept_heap
 from onepiece_comp.interactions import Interactions, Window, lengths, targets, window
 from onepiece_comp.metrics import ndcg
 from onepiece_comp.next_item_losses import (
-    LOSSES, calibrated_power, full_softmax, generalised_bce, sampled_logits, sampled_softmax)
+    LOSSES, calibrated_power, full_softmax, generalised_bce, mean_over_sample, sampled_softmax)
 from onepiece_comp.next_item_model import NextItemModel
 from onepiece_comp.weight_average import WeightAverage
 
@@ -152,11 +152,9 @@ def next_item_loss(query_BTD: torch.Tensor, key_ID: torch.Tensor, config: RowCon
         query, target, drawn = query_BTD[valid_BT], row_BT[valid_BT], negative[valid_BT]
         positive, own = ((query * key_ID[item]).sum(-1) for item in (target, drawn))
         return generalised_bce(positive, own.masked_fill(target == drawn, -torch.inf)[:, None], 1.0)
-    positive, negative_logit = sampled_logits(query_BTD, key_ID, row_BT, negative)
-    positive, negative_logit = positive[valid_BT], negative_logit[valid_BT]
-    if config.loss == "sampled":
-        return sampled_softmax(positive, negative_logit)
-    return generalised_bce(positive, negative_logit, calibrated_power(config.negatives, len(key_ID), config.calibration))
+    power = calibrated_power(config.negatives, len(key_ID), config.calibration)
+    mean = sampled_softmax if config.loss == "sampled" else lambda *logits: generalised_bce(*logits, power)
+    return mean_over_sample(mean, query_BTD, key_ID, row_BT, negative, valid_BT)
 
 
 def scorer(model: NextItemModel, log: Interactions, max_length: int) -> Scorer:

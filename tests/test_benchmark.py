@@ -130,6 +130,35 @@ def test_negatives_are_of_a_user_or_of_a_position(drawn_for, rows_drawn):
     assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["sampled", "gbce"])
+@pytest.mark.parametrize("drawn_for", ["user", "position"])
+def test_negatives_in_blocks_have_the_loss_and_the_gradients_of_all_at_once(monkeypatch, loss, drawn_for):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((9, 3, 8), (11, 8)))
+    target = torch.randint(0, 12, (9, 3), generator=generator)
+    target[4] = 0  # a user without any row, alone in a block
+    config = replace(TINY, loss=loss, negatives=4, drawn_for=drawn_for)
+
+    def found():
+        loss = next_item_loss(query, key, config, target, np.random.default_rng(0))
+        return loss, *torch.autograd.grad(3 * loss, (query, key))
+    whole, shapes = found(), []
+    monkeypatch.setattr("onepiece_comp.next_item_losses._NUMBERS_PER_BLOCK", 4 * 11)  # one user or position
+    monkeypatch.setattr("onepiece_comp.next_item_losses.sampled_logits",
+                        lambda query, *more: (shapes.append(len(query)), sampled_logits(query, *more))[1])
+    torch.testing.assert_close(found(), whole)
+    assert max(shapes) == 1 and len(shapes) == ((target > 0).any(1).sum() if drawn_for == "user" else (target > 0).sum())
+    valid, row = target > 0, (target - 1).clamp_min(0)
+    drawn = np.random.default_rng(0).integers(0, 11, (9 if drawn_for == "user" else int(valid.sum()), 4))
+    by_row = torch.from_numpy(drawn)[torch.where(valid)[0]] if drawn_for == "user" else torch.from_numpy(drawn)
+    positive = (query[valid] * key[row[valid]]).sum(-1)
+    negative = torch.stack([(one * key[items]).sum(-1) for one, items in zip(query[valid], by_row)])
+    negative = negative.masked_fill(by_row == row[valid][:, None], -torch.inf)
+    plain = (sampled_softmax(positive, negative) if loss == "sampled" else
+             generalised_bce(positive, negative, calibrated_power(4, 11, config.calibration)))
+    torch.testing.assert_close(whole, (plain, *torch.autograd.grad(3 * plain, (query, key))))
+
+
 def test_binary_loss_by_hand_and_its_calibration_at_both_ends():
     positive, negative = torch.tensor([2.0]), torch.tensor([[0.0, -torch.inf]])
     by_hand = (0.5 * np.log1p(np.exp(-2)) + np.log(2)) / 3
