@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -44,6 +45,20 @@ def loss_case() -> tuple[str, Callable, Callable]:
         loss = F.cross_entropy(logit.masked_fill(hidden, -torch.inf), rows.target_N, reduction="sum")
         return torch.autograd.grad(loss, (query, key, bias))[0]
     return "softmax loss in blocks, gradient in forward | eager", fast, plain
+
+
+def block_case() -> tuple[str, Callable, Callable]:
+    """1,800 rows, 12,101 keys, width 64, as 256 users of Beauty have them: forward and backward."""
+    query, key = (torch.randn(*shape, requires_grad=True) for shape in ((1800, 64), (12101, 64)))
+    rows = Rows(torch.randint(0, 12101, (1800,)), torch.ones(1800))
+
+    def fast() -> torch.Tensor:
+        return torch.autograd.grad(softmax_loss(query, key, rows), (query, key))[0]
+
+    def plain() -> torch.Tensor:
+        with mock.patch("onepiece_comp.losses.rows_per_block", lambda key_KD: 256):
+            return fast()
+    return "softmax loss in blocks of a million logits | of 256 rows", fast, plain
 
 
 def bias_case() -> tuple[str, Callable, Callable]:
@@ -228,7 +243,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
-    for case in (loss_case, bias_case, similarity_case, popularity_case, second_codes_case, expert_case, top_ten_case, shortlist_case,
+    for case in (loss_case, block_case, bias_case, similarity_case, popularity_case, second_codes_case, expert_case, top_ten_case, shortlist_case,
                  trend_case, heap_case):
         name, fast, plain = case()
         ours, theirs = measure(fast, plain, options.repeats)

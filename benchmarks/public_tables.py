@@ -30,14 +30,14 @@ Written by `python benchmarks/public_tables.py benchmarks/results/public/*.json 
     onepiece-comp benchmark beauty --data amazon2014_beauty --out work/beauty --seeds 0,1,2
     onepiece-comp benchmark leave-one-out --data my_events.csv --out work/mine      # columns user, item, time
 
-Protocol of all: last event = test, the one before = validation, the rest trains; weights of the best validation NDCG@10; the whole catalogue is ranked; the test is looked at once.
+Protocol of all: last event = test, the one before = validation, the rest trains; weights of the best validation NDCG@10; the whole catalogue is ranked; the test is looked at once (`sasrec-attributes`: three times).
 With one target Recall is HR.
 A target that ties with other items takes the last place among them.
 The judge gives each of 200 users what ranx gives, in 8 metrics under both filters, on random scores with ties (`benchmarks/peers/judge_ranx.py`, [printed](../benchmarks/results/judge_ranx.md)).
 `unseen` leaves the items of the whole history out of the list, `all` does not.
 `coverage` is the share of the catalogue in any list, `popularity` the mean training count of what is recommended over that of the targets.
 Figures are means over seeds, with the standard deviation where there are several.
-Minutes are what a row takes by itself: what it shares with other rows counts in each.
+Minutes are of a clock on a shared machine and include a first stage that other rows share, for each of them again.
 Differences to a baseline are paired by user, of the seeds that both rows have, with 95 % intervals of 2,000 bootstraps over users; a row without one was run before ranks were kept.
 
 Rows with semantic ids (`tiger`, `liger`, `cobra`, `onepiece-*`) have no text of items.
@@ -53,7 +53,7 @@ Negatives of `sasrec-sampled` and `esasrec` are drawn for each position (on `ml-
 `sasrec-attributes` and `onepiece-attributes`, whose first stage it is, read the attributes of items (`item2attributes.json`) beside their ids; no other row does.
 Peers are other people's code on the same split files, judged by our judge (`benchmarks/peers/beside.py`).
 
-Published figures stand beside ours only where the data is the same or nearly so; the last column says what differs, so none is a like-for-like comparison unless it says nothing.
+Published figures stand beside ours only where the data is the same or nearly so; the last column says what differs, and no row is like for like.
 """
 
 
@@ -97,10 +97,10 @@ def _section(name: str, found: dict, published: Sequence[dict], peers: Sequence[
         about += "\nOf a quick run: these figures say nothing." if data["quick"] else ""
     lines = [line for row in rows(name) if row in found["rows"] for line in _lines(row, found["rows"][row])]
     missing = [f"`{row}`" for row in rows(name) if row not in found["rows"]]
-    text = [f"## {name}", about, *([f"Not run: {', '.join(missing)}."] if missing else [])]
+    text = [f"## {name}", about, *([f"Not run: {', '.join(missing) if lines else 'any row'}."] if missing else [])]
     if lines:
         text += ["", *_markdown(("row", "items", "seeds", *METRICS), [line[0] for line in lines]), "",
-                 *_markdown(("row", "items", *MAKE_UP, "best epoch", "minutes", "users/s"), [line[1] for line in lines])]
+                 *_markdown(("row", "items", *MAKE_UP, "best epoch", "wall minutes", "users/s"), [line[1] for line in lines])]
     pairs = [(row, name, *pair_cells(found["against"], row, name)) for row in found["rows"] for name in FILTERS] if lines else []
     if pairs := [pair for pair in pairs if any(pair[2:])]:
         text += ["", *_markdown(("NDCG@10, row -", "items", *BASELINES), pairs)]

@@ -36,7 +36,7 @@ def main() -> None:
     for command in options.command:
         print(f"    {command}")
     print(
-        f"\n| {reports[0]['users']:,} users{seeds} | HR@{k} | NDCG@{k} | score | submission - it, 95 % interval |\n|---|---|---|---|---|"
+        f"\n| {reports[0]['users']:,} users{seeds} | HR@{k} | NDCG@{k} | score | submission minus this row, 95 % interval |\n|---|---|---|---|---|"
     )
     low, high = _bounds([report["score"] for report in reports])
     print(_row("**submission**", reports, f"score {low:.4f} .. {high:.4f}"))

@@ -119,9 +119,10 @@ def main() -> None:
     columns = ("what", "seconds", "times one exact pass", "error / variance")
     table(f"{options.items:,} vectors of {WIDTH}, 2 x {options.codes:,} codes", columns, rows)
     options.results.mkdir(parents=True, exist_ok=True)
+    cores = len(os.sched_getaffinity(0))
     (options.results / "tokenizer.md").write_text("\n".join([
         f"`python benchmarks/tokenizer.py --items {options.items} --codes {options.codes} --points {options.points}`", "",
-        f"{options.items:,} made vectors of {WIDTH}, 2 x {options.codes:,} codes, {len(os.sched_getaffinity(0))} cores, wall "
+        f"{options.items:,} made vectors of {WIDTH}, 2 x {options.codes:,} codes, {cores} core{'s' * (cores > 1)}, wall "
         f"seconds; matrix products run at {rate / 1e9:.0f} GFLOP/s, so that one exact pass over all vectors costs at least "
         f"{encode_bound:.1f} s; peak memory {peak_memory_mib():,.0f} MiB. Errors of {HELD_OUT:,} held-out vectors, of the "
         "collisions of all.", "",

@@ -57,7 +57,7 @@ def ablate(
     ladder: Path,
     raw: Path,
     work: Path,
-    hours: Annotated[float, typer.Option(help="No row is begun after these.")] = 2.0,
+    hours: Annotated[float, typer.Option(help="No row is started after this many hours.")] = 2.0,
     seeds: Annotated[int, typer.Option(help="For the first row and the best others.", min=1)] = 3,
     best: Annotated[int, typer.Option(help="How many others, by validation score.", min=0)] = 3,
 ) -> None:
@@ -74,7 +74,7 @@ def benchmark(
     data: Annotated[Path, typer.Option(help="Sequences, MovieLens ratings, or a table of user, item, time.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; what is done there, to the last whole epoch, is not run again.")],
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
-    models: Annotated[str, typer.Option(help="Rows, comma-separated; without it all.")] = "",
+    models: Annotated[str, typer.Option(help="Rows, comma-separated; default: all.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="1,000 users, 2 epochs: that it works, no more.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.", min=0)] = 0,
     sets: Annotated[Optional[list[str]], typer.Option("--set", help="key=value of all rows, as epochs=20.")] = None,
@@ -93,7 +93,7 @@ def scaling(
     grid: Path,
     dataset: Path,
     out: Path,
-    hours: Annotated[float, typer.Option(help="No row is begun after these.")] = 3.0,
+    hours: Annotated[float, typer.Option(help="No row is started after this many hours.")] = 3.0,
 ) -> None:
     """Train a grid of sizes for each objective and both, and fit laws of loss against size; goes on where it stopped."""
     from onepiece_comp.scaling import scaling as stage
