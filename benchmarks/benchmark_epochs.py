@@ -52,7 +52,7 @@ def _one_epoch(task: Task, config: RowConfig) -> tuple[Trained, Scorer]:
     if config.model == "sequence":
         trained = train_next_item(task.log, config, max_length=task.max_length, seed=0)
         return trained, scorer(trained.model, task.log, task.max_length)
-    first = NextItemModel(first_stage(task, config), items=task.log.items, max_length=task.max_length,
+    first = NextItemModel(first_stage(task.about["protocol"], config), items=task.log.items, max_length=task.max_length,
                           attributes=task.log.attributes)
     trained = train_codes(task, config, first, seed=0)
     return trained, code_scorer(trained.model, task.log, task.max_length, ranking_of(config))

@@ -2,7 +2,7 @@
 
 WORK/rows/ROW/seed-S.json holds protocol, data checksums, configuration, versions, figures, times; a row that is done and
 unchanged is not run again, one that is missing prints 'not run'. WORK/weights/ has the trained models, WORK/result.json
-all results together, and each row's difference to the baselines by user.
+all results of one setting together, and each row's difference to the baselines by user. A quick run has WORK/quick for all.
 The test events are looked at once, by the weights of the best validation epoch.
 """
 
@@ -18,47 +18,65 @@ import torch
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.benchmark_baselines import knn_scorer, popularity_scorer
-from onepiece_comp.benchmark_pairs import BASELINES, against_baselines, pair_cells, save_ranks
-from onepiece_comp.benchmark_rows import PROTOCOLS, CodeRowConfig, Protocol, RowConfig, chosen, rows, told
+from onepiece_comp.benchmark_pairs import save_ranks
+from onepiece_comp.benchmark_report import report, setting
+from onepiece_comp.benchmark_rows import PROTOCOLS, CodeRowConfig, Protocol, RowConfig, chosen, training_part
 from onepiece_comp.config_reading import from_dict, parse_value, to_dict
-from onepiece_comp.console import say, table
+from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import FILTERS, Scorer, figures, judge
 from onepiece_comp.interactions import (
-    Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
-from onepiece_comp.next_item_ranking import code_scorer, ranking_of, valid_rankings
-from onepiece_comp.next_item_training import by_length, scored, scorer
-from onepiece_comp.trained_rows import Learned, Task, learned_row
+    LEAST_EVENTS, Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
+from onepiece_comp.next_item_ranking import code_scorer, ranking_of
+from onepiece_comp.next_item_training import by_length, lacks, scored, scorer
+from onepiece_comp.trained_rows import Learned, Task, check, first_stage, learned_row
 
 QUICK_USERS, QUICK_EPOCHS = 1000, 2
 TRAINED = ("sequence", "codes")  # models that a seed changes
 TIES_SEED = 0  # of the protocols that shuffle ties: the data is the same for all seeds of a row
-SHOWN = ("hr@10", "ndcg@10", "hr@50", "hr@200", "coverage@10", "popularity@10")
 
 
 def benchmark(name: str, data: Path, out: Path, *, seeds: Sequence[int] = (0,), models: str = "", quick: bool = False,
               sets: Sequence[str] = (), threads: int = 0) -> Path:
     """Run what is missing of the rows of a protocol and print its table; returns OUT/result.json.
 
-    `quick` takes the first QUICK_USERS users and QUICK_EPOCHS epochs: it shows that all works, its figures say nothing.
-    `sets` are `key=value` of all the rows. InputError for an unknown name or data that cannot be read.
+    `quick` takes the first QUICK_USERS users and QUICK_EPOCHS epochs and OUT/quick: it shows that all works, its figures
+    say nothing. `sets` are `key=value` of all the rows. Without `models` rows that read what the data does not have are
+    left out. InputError for an unknown name, data that cannot be read, and for a row that could not be trained.
     """
-    out, wanted = Path(out), {row: _changed(config, sets, quick) for row, config in chosen(name, models).items()}
+    out = Path(out) / "quick" if quick else Path(out)
+    wanted = {row: _changed(config, sets, quick) for row, config in chosen(name, models).items()}
     protocol = PROTOCOLS[name]
     if threads:
         torch.set_num_threads(threads)
     files = sha256(files_of(data, form=protocol.form))
     log = read_interactions(data, form=protocol.form, ties=protocol.ties, seed=TIES_SEED)
+    if not log.users:
+        raise InputError(data, found=f"{log.left_out:,} users, none with {LEAST_EVENTS} events", do="give a longer log",
+                         expected="users with an event to train on, one to validate and one to test")
     about = {"protocol": name, **to_dict(protocol), "data_sha256": files, "users": log.users, "items": log.items,
              "events": len(log.item), "users_left_out": log.left_out, "quick": quick,
              "data_as_published": _as_published(log, protocol)}
     say(f"{name}, version {protocol.version}: {log.users:,} users, {log.items:,} items, {len(log.item):,} events"
         + ("" if about["data_as_published"] else "; these are not the published data, figures are your own"))
     log = first_users(log, QUICK_USERS) if quick else log
+    wanted = wanted if models.strip() else _able(wanted, log, name)
+    for config in wanted.values():
+        check(config, log, name)
+    settings = {}
     for row, config in wanted.items():
         for seed in seeds if config.model in TRAINED else (0,):
-            _one(out, row, config, seed, log, protocol, about)
-    return _report(out, name)
+            settings[row] = _one(row, config, seed, Task(out, about, log, protocol.max_length))
+    return report(out, name, settings)
+
+
+def _able(wanted: dict[str, RowConfig], log: Interactions, name: str) -> dict[str, RowConfig]:
+    """The rows that the data has all for, in both of their stages."""
+    missing = {row: lacks(log, config) or (isinstance(config, CodeRowConfig) and lacks(log, first_stage(name, config)))
+               for row, config in wanted.items()}
+    for what in sorted({lack for lack in missing.values() if lack}):
+        say(f"left out, for the data has no {what}: {', '.join(row for row, lack in missing.items() if lack == what)}")
+    return {row: config for row, config in wanted.items() if not missing[row]}
 
 
 def _changed(config: RowConfig, sets: Sequence[str], quick: bool) -> RowConfig:
@@ -70,8 +88,6 @@ def _changed(config: RowConfig, sets: Sequence[str], quick: bool) -> RowConfig:
             raise InputError(f"--set {text}", found="no key=value", expected="for example epochs=20", do="write it so")
         values[key] = parse_value(value)
     config = from_dict(type(config), {**to_dict(config), **values}, "--set")
-    if isinstance(config, CodeRowConfig):
-        ranking_of(config), valid_rankings(config)  # errors before hours of training, not after
     limits = ("epochs", "first_epochs") if isinstance(config, CodeRowConfig) else ("epochs",)
     return dataclasses.replace(config, **{name: min(getattr(config, name), QUICK_EPOCHS) for name in limits if quick})
 
@@ -80,17 +96,21 @@ def _as_published(log: Interactions, protocol: Protocol) -> bool:
     return bool(protocol.published) and (log.users, log.items, len(log.item)) == protocol.published
 
 
-def _one(out: Path, row: str, config: RowConfig, seed: int, log: Interactions, protocol: Protocol, about: dict) -> None:
-    """Run a row under a seed unless its result is there and made of the same things."""
-    path = out / "rows" / row / f"seed-{seed}.json"
-    about = {**about, "attributes": fingerprint(*log.attributes)} if config.attributes and log.attributes else about
-    key = fingerprint(about, told(config), seed)
+def _one(row: str, config: RowConfig, seed: int, task: Task) -> str:
+    """Run a row under a seed unless its result is there and made of the same things; returns its setting."""
+    path, log = task.out / "rows" / row / f"seed-{seed}.json", task.log
+    first = first_stage(task.about["protocol"], config) if isinstance(config, CodeRowConfig) else None
+    if log.attributes and (config.attributes or (first and first.attributes)):
+        task = task._replace(about={**task.about, "attributes": fingerprint(*log.attributes)})
+    about = {**task.about, "first": training_part(first)} if first else task.about
+    made_of = setting(about, to_dict(config))
+    key = fingerprint(made_of, seed)
     if path.is_file() and read_json(path).get("key") == key:
         say(f"{row}, seed {seed}: done before ({path})")
-        return
+        return made_of
     say(f"== {row}, seed {seed}")
     started, worked = time.monotonic(), time.process_time()
-    score, learned = _scorer(config, Task(out, about, log, protocol.max_length), seed)
+    score, learned = _scorer(config, task, seed)
     fitted, fitted_cpu = time.monotonic(), time.process_time()
     judged = judge(scored(score, log, 1), items=log.items)
     ended, counts, target = time.monotonic(), train_counts(log), targets(log, 1)[by_length(log)]
@@ -104,6 +124,7 @@ def _one(out: Path, row: str, config: RowConfig, seed: int, log: Interactions, p
         "seconds": train_seconds + ended - fitted, "cpu_seconds": train_cpu + time.process_time() - fitted_cpu,
         "users_per_second": log.users / (ended - fitted), "threads": torch.get_num_threads(),
         "peak_memory_mib": peak_memory_mib()})
+    return made_of
 
 
 def _scorer(config: RowConfig, task: Task, seed: int) -> tuple[Scorer, Learned | None]:
@@ -130,27 +151,3 @@ def _training(learned: Learned | None) -> dict:
 def _versions() -> dict[str, str]:
     return {"onepiece_comp": __version__, "python": platform.python_version(), "torch": torch.__version__,
             "numpy": np.__version__, "machine": platform.machine()}
-
-
-def _report(out: Path, name: str) -> Path:
-    """All results of the protocol as one file, and its tables: means over seeds, both filters, and paired differences."""
-    files = {row: [(path, read_json(path)) for path in sorted((out / "rows" / row).glob("seed-*.json"))] for row in rows(name)}
-    found = {row: [result for _, result in results] for row, results in files.items()}
-    lines = []
-    for row, results in found.items():
-        for kind in FILTERS if results else ("",):
-            cells = [f"{np.mean([result['figures'][kind][metric] for result in results]):.4f}" if results else "not run"
-                     for metric in SHOWN]
-            minutes = f"{np.mean([result['seconds'] for result in results]) / 60:.1f}" if results else "not run"
-            lines.append((row, kind, len(results), *cells, minutes))
-    table(f"{name}: means over seeds; `unseen` leaves out the items of the history", ("row", "items", "seeds", *SHOWN,
-          "minutes"), lines)
-    compared = against_baselines(files)
-    pairs = [(row, *cells) for row in files if any(cells := pair_cells(compared, row, "unseen"))]
-    if pairs:
-        table("NDCG@10, `unseen`: row - baseline, mean over the seeds of both, 95 % interval over users", ("row", *BASELINES), pairs)
-    path = out / "result.json"
-    write_json(path, {"protocol": name, "version": PROTOCOLS[name].version, "against": compared,
-                      "rows": {row: results for row, results in found.items() if results}})
-    say(f"wrote {path}")
-    return path

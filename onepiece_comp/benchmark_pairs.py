@@ -16,7 +16,7 @@ from onepiece_comp.metrics import bootstrap_difference, ndcg
 
 BASELINES = ("sasrec-softmax", "hstu-softmax")
 _RESAMPLES, _CUT = 2000, 10
-_DATA = ("data_sha256", "users", "ties", "max_length")  # of `about`: rows that differ in these are not compared
+_DATA = ("data_sha256", "users", "ties", "max_length", "quick")  # of `about`: rows that differ in these are not compared
 
 
 def ranks_path(result: Path) -> Path:

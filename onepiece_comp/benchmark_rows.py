@@ -81,21 +81,42 @@ class CodeRowConfig(RowConfig):
     share: float = 1.0  # of the id's log-probability in the score, the rest is of the dense logit
 
 
+_RANGES = {
+    "at least 1": (lambda value: value >= 1, ("width", "layers", "heads", "negatives", "batch_users", "epochs", "patience",
+                                              "first_epochs", "levels", "decoder_layers", "valid_beam")),
+    "above 0": (lambda value: 0 < value < float("inf"), ("hidden", "temperature", "learning_rate")),
+    "from 0 to below 1": (lambda value: 0 <= value < 1, ("dropout", "average")),
+    "from 0 to 1": (lambda value: 0 <= value <= 1, ("calibration",)),
+    "0 or more": (lambda value: 0 <= value < float("inf"), ("codes", "code_weight")),
+}
+
+
+def check_ranges(config: RowConfig) -> None:
+    """InputError for a setting that no training could have."""
+    for expected, (fits, names) in _RANGES.items():
+        for name in names:
+            if not fits(getattr(config, name, 1)):
+                raise InputError(name, found=getattr(config, name), expected=expected, do="correct it")
+    if config.width % config.heads:
+        raise InputError("heads", found=f"{config.heads} of a width of {config.width}", expected="a divisor of the width",
+                         do="choose another of the two")
+
+
 RANKING = {"beam", "survivors", "union", "cold", "share"}  # settings that training does not read
 
 
-def told(config: RowConfig) -> dict:
+def told(config: dict) -> dict:
     """What tells results apart: settings that are not the defaults, so that a setting that is added leaves others' keys.
 
-    A default that changes changes figures, and so a protocol's version.
+    A default that changes changes figures, and so a protocol's version. `config` is a row's as a dict, which a result holds.
     """
-    usual = to_dict(type(config)())
-    return {"model": config.model, **{name: value for name, value in to_dict(config).items() if value != usual[name]}}
+    usual = to_dict(CodeRowConfig() if config["model"] == "codes" else RowConfig())
+    return {"model": config["model"], **{name: value for name, value in config.items() if value != usual.get(name)}}
 
 
 def training_part(config: RowConfig) -> dict:
     """What tells trained models apart: rows that differ in how they rank share one."""
-    return {name: value for name, value in told(config).items() if name not in RANKING}
+    return {name: value for name, value in told(to_dict(config)).items() if name not in RANKING}
 
 
 _SASREC = RowConfig()

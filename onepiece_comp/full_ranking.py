@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onepiece_comp.errors import InputError
 from onepiece_comp.metrics import hit_rate, ndcg
 
 CUTS = (5, 10, 50, 200)
@@ -34,9 +35,10 @@ class Scored(NamedTuple):
 def ranks(score_BI: np.ndarray, target_B: np.ndarray) -> np.ndarray:  # noqa: N803
     """Place of each target: 1 + the number of other items (column 0 apart) of at least its score.
 
-    ranks([[0, .5, .9, .5]], [1]) is [3]: below item 2, and behind item 3, with which it ties.
+    ranks([[0, .5, .9, .5]], [1]) is [3]: below item 2, and behind item 3, with which it ties. InputError for a nan.
     """
-    assert not np.isnan(score_BI[:, 1:]).any(), "a score is not a number"
+    if np.isnan(score_BI[:, 1:]).any():
+        raise InputError("scores", found="one that is no number", expected="numbers", do="lower learning_rate: training came apart")
     own = np.take_along_axis(score_BI, target_B[:, None], 1)
     return (score_BI[:, 1:] >= own).sum(1).astype(np.int64)  # the target itself is the 1
 

@@ -18,6 +18,7 @@ from onepiece_comp.log_sequences import join_times, read_attributes, read_lines,
 
 FORMS = ("sequences", "ratings", "any")
 TIES = ("file", "shuffled")  # the order of a user's events of the same time
+_LATEST = 1e11  # seconds, the year 5138: larger ones are milliseconds
 LEAST_EVENTS = 3  # one to train on, one to validate, one to test
 
 
@@ -92,7 +93,14 @@ def files_of(source: Path, *, form: str) -> list[Path]:
 
 def sha256(paths: list[Path]) -> dict[str, str]:
     """Checksum of each file by its name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    found = {}
+    for path in paths:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        found[path.name] = digest.hexdigest()
+    return found
 
 
 def _from_ratings(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
@@ -108,11 +116,11 @@ def _from_table(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.nda
     if table.isna().to_numpy().any():
         raise InputError(source, found="an empty user, item or time", expected="all three in every row",
                          do="fill in or remove these rows")
-    try:
-        seconds = table["time"].to_numpy(np.int64)
-    except ValueError as error:
-        raise InputError(source, found=f"a time that is no number ({error})", expected="Unix seconds",
-                         do="correct the times") from error
+    time = table["time"].to_numpy()
+    if time.dtype.kind not in "iuf" or not (np.abs(time) < _LATEST).all():
+        raise InputError(source, found=f"times of type {table['time'].dtype}, such as {table['time'].iloc[0]}",
+                         expected="Unix seconds", do="turn them into seconds")
+    seconds = time.astype(np.int64)
     return _first_use(table["user"].to_numpy(str)), *_numbered(table["item"].to_numpy(str)), seconds
 
 

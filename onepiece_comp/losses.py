@@ -101,7 +101,7 @@ def _placed(bias: RowBias | PairBias, rows: int, size: int) -> _ByRow | _ByPair:
 def rows_per_block(key_KD: torch.Tensor) -> int:  # noqa: N803
     """Rows whose logits are taken at once: on CPU a power of two that leaves them in the cache."""
     least, most = _ROWS_PER_BLOCK
-    fitting = 1 << (_LOGITS_PER_BLOCK // max(1, len(key_KD))).bit_length() - 1
+    fitting = 1 << max(1, _LOGITS_PER_BLOCK // max(1, len(key_KD))).bit_length() - 1
     return most if key_KD.is_cuda else min(max(least, fitting), most)
 
 

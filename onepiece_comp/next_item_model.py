@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from onepiece_comp.benchmark_rows import RowConfig
+from onepiece_comp.benchmark_rows import RowConfig, check_ranges
 from onepiece_comp.errors import InputError
 from onepiece_comp.hstu import HSTUBlock, gap_bucket
 from onepiece_comp.interactions import Attributes, Window
@@ -56,13 +56,21 @@ class AttributeTable(IdTable):
 
 
 def id_table(config: RowConfig, items: int, attributes: Attributes | None) -> IdTable:
-    """What a model without codes reads of an item; InputError where attributes are asked for and there are none."""
+    """What a model without codes reads of an item; that a log has attributes `check_row` knows."""
     if not config.attributes:
         return IdTable(items, config.width)
-    if attributes is None:
-        raise InputError("attributes", found="no item2attributes.json beside the sequences", expected="the attributes of each "
-                         "item", do="put it there, or leave these rows out with --models")
     return AttributeTable(attributes, items, config.width)
+
+
+def check_model(config: RowConfig) -> None:
+    """InputError for settings of which no model can be made."""
+    check_ranges(config)
+    for place, value, valid in (("block", config.block, BLOCKS), ("time", config.time, TIMES)):
+        if value not in valid:
+            raise InputError(place, found=repr(value), expected=f"one of {', '.join(valid)}", do="choose one of these")
+    if config.time != "none" and config.block != "hstu":
+        raise InputError("time", found=f"{config.time!r} with block {config.block}", expected="block hstu, whose "
+                         "attention has a bias by time", do="set block=hstu or time=none")
 
 
 class NextItemModel(nn.Module):
@@ -72,12 +80,7 @@ class NextItemModel(nn.Module):
                  source: nn.Module | None = None):
         """`source` says what is read of an item and compared, as `id_table` does, which stands where it is None."""
         super().__init__()
-        for place, value, valid in (("block", config.block, BLOCKS), ("time", config.time, TIMES)):
-            if value not in valid:
-                raise InputError(place, found=repr(value), expected=f"one of {', '.join(valid)}", do="choose one of these")
-        if config.time != "none" and config.block != "hstu":
-            raise InputError("time", found=f"{config.time!r} with block {config.block}", expected="block hstu, whose "
-                             "attention has a bias by time", do="set block=hstu or time=none")
+        check_model(config)
         self.config, self.max_length = config, max_length
         self.source = source or id_table(config, items, attributes)
         self.position_table = nn.Embedding(max_length, config.width)

@@ -19,14 +19,14 @@ from onepiece_comp.epoch_state import Epoch, EpochState
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import Scored, Scorer, batches_of, judge
 from onepiece_comp.heap import kept_heap
-from onepiece_comp.interactions import Interactions, Window, lengths, targets, window
+from onepiece_comp.interactions import LEAST_EVENTS, Interactions, Window, lengths, targets, window
 from onepiece_comp.metrics import ndcg
 from onepiece_comp.next_item_losses import (
     LOSSES, calibrated_power, full_softmax, generalised_bce, mean_over_sample, sampled_softmax)
-from onepiece_comp.next_item_model import NextItemModel
+from onepiece_comp.next_item_model import NextItemModel, check_model
 from onepiece_comp.weight_average import WeightAverage
 
-SCORED_AT_ONCE = 256  # users
+_SCORES_AT_ONCE, _USERS_AT_ONCE = 1 << 25, 256  # in memory while users are judged
 DRAWN_FOR = ("user", "position")  # whose own the negatives of sampled losses are
 _POOL = 32  # batches whose users are sorted by length together
 Loss = Callable[[Window, torch.Tensor], torch.Tensor]  # of inputs and the items that followed, 0 = none
@@ -52,16 +52,27 @@ def train_next_item(log: Interactions, config: RowConfig, *, max_length: int, se
     return fit(model, loss, valid, log, config, max_length, rng, state=state)
 
 
+def lacks(log: Interactions, config: RowConfig) -> str:
+    """What a row reads and the data does not have: times, attributes, or nothing."""
+    if config.time != "none" and log.time_seconds is None:
+        return "times"
+    return "attributes" if config.attributes and log.attributes is None else ""
+
+
 def check_row(log: Interactions, config: RowConfig) -> None:
-    """InputError for losses, draws and averages that there are not, and for times that the data does not have."""
+    """InputError for settings of which no training can be made, and for what the data does not have."""
+    check_model(config)
     if config.loss not in LOSSES:
         raise InputError("loss", found=repr(config.loss), expected=f"one of {', '.join(LOSSES)}", do="choose one of these")
     if config.drawn_for not in DRAWN_FOR:
         raise InputError("drawn_for", found=repr(config.drawn_for), expected=f"one of {', '.join(DRAWN_FOR)}", do="choose one of these")
-    if not 0 <= config.average < 1:
-        raise InputError("average", found=repr(config.average), expected="0, or a decay below 1", do="set for example .998")
-    if config.time != "none" and log.time_seconds is None:
-        raise InputError("time", found=repr(config.time), expected="none: the data has no times", do="choose another row")
+    if missing := lacks(log, config):
+        file = {"times": "interactions.parquet", "attributes": "item2attributes.json"}[missing]
+        raise InputError(missing, found="none in the data", expected=f"those that this row reads; beside sequences they are in {file}",
+                         do="put it there, or leave these rows out with --models")
+    if not (lengths(log, 2) >= 2).any():
+        raise InputError("users", found=f"{log.users}, none with more than {LEAST_EVENTS} events", expected="a user with two "
+                         "events to train on beside those of validation and test", do="give a longer log")
 
 
 @kept_heap()
@@ -108,6 +119,8 @@ def _one_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Loss
     for users in epoch_batches(lengths(log, 2), config.batch_users, rng):
         seen, target_BT = training_window(log, users, max_length)
         loss, count = loss_of(seen, torch.from_numpy(target_BT)), int(seen.length_B.sum())
+        if not torch.isfinite(loss):
+            raise InputError("loss", found=float(loss), expected="a number", do="lower learning_rate")
         (loss * (count / usual)).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -176,7 +189,7 @@ def scorer(model: NextItemModel, log: Interactions, max_length: int) -> Scorer:
 def scored(score: Scorer, log: Interactions, held_out: int) -> Iterator[Scored]:
     """All users' scores, targets and histories, batch by batch of like length; in the order of `by_length`."""
     target = targets(log, held_out)
-    for users in batches_of(by_length(log), SCORED_AT_ONCE):
+    for users in batches_of(by_length(log), max(1, min(_USERS_AT_ONCE, _SCORES_AT_ONCE // (log.items + 1)))):
         yield Scored(score(users, held_out), target[users], window(log, users, held_out=held_out).item_BT)
 
 

@@ -82,7 +82,7 @@ def benchmark(
     """Run a public benchmark: split, train with early stopping, test once, a result file per row and seed."""
     from onepiece_comp.benchmark import benchmark as stage
 
-    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise InputError("--seeds", found=repr(seeds), expected="numbers such as 0,1,2", do="correct them")
     stage(name, data, out, seeds=[int(seed) for seed in seeds.split(",")], models=models, quick=quick,
           sets=sets or (), threads=threads)

@@ -22,7 +22,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.interactions import Interactions
 from onepiece_comp.next_item_codes import CodeModel, check_codes, codes_of
 from onepiece_comp.next_item_model import NextItemModel
-from onepiece_comp.next_item_ranking import code_scorer, valid_rankings
+from onepiece_comp.next_item_ranking import code_scorer, ranking_of, valid_rankings
 from onepiece_comp.next_item_training import Trained, check_row, fit, train_next_item, validate
 
 
@@ -54,9 +54,7 @@ def learned_row(task: Task, config: RowConfig, seed: int) -> Learned:
     if not isinstance(config, CodeRowConfig):
         train = lambda state: train_next_item(task.log, config, max_length=task.max_length, seed=seed, state=state)
         return _once(task, config, seed, train, None)
-    check_row(task.log, config)  # errors before hours of training, not after
-    check_codes(config, task.log.items)
-    before = first_stage(task, config)
+    before = first_stage(task.about["protocol"], config)
     say(f"first {config.first}")
     first = learned_row(task, before, seed)
     say("then with its codes")
@@ -65,9 +63,20 @@ def learned_row(task: Task, config: RowConfig, seed: int) -> Learned:
     return learned._replace(first=first)
 
 
-def first_stage(task: Task, config: CodeRowConfig) -> RowConfig:
+def check(config: RowConfig, log: Interactions, protocol: str) -> None:
+    """InputError for what would end a row, in whatever stage: before hours of training, not after."""
+    if config.model in ("popularity", "item_knn"):
+        return
+    check_row(log, config)
+    if isinstance(config, CodeRowConfig):
+        check_codes(config, log.items)
+        ranking_of(config), valid_rankings(config)
+        check_row(log, first_stage(protocol, config))
+
+
+def first_stage(protocol: str, config: CodeRowConfig) -> RowConfig:
     """The row whose item vectors become codes, as the protocol has it; InputError if there is none of that name."""
-    known = {name: row for name, row in rows(task.about["protocol"]).items() if row.model == "sequence"}
+    known = {name: row for name, row in rows(protocol).items() if row.model == "sequence"}
     if config.first not in known:
         raise InputError("first", found=repr(config.first), expected=f"of {', '.join(known)}", do="choose among these")
     return dataclasses.replace(known[config.first], epochs=min(known[config.first].epochs, config.first_epochs))

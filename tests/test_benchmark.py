@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from onepiece_comp.artefacts import fingerprint
 from onepiece_comp.benchmark import benchmark
 from onepiece_comp.benchmark_baselines import knn_scorer
 from onepiece_comp.benchmark_rows import RowConfig, chosen, rows, told
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import judge
 from onepiece_comp.interactions import read_interactions, targets, train_counts, window
@@ -195,8 +197,11 @@ def test_attributes_that_are_not_there_or_none_are_refused(circle, tmp_path):
 
 
 def test_a_setting_that_is_added_leaves_the_keys_of_rows_without_it():
-    assert "attributes" not in told(RowConfig(width=32)) and told(RowConfig(attributes=True))["attributes"]
-    assert told(RowConfig()) != told(RowConfig(width=32))
+    of = lambda **settings: told(to_dict(RowConfig(**settings)))
+    assert "attributes" not in of(width=32) and of(attributes=True)["attributes"]
+    assert of() != of(width=32)
+    for config in rows("beauty").values():  # as a result file has it
+        assert fingerprint(told(json.loads(json.dumps(to_dict(config))))) == fingerprint(told(to_dict(config)))
 
 
 def test_every_row_of_an_epoch_pulls_as_hard_whatever_its_batch(circle):
@@ -311,6 +316,63 @@ def test_rows_are_compared_with_the_baselines_by_user(circle, tmp_path, capsys):
     figure = lambda row: np.mean([found["figures"]["all"]["ndcg@10"] for found in rows_[row]])
     assert pairs["sasrec-bce"]["all"]["mean"] == pytest.approx(figure("sasrec-bce") - figure("sasrec-softmax"))
     assert "row - baseline" in capsys.readouterr().out
+
+
+def test_a_mean_is_of_one_setting_and_a_quick_run_touches_nothing(circle, tmp_path, capsys):
+    settings = {"models": "sasrec-softmax", "sets": ["width=8", "epochs=2"], "seeds": (0, 1)}
+    first = _run(circle, tmp_path / "out", **settings)["rows"]["sasrec-softmax"]
+    quick = _run(circle, tmp_path / "out", **settings, quick=True)
+    assert quick["rows"]["sasrec-softmax"][0]["about"]["quick"] and (tmp_path / "out" / "quick" / "result.json").is_file()
+    assert _run(circle, tmp_path / "out", **settings)["rows"]["sasrec-softmax"] == first
+    other = _run(circle, tmp_path / "out", **{**settings, "sets": ["width=8", "epochs=1"], "seeds": (0,)})
+    assert [(found["seed"], len(found["epochs"])) for found in other["rows"]["sasrec-softmax"]] == [(0, 1)]
+    assert "1 of 2 seeds are of other settings" in capsys.readouterr().out
+    beside = _run(circle, tmp_path / "out", models="popularity")["rows"]  # as many of both: those that stand first
+    assert {found["config"]["epochs"] for found in beside["sasrec-softmax"]} == {1}
+
+
+def test_without_times_and_attributes_the_rows_that_read_them_are_left_out_unless_named(tmp_path, capsys):
+    data = _circle(tmp_path / "sequences.txt", users=12)
+    found = _run(data, tmp_path / "out", sets=["width=8", "epochs=1", "heads=2"], quick=True)["rows"]
+    assert "onepiece-cascade" in found and not any("time" in row for row in found)
+    assert "the data has no times: hstu-time, hstu-time-next, hstu-large-time" in capsys.readouterr().out
+    with pytest.raises(InputError, match="times"):
+        _run(data, tmp_path / "named", models="sasrec-softmax,hstu-time", sets=["width=8", "epochs=1"])
+    assert not (tmp_path / "named").exists()  # before anything is trained
+    with pytest.raises(InputError, match="attributes"):
+        benchmark("beauty", data, tmp_path / "named", models="onepiece-attributes")
+    assert not (tmp_path / "named").exists()
+
+
+@pytest.mark.parametrize("wrong", ["epochs=0", "patience=0", "batch_users=0", "negatives=0", "heads=3", "dropout=1", "width=0",
+                                   "learning_rate=nan", "block=foo", "loss=foo", "temperature=0"])
+def test_a_setting_that_no_training_could_have_is_an_error_before_any(circle, tmp_path, wrong):
+    for row in ("sasrec-softmax", "onepiece-beam"):
+        with pytest.raises(InputError, match=wrong.split("=")[0]):
+            _run(circle, tmp_path / "out", models=row, sets=[wrong])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="first_epochs"):
+        _run(circle, tmp_path / "out", models="onepiece-beam", sets=["first_epochs=0"])
+
+
+@pytest.mark.parametrize("batch_users, place", [(16, "loss"), (128, "scores")])  # in the second step, or in none
+def test_a_training_that_comes_apart_ends_with_an_error(circle, tmp_path, batch_users, place):
+    with pytest.raises(InputError, match=f"{place}: .*lower learning_rate"):
+        _run(circle, tmp_path / "out", models="sasrec-softmax", sets=["width=8", "learning_rate=1e30", f"batch_users={batch_users}"])
+
+
+@pytest.mark.parametrize("lines, said", [("1 2 3\n2 3 4\n", "none with more than 3 events"), ("1 2\n2 3\n", "none with 3 events")])
+def test_a_log_that_is_too_short_is_an_error(tmp_path, lines, said):
+    (tmp_path / "short.txt").write_text("".join(f"{user} {line}\n" for user, line in enumerate(lines.split("\n")) if line))
+    with pytest.raises(InputError, match=said):
+        _run(tmp_path / "short.txt", tmp_path / "out", models="popularity,sasrec-softmax")
+
+
+@pytest.mark.parametrize("time", ["2021-01-01", "1609459200000", "inf"])
+def test_times_that_are_no_seconds_are_an_error(tmp_path, time):
+    path = _timed(tmp_path / "events.csv", [("a", item, time) for item in "xyzw"])
+    with pytest.raises(InputError, match="Unix seconds"):
+        read_interactions(path)
 
 
 def test_what_cannot_be_run_is_an_error(circle, tmp_path):

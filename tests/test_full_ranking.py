@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import CUTS, Scored, figures, hide, judge, ranks, top
 
 ITEMS, USERS = 300, 60
@@ -55,7 +56,7 @@ def test_padding_is_no_competitor_however_high_its_score():
 
 
 def test_a_score_that_is_no_number_is_refused():
-    with pytest.raises(AssertionError):
+    with pytest.raises(InputError, match="no number"):
         ranks(np.array([[0, np.nan, 1]], np.float32), np.array([2]))
 
 

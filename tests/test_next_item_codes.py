@@ -176,17 +176,17 @@ def test_each_row_runs_and_rows_that_differ_in_ranking_alone_share_one_training(
     assert set(found) == set(ROWS) and all(len(result[0]["epochs"]) == 2 for result in found.values())
     assert all(np.isfinite(list(result[0]["figures"]["unseen"].values())).all() for result in found.values())
     assert len({json.dumps(found[name][0]["epochs"]) for name in ROWS[3:]}) == 1
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/weights").iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/quick/weights").iterdir()}
     assert len(kept) == 2 + 4  # two first stages; TIGER, LIGER, COBRA and one for the three of OnePiece
     again = _run(tmp_path / "out", models="tiger", sets=["beam=2", "survivors=2"])["tiger"][0]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/weights").iterdir()} == kept
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/quick/weights").iterdir()} == kept
     assert again["figures"]["all"]["coverage@200"] < found["tiger"][0]["figures"]["all"]["coverage@200"]
     assert again["train_seconds"] == found["tiger"][0]["train_seconds"] and again["first"]["best_epoch"] in (1, 2)
 
 
 def test_weights_that_were_kept_rank_as_those_that_were_trained(tmp_path):
     trained = _run(tmp_path / "a", models="cobra")["cobra"][0]
-    (tmp_path / "a/rows/cobra/seed-0.json").unlink()
+    (tmp_path / "a/quick/rows/cobra/seed-0.json").unlink()
     assert _run(tmp_path / "a", models="cobra")["cobra"][0]["figures"] == trained["figures"]
 
 
@@ -206,4 +206,4 @@ def test_an_untrained_first_stage_still_gives_every_item_an_id_of_its_own():
 def test_settings_that_do_not_fit_are_an_error_before_anything_is_trained(tmp_path, row, changed):
     with pytest.raises(InputError):
         _run(tmp_path / "out", models=row, sets=[f"{key}={value}" for key, value in changed.items()])
-    assert not (tmp_path / "out/weights").exists()
+    assert not (tmp_path / "out/quick/weights").exists()
