@@ -27,9 +27,8 @@ from onepiece_comp.model import OnePiece
 from onepiece_comp.parallel import Ranks
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.run_log import RunLog
-from onepiece_comp.scaling import batches_of, held_out_losses, keep_users
+from onepiece_comp.scaling import batches_of, held_out_losses, keep_ids, keep_users
 from onepiece_comp.semantic_ids import load_tokenizer
-from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import repeatable, set_threads
 from onepiece_comp.training_loop import Loop
 from onepiece_comp.validation import hold_out, validate
@@ -206,11 +205,9 @@ def prepare(dataset: Path, out: Path, config: Config, vectors: str) -> None:
     order = np.random.default_rng(0).permutation(len(load_dataset(dataset).user_start) - 1)
     held = round(HELD_OUT * len(order))
     for name, users in (("held-out", order[:held]), ("train", order[held:])):
-        if not (out / "data" / name / MARKERS["dataset"]).is_file():
-            keep_users(dataset, out / "data" / name, np.sort(users))
+        keep_users(dataset, out / "data" / name, np.sort(users))
     for name, rule in IDS.items():
-        if not (out / f"tokenizer-{name}" / MARKERS["tokenizer"]).is_file():
-            build_tokenizer(dataset, out / f"tokenizer-{name}", dataclasses.replace(config.tokenizer, resolve=rule), vectors=vectors)
+        keep_ids(dataset, out / f"tokenizer-{name}", dataclasses.replace(config.tokenizer, resolve=rule), vectors)
 
 
 def one(row: Row, config: Config, out: Path, until: float) -> dict | None:

@@ -46,6 +46,7 @@ No two items share an id, but for `cobra`, whose dense vector tells apart what s
 Each beam walks the codes that exist; an item that it does not reach is in no list, and as a target takes the last place.
 Beams keep 200 prefixes a level and give 1,000 ids (`ml-1m-*`: 1,000 and all), so that lists of 200 are the beam's own; `liger` ranks 100 candidates and the items without training events by its dense score, `cobra` 200 ids (`ml-1m-*`: 1,000).
 `onepiece-retrieval`, `onepiece-beam` and `onepiece-cascade` are one training, ranked by the dense head over all items, by the beam, and by both over the beam's items and the 100 of the best dense score.
+Training ends after 10 epochs without a better validation figure, of rows with semantic ids after 20: the beam stands still for a while before it learns.
 Deviations from the papers stand at the head of `onepiece_comp/next_item_codes.py`.
 
 `hstu-average` is no published model: HSTU with full softmax, four blocks and twice the step size, ranked by a moving average of its weights.
@@ -75,9 +76,14 @@ def main() -> None:
 
 
 def _joined(files: Sequence[dict]) -> dict[str, dict]:
-    """The result files by protocol; of a row and seed that several hold, that of the last."""
-    joined = {}
+    """The result files by protocol; of a row and seed that several hold, that of the last. Exits where they differ in data."""
+    joined, data = {}, {}
     for found in files:
+        for result in (one for results in found["rows"].values() for one in results):
+            same = [result["about"][name] for name in ("data_sha256", "version", "quick")]
+            if data.setdefault(found["protocol"], same) != same:
+                raise SystemExit(f"{found['protocol']}: {result['row']}, seed {result['seed']}, is of other data, another version "
+                                 f"or a quick run: {same} beside {data[found['protocol']]}")
         whole = joined.setdefault(found["protocol"], {"rows": {}, "against": {}})
         for baseline, pairs in found.get("against", {}).items():
             whole["against"].setdefault(baseline, {}).update(pairs)

@@ -3,66 +3,40 @@
 GRID.yaml is a ladder (`ablation.py`) with a further part `scaling`: `objectives`, `seeds`, `data` (row to the share of
 the users that it trains on, 1 where none is named), `vectors` (what the ids are made from), `held_out` (share of the
 users that no row sees), `negatives` (keys of the held-out loss, the same for every row) and `beside` (rows shown but
-fitted to no law). The step size of AdamW is the row's times sqrt(64 / width); Muon's scales itself. Held-out users
-train nothing, but are among the popularity counts. Under OUT: data/ tokenizer/ runs/ rows/ scaling.json .md .html.
+fitted to no law); `scaling_plan.py` reads it. Held-out users train nothing, but are among the popularity counts.
+Under OUT: data/ tokenizer/ runs/ rows/ scaling.json .md .html.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from onepiece_comp.ablation import Row, read_ladder
+from onepiece_comp.ablation import read_ladder
 from onepiece_comp.arithmetic import forward_work, shape_of
 from onepiece_comp.artefacts import MARKERS, atomic_folder, fingerprint, link_or_copy, load_column, read_json, read_marker, write_json
 from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import load_checkpoint
-from onepiece_comp.config import Config
-from onepiece_comp.config_reading import read_yaml, to_dict
+from onepiece_comp.config import Config, TokenizerConfig
+from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
-from onepiece_comp.errors import InputError
 from onepiece_comp.flow import train_or_resume
+from onepiece_comp.item_vectors import named_sources
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.preprocess import Dataset, load_dataset
 from onepiece_comp.report_html import as_markdown, write_report
+from onepiece_comp.scaling_plan import Cell, Plan, read_plan, settings_of
 from onepiece_comp.scaling_sections import COLUMNS, Point, scaling_sections
 from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.validation import hold_out, validate
 
-OBJECTIVES = {"InfoNCE": (1.0, 0.0), "ids": (0.0, 1.0), "both": (1.0, 1.0)}  # weights of retrieval and ids
-_REFERENCE_WIDTH, _FIRST_RATE = 64, 4e9  # FLOP/s that the first estimate supposes
+_FIRST_RATE = 4e9  # FLOP/s that the first estimate supposes
 _JUDGED_USERS, _JUDGED_BATCH = 300, 16
 _COPIED = ("item_row", "action", "time_seconds", "user_start", "user_token", "user_token_start")
-
-
-class Plan(NamedTuple):
-    """The part `scaling` of a grid."""
-
-    objectives: tuple[str, ...]
-    seeds: int
-    data: Mapping[str, float]
-    vectors: str
-    held_out: float
-    negatives: int
-    beside: tuple[str, ...]  # rows that differ in more than their size
-
-
-class Cell(NamedTuple):
-    """One training of the grid."""
-
-    row: Row
-    objective: str
-    seed: int
-    share: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.row.folder}-{self.objective.lower()}-seed-{self.seed}"
 
 
 def scaling(grid: Path, dataset: Path, out: Path, *, hours: float = 3.0) -> Path:
@@ -71,27 +45,14 @@ def scaling(grid: Path, dataset: Path, out: Path, *, hours: float = 3.0) -> Path
     until, dataset = time.monotonic() + 3600 * hours, Path(dataset)
     cells = [Cell(row, objective, seed, plan.data.get(row.name, 1.0))
              for seed in range(plan.seeds) for row in rows for objective in plan.objectives]
-    users = _shares(dataset, plan)
-    for name, chosen in users.items():
-        if not (out / "data" / name / MARKERS["dataset"]).is_file():
-            keep_users(dataset, out / "data" / name, chosen)
-    if not (out / "tokenizer" / MARKERS["tokenizer"]).is_file():
-        build_tokenizer(dataset, out / "tokenizer", rows[0].config.tokenizer, vectors=plan.vectors)
+    for name, chosen in _shares(dataset, plan).items():
+        keep_users(dataset, out / "data" / name, chosen)
+    keep_ids(dataset, out / "tokenizer", rows[0].config.tokenizer, plan.vectors)
     points: dict[Cell, Point] = {}
+    planner = _Planner(out)
     for cell in cells:
-        _one(cell, plan, out, until, points)
+        _one(cell, plan, planner, until, points)
     return _report(Path(grid), out, cells, points, plan)
-
-
-def read_plan(grid: Path) -> Plan:
-    """The part `scaling` of a grid file; InputError for a key or an objective that is none."""
-    value = {"objectives": list(OBJECTIVES), "seeds": 1, "data": {}, "vectors": "emb_81", "held_out": 0.1, "negatives": 2048,
-             "beside": [], **(read_yaml(Path(grid))[0].get("scaling") or {})}
-    strange = sorted(set(value) - set(Plan._fields)) or [one for one in value["objectives"] if one not in OBJECTIVES]
-    if strange:
-        raise InputError(f"{grid}: scaling", found=repr(strange[0]), do="correct it",
-                         expected=f"the keys {', '.join(Plan._fields)}, objectives of {', '.join(OBJECTIVES)}")
-    return Plan(**{**value, "objectives": tuple(value["objectives"]), "beside": tuple(value["beside"])})
 
 
 def _shares(dataset: Path, plan: Plan) -> dict[str, np.ndarray]:
@@ -104,8 +65,14 @@ def _shares(dataset: Path, plan: Plan) -> dict[str, np.ndarray]:
 
 
 def keep_users(dataset: Path, out: Path, users: np.ndarray) -> Path:
-    """A dataset of some of the users with the same items and popularity; columns of items are links."""
-    marker = read_marker(dataset, "dataset")
+    """A dataset of some of the users with the same items and popularity; columns of items are links.
+
+    What stands in `out` is left if it is that, and made anew if it is of other users or data.
+    """
+    marker, held = read_marker(dataset, "dataset"), Path(out) / MARKERS["dataset"]
+    made_of = fingerprint(marker["fingerprint"], users)
+    if held.is_file() and read_json(held)["fingerprint"] == made_of:
+        return out
     column = {name: np.asarray(load_column(dataset, name)) for name in _COPIED}
     with atomic_folder(out, MARKERS["dataset"]) as folder:
         for name in sorted(path.stem for path in dataset.glob("*.npy") if path.stem not in _COPIED):
@@ -116,38 +83,42 @@ def keep_users(dataset: Path, out: Path, users: np.ndarray) -> Path:
             np.save(folder / f"{start}.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(column[start].dtype))
             for name in names:
                 np.save(folder / f"{name}.npy", column[name][inside])
-        write_json(folder / MARKERS["dataset"], {**marker, "fingerprint": fingerprint(marker["fingerprint"], users)})
+        write_json(folder / MARKERS["dataset"], {**marker, "fingerprint": made_of})
     return out
 
 
-def settings_of(cell: Cell) -> Config:
-    """The row's configuration under the cell's objective, seed and width's step size."""
-    retrieval, semantic = OBJECTIVES[cell.objective]
-    config, train = cell.row.config, cell.row.config.train
-    rate = train.learning_rate * (_REFERENCE_WIDTH / config.model.width) ** 0.5
-    weight = train.semantic_weight if cell.objective == "both" else semantic
-    return replace(config, train=replace(train, seed=cell.seed, learning_rate=rate, retrieval_weight=retrieval,
-                                         semantic_weight=weight, validation_users=0))
+def keep_ids(dataset: Path, out: Path, config: TokenizerConfig, vectors: str) -> None:
+    """Ids of these vectors under these settings in `out`: left if they are there, made anew if they are of others."""
+    sources = [Path(name) for name, _ in named_sources(vectors)]
+    files = [file for source in sources for file in (source, source / "item_vectors.npy") if file.is_file()]
+    made_of = fingerprint(read_marker(dataset, "dataset")["fingerprint"], to_dict(config), vectors, *files)
+    note = out.with_name(f"{out.name}.made_of.json")
+    if note.is_file() and read_json(note)["made_of"] == made_of and (out / MARKERS["tokenizer"]).is_file():
+        return
+    note.unlink(missing_ok=True)
+    build_tokenizer(dataset, out, config, vectors=vectors)
+    write_json(note, {"made_of": made_of})
 
 
-def _one(cell: Cell, plan: Plan, out: Path, until: float, points: dict[Cell, Point]) -> None:
+def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict[Cell, Point]) -> None:
     """Read what a cell reached, or train it if there is time."""
-    config, data = settings_of(cell), out / "data" / f"share-{cell.share:g}"
+    config, out = settings_of(cell), planner.out
+    data = out / "data" / f"share-{cell.share:g}"
     file = out / "rows" / f"{cell.name}.json"
     key = fingerprint(Point._fields, to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]), plan.negatives,
                       read_marker(out / "tokenizer", "tokenizer")["checksum"])
     done = read_json(file) if file.is_file() else {}
+    if done.get("key") != key and time.monotonic() > until:
+        return
+    planned, events = planner.planned(config, cell, data)
     if done.get("key") != key:
-        if time.monotonic() > until:
-            return
-        planned, events = _planned(config, cell, data, out)
         known = [point for point in points.values() if point.seconds > 0]
         rate = sum(p.flops for p in known) / sum(p.seconds for p in known) if known else _FIRST_RATE
         say(f"== {cell.row.name}, {cell.objective}, seed {cell.seed}: {planned:.3g} FLOP, about "
             f"{planned / rate / 60:.1f} min at {rate / 1e9:.1f} GFLOP/s")
-        done = {"key": key, **_run(config, cell, plan, data, out)._replace(flops=planned, events=events)._asdict()}
+        done = {"key": key, **_run(config, cell, plan, data, out)._asdict()}
         write_json(file, done)
-    points[cell] = Point(**{name: done[name] for name in Point._fields})
+    points[cell] = Point(**{name: done[name] for name in Point._fields})._replace(flops=planned, events=events)
 
 
 def _ids(cell: Cell, out: Path) -> Path | None:
@@ -164,16 +135,26 @@ def batches_of(data: Dataset, config: Config, codes: np.ndarray | None, *, negat
         popularity=config.model.trend, codes=codes)
 
 
-def _planned(config: Config, cell: Cell, data: Path, out: Path) -> tuple[float, int]:
-    """(FLOP, events) of a training, counted on its first batch."""
-    opened, ids = load_dataset(data), _ids(cell, out)
-    codes = None if ids is None else np.array(load_tokenizer(ids, opened.schema.item_space).codes)
-    model = OnePiece(config.model, opened.schema, None if codes is None else torch.from_numpy(codes))
-    batches = batches_of(opened, config, codes, negatives=config.train.sampled_negatives, users=config.train.batch_users)
-    work = forward_work(model, shape_of(next(iter(batches.epoch(0)))), semantic=cell.objective != "InfoNCE")
-    work = work if config.train.retrieval_weight else work._replace(retrieval=0, similarity=0)
-    steps = max(1, round(config.train.epochs * batches.steps_per_epoch))
-    return work.training_flops * steps, round(int(np.minimum(batches.events, config.model.max_events).sum()) * config.train.epochs)
+class _Planner:
+    """What trainings cost; the shapes of an epoch's batches are counted once for all cells that have the same."""
+
+    def __init__(self, out: Path):
+        self.out, self._shapes = out, {}
+
+    def planned(self, config: Config, cell: Cell, data: Path) -> tuple[float, int]:
+        """(FLOP, events) of a training: batches are of users of like length, so that no one of them stands for all."""
+        opened, ids = load_dataset(data), _ids(cell, self.out)
+        codes = None if ids is None else np.array(load_tokenizer(ids, opened.schema.item_space).codes)
+        model = OnePiece(config.model, opened.schema, None if codes is None else torch.from_numpy(codes))
+        bare = replace(config, model=replace(config.model, trend=False))  # popularity changes no shape
+        batches = batches_of(opened, bare, None, negatives=config.train.sampled_negatives, users=config.train.batch_users)
+        of = (data, config.model.max_events, config.train.sampled_negatives, config.train.batch_users)
+        if of not in self._shapes:
+            self._shapes[of] = [shape_of(batch) for batch in batches.epoch(0)]
+        works = [forward_work(model, shape, semantic=cell.objective != "InfoNCE") for shape in self._shapes[of]]
+        works = works if config.train.retrieval_weight else [work._replace(retrieval=0, similarity=0) for work in works]
+        events = np.minimum(batches.events, config.model.max_events).sum()
+        return sum(work.training_flops for work in works) * config.train.epochs, round(int(events) * config.train.epochs)
 
 
 def _run(config: Config, cell: Cell, plan: Plan, data: Path, out: Path) -> Point:

@@ -1,7 +1,8 @@
 """Laws of loss against size: a saturating power, a line in the logarithm, a constant; which one the points support.
 
 Pure functions of arrays, read by `scaling.py`. L(N) = E + A / N^a is fitted by robust least squares (Huber) over a
-search of a, where E and A are linear; intervals are percentiles of bootstraps over the points, seeds among them.
+search of a, where E and A are linear; AIC, which supposes them, is of least squares. Intervals are percentiles of
+bootstraps over the points, seeds among them.
 Sources: Hoffmann et al. 2022 (arXiv 2203.15556) for power and Huber; Zhai et al. 2024 (HSTU, arXiv 2402.17152) for
 the line in the logarithm.
 """
@@ -41,45 +42,46 @@ class Judged(NamedTuple):
     r2: float  # on all points, as papers report it: rises with every parameter
 
 
-def fit(name: str, size: np.ndarray, loss: np.ndarray) -> Law:
-    """The law of that name through points of `size` and `loss` [points]."""
+def fit(name: str, size: np.ndarray, loss: np.ndarray, *, robust: bool = True) -> Law:
+    """The law of that name through points of `size` and `loss` [points]; by least squares where not `robust`."""
     size, loss = np.asarray(size, np.float64), np.asarray(loss, np.float64)
     if name == "constant":
-        return Law(name, (_level(loss),))
+        return Law(name, (_level(loss, robust),))
     if name == "log-linear":
-        intercept, slope = _lines(-np.log(size)[None], loss)
+        intercept, slope = _lines(-np.log(size)[None], loss, robust)
         return Law(name, (float(intercept[0]), float(slope[0])))
-    return _power(size, loss)
+    return _power(size, loss, robust)
 
 
-def _power(size: np.ndarray, loss: np.ndarray) -> Law:
-    """The exponent of the least robust cost: a coarse search, then a finer one beside the best.
+def _power(size: np.ndarray, loss: np.ndarray, robust: bool) -> Law:
+    """The exponent of the least cost, absolute or squared errors: a coarse search, then a finer one beside the best.
 
     Neither E nor A is below zero: where the best line has one that is, the best that is allowed has zero in its place.
     """
     unit = np.exp(np.log(size).mean())  # sizes around 1, so that the columns are alike
-    exponent, step, level = None, _EXPONENTS[1] / _EXPONENTS[0], _level(loss)
+    exponent, step, level = None, _EXPONENTS[1] / _EXPONENTS[0], _level(loss, robust)
     for exponents in (_EXPONENTS, np.geomspace(1 / step, step, 40)):
         exponents = exponents if exponent is None else exponent * exponents
         column = (size / unit) ** -exponents[:, None]
-        floor, scale = _lines(column, loss)
+        floor, scale = _lines(column, loss, robust)
         floor, scale = np.where(scale < 0, level, floor), np.maximum(scale, 0)
         floor, scale = np.maximum(floor, 0), np.where(floor < 0, (column * loss).sum(1) / (column ** 2).sum(1), scale)
-        cost = np.abs(loss - floor[:, None] - scale[:, None] * column).mean(1)
+        away = np.abs(loss - floor[:, None] - scale[:, None] * column)
+        cost = (away if robust else away ** 2).mean(1)
         best = int(cost.argmin())
         exponent = float(exponents[best])
     return Law("power", (float(floor[best]), float(scale[best] * unit ** exponent), exponent))
 
 
-def _level(loss: np.ndarray) -> float:
-    """The robust mean."""
-    return float(_lines(np.zeros((1, len(loss))), loss)[0][0])
+def _level(loss: np.ndarray, robust: bool) -> float:
+    """The mean."""
+    return float(_lines(np.zeros((1, len(loss))), loss, robust)[0][0])
 
 
-def _lines(column: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lines(column: np.ndarray, loss: np.ndarray, robust: bool) -> tuple[np.ndarray, np.ndarray]:
     """(intercept, slope) of each row of `column` [fits, points]: least squares, far points then weighted down."""
     weight = np.ones_like(column)
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if robust else 1):
         total = weight.sum(1, keepdims=True)
         x, y = (weight * column).sum(1, keepdims=True) / total, (weight * loss).sum(1, keepdims=True) / total
         spread = (weight * (column - x) ** 2).sum(1, keepdims=True)
@@ -93,7 +95,7 @@ def _lines(column: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def judge(size: np.ndarray, loss: np.ndarray) -> list[Judged]:
     """Every law on the points; needs four sizes, of which each is left out once."""
     size, loss = np.asarray(size, np.float64), np.asarray(loss, np.float64)
-    return [Judged(law := fit(name, size, loss), _aic(law, size, loss), _left_out(name, size, loss), _r2(law, size, loss))
+    return [Judged(law := fit(name, size, loss), _aic(name, size, loss), _left_out(name, size, loss), _r2(law, size, loss))
             for name in LAWS]
 
 
@@ -107,12 +109,12 @@ def best_law(judged: Sequence[Judged]) -> str:
     return min(judged, key=lambda one: one.aic if by_aic else one.left_out).law.name
 
 
-def _aic(law: Law, size: np.ndarray, loss: np.ndarray) -> float | None:
+def _aic(name: str, size: np.ndarray, loss: np.ndarray) -> float | None:
     """With the correction for few points; one more degree for the noise."""
-    points, degrees = len(loss), _DEGREES[law.name] + 1
+    points, degrees = len(loss), _DEGREES[name] + 1
     if points <= degrees + 1:
         return None
-    squares = max(float(((loss - law.at(size)) ** 2).sum()), 1e-18)
+    squares = max(float(((loss - fit(name, size, loss, robust=False).at(size)) ** 2).sum()), 1e-18)
     return points * np.log(squares / points) + 2 * degrees + 2 * degrees * (degrees + 1) / (points - degrees - 1)
 
 

@@ -92,11 +92,11 @@ def _together(rows: Sequence[dict]) -> list:
 
 
 def _laws(rows: Sequence[dict], loss: str) -> list:
-    values, parts, table = np.array([_losses(row)[loss] for row in rows]), [], []
+    parts, table, cheapest = [], [], _frontier(rows, loss)
     for key, name in _SIZES.items():
         # sizes of models on all of the data, sizes of data under the model that saw most shares, cost of the frontier
-        chosen = frontier(np.array([row["flops"] for row in rows]), values) if key == "flops" else _varied(rows, key)
-        size, found = np.array([rows[place][key] for place in chosen], float), values[chosen]
+        chosen = cheapest if key == "flops" else [(rows[place], _losses(rows[place])[loss]) for place in _varied(rows, key)]
+        size, found = np.array([row[key] for row, _ in chosen], float), np.array([value for _, value in chosen])
         if len(np.unique(size)) < _FEWEST:
             parts.append(Text(f"{name}: {len(np.unique(size))} sizes, and a law needs {_FEWEST}."))
             continue
@@ -109,7 +109,8 @@ def _laws(rows: Sequence[dict], loss: str) -> list:
         parts.append(_plot(name, size, found))
         said = ", ".join(f"{law} {value:.4f} (off by {off:+.4f})" for law, (value, off) in forecast(size, found).items())
         parts.append(Text(f"{name}: forecast of the largest, which the fit did not see: {said}."))
-    parts.append(_frontier(rows, values))
+    parts.append(Table("Compute-optimal runs: none cheaper is as good, means over seeds", ("FLOP", "row", "data", "dense", "loss"), [
+        (f"{row['flops']:.3g}", row["row"], f"{row['share']:g}", f"{row['dense']:,}", f"{value:.4f}") for row, value in cheapest]))
     laws = [Table("Laws", ("of", "law", "E, A, a | c, b | c", "95 % of the last", "R2", "AIC", "error left out", "best"), table)]
     return (laws if table else []) + parts
 
@@ -137,8 +138,12 @@ def _plot(name: str, size: np.ndarray, loss: np.ndarray) -> Plot:
     return Plot(f"Loss by {name}", at[order], {"measured": measured, **curves}, name, "held-out loss", log="x", points=("measured",))
 
 
-def _frontier(rows: Sequence[dict], loss: np.ndarray) -> Table:
-    cost = np.array([row["flops"] for row in rows])
-    return Table("Compute-optimal runs: none cheaper is as good", ("FLOP", "row", "data", "dense", "loss"), [
-        (f"{cost[place]:.3g}", rows[place]["row"], f"{rows[place]['share']:g}", f"{rows[place]['dense']:,}",
-         f"{loss[place]:.4f}") for place in frontier(cost, loss)])
+def _frontier(rows: Sequence[dict], loss: str) -> list[tuple[dict, float]]:
+    """Trainings that no cheaper one equals, and their losses: means over seeds, for a lucky seed is no better model."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["row"], []).append(_losses(row)[loss])
+    one = {row["row"]: row for row in rows}
+    means = [(one[name], float(np.mean(values))) for name, values in found.items()]
+    places = frontier(np.array([row["flops"] for row, _ in means]), np.array([value for _, value in means]))
+    return [means[place] for place in places]

@@ -20,7 +20,7 @@ ORDER = """
     beam
     next_item_blocks next_item_model next_item_losses weight_average epoch_state next_item_training next_item_codes next_item_ranking trained_rows benchmark_report benchmark
     vector_cache candidates approximate request filling reranking conditioned cascade answer_parts submission past_lists ranker_training ann_export
-    flow ablation scaling job_cache platform_jobs upload sandbox rehearsal pack plan doctor command_options data_commands model_commands platform_commands study_commands cli __main__
+    flow ablation scaling_plan scaling job_cache platform_jobs upload sandbox rehearsal pack plan doctor command_options data_commands model_commands platform_commands study_commands cli __main__
 """.split()
 
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])

@@ -5,9 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from onepiece_comp.ablation import read_ladder
+from onepiece_comp.arithmetic import forward_work, shape_of
+from onepiece_comp.artefacts import load_column
+from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.errors import InputError
+from onepiece_comp.model import OnePiece
 from onepiece_comp.preprocess import load_dataset
-from onepiece_comp.scaling import keep_users, read_plan, scaling
+from onepiece_comp.scaling import _Planner, batches_of, keep_ids, keep_users, scaling
+from onepiece_comp.scaling_plan import Cell, read_plan, settings_of
+from onepiece_comp.scaling_sections import _frontier
 
 GRID = """
 config:
@@ -50,7 +57,45 @@ def test_a_grid_goes_on_where_it_stopped_and_judges_each_objective_by_its_own_lo
     assert printed == ["== narrow, InfoNCE, seed 0", "== narrow, ids, seed 0", "== narrow, both, seed 0"]
 
 
-@pytest.mark.parametrize("part", ["{objectives: [nce]}", "{seed: 1}"])
+def test_a_training_costs_what_all_its_batches_cost(dataset, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.replace("checkpoints: 1,", "checkpoints: 1, batch_users: 3,"))
+    row = read_ladder(grid, also=("scaling",))[0]
+    cell = Cell(row, "InfoNCE", 0, 1.0)
+    config, held = settings_of(cell), load_dataset(dataset.path)
+    model = OnePiece(config.model, held.schema)
+    shapes = [shape_of(batch) for batch in batches_of(held, config, None, negatives=20, users=3).epoch(0)]
+    works = [forward_work(model, shape, semantic=False).training_flops for shape in shapes]
+    assert max(works) > 1.5 * min(works)  # no one of them stands for all
+    flops, events = _Planner(tmp_path).planned(config, cell, dataset.path)
+    assert flops == pytest.approx(sum(works)) and events == sum(shape.rows for shape in shapes)
+
+
+def test_users_and_ids_of_other_settings_are_made_anew(dataset, tmp_path, capsys):
+    made = lambda path: path.stat().st_mtime_ns
+    first = keep_users(dataset.path, tmp_path / "part", np.array([1, 4])) / "schema.json"
+    before = made(first)
+    assert made(keep_users(dataset.path, tmp_path / "part", np.array([1, 4])) / "schema.json") == before
+    keep_users(dataset.path, tmp_path / "part", np.array([1, 5]))
+    assert made(first) > before
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(len(load_column(dataset.path, "creative_id")), 4)).astype(np.float32))
+    marker, config = tmp_path / "ids" / "tokenizer.json", TokenizerConfig()
+    ids = lambda *asked: (keep_ids(dataset.path, tmp_path / "ids", *asked), made(marker))[1]
+    vectors = str(tmp_path / "vectors.npy")
+    times = [ids(config, vectors), ids(config, vectors), ids(TokenizerConfig(seed=1), vectors)]
+    assert times[0] == times[1] < times[2]
+    np.save(tmp_path / "vectors.npy", np.load(tmp_path / "vectors.npy") * 2)  # other vectors in the same file
+    assert ids(TokenizerConfig(seed=1), vectors) > times[2]
+
+
+def test_the_frontier_is_of_means_over_seeds():
+    row = lambda name, flops, loss: {"row": name, "flops": flops, "retrieval": loss, "semantic": None, "codes": []}
+    rows = [row("small", 1.0, 6.0), row("small", 1.0, 8.0), row("middle", 2.0, 6.5), row("large", 3.0, 6.6)]
+    assert [(one["row"], loss) for one, loss in _frontier(rows, "InfoNCE")] == [("small", 7.0), ("middle", 6.5)]
+
+
+@pytest.mark.parametrize("part", ["{objectives: [nce]}", "{seed: 1}", "{seeds: '2'}", "{seeds: 0}", "{data: {b: 0.5}}", "{data: {a: 2}}",
+                                  "{beside: [b]}", "{held_out: 1.0}", "[a]"])
 def test_a_grid_with_an_error_is_refused_with_its_place(tmp_path, part):
     (tmp_path / "grid.yaml").write_text(f"rows:\n  a: {{}}\nscaling: {part}\n")
     with pytest.raises(InputError, match="grid.yaml: scaling"):

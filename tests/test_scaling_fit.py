@@ -45,6 +45,21 @@ def test_a_forecast_is_made_without_the_size_that_it_is_of():
     assert said == pytest.approx(4 + 60 / 1e6 ** 0.4, abs=0.02) and off == pytest.approx(0.5, abs=0.02)
 
 
+def test_aic_is_of_least_squares_so_that_a_far_point_tells_for_no_law():
+    loss = planted(lambda size: 8 - 0.3 * np.log(size))
+    loss[5] += 3
+    slope, intercept = np.polyfit(np.log(SIZES), loss, 1)
+    squares = ((loss - intercept - slope * np.log(SIZES)) ** 2).mean()
+    by_hand = len(loss) * np.log(squares) + 2 * 3 + 2 * 3 * 4 / (len(loss) - 4)  # slope, intercept, noise
+    assert next(one for one in judge(SIZES, loss) if one.law.name == "log-linear").aic == pytest.approx(by_hand)
+    mean = fit("constant", SIZES, loss, robust=False).at(1.0)
+    assert mean == pytest.approx(loss.mean())
+    best = lambda a: np.linalg.lstsq(np.stack([np.ones(len(SIZES)), SIZES ** -a], 1), loss, rcond=None)[1][0]
+    loss = planted(lambda size: 4.0 + 60 / size ** 0.4)
+    law = fit("power", SIZES, loss, robust=False)
+    assert ((loss - law.at(SIZES)) ** 2).sum() == pytest.approx(min(best(a) for a in np.geomspace(0.01, 3, 2000)), rel=1e-3)
+
+
 def test_the_frontier_has_the_runs_that_no_cheaper_one_equals():
     assert frontier(np.array([3.0, 1, 2, 4]), np.array([5.0, 7, 7, 4])).tolist() == [1, 0, 3]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.artefacts import atomic_file, write_json
-from onepiece_comp.benchmark_rows import PROTOCOLS
+from onepiece_comp.benchmark_rows import PROTOCOLS, rows
 from onepiece_comp.full_ranking import CUTS, FILTERS, Scored, batches_of, figures, judge
 from onepiece_comp.interactions import (
     Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
@@ -55,7 +55,8 @@ def main() -> None:
     worker = Path(__file__).resolve().with_name(f"{asked.peer}_worker.py")
     # in the work folder, since both libraries write logs of their own where they are started
     subprocess.run([python or _environment(asked.work / f"{asked.peer}-env", asked.peer), worker, split, lists,
-                    "--epochs", str(asked.epochs), "--length", str(protocol.max_length), "--threads", str(asked.threads)],
+                    "--epochs", str(asked.epochs), "--length", str(protocol.max_length), "--threads", str(asked.threads),
+                    "--width", str(rows(asked.name)["sasrec-softmax"].width)],
                    check=True, cwd=asked.work, env=_own_environment())
     held = np.load(lists)
     found = {"protocol": asked.name, "peer": str(held["peer"]), "epochs": asked.epochs, "users": log.users,
