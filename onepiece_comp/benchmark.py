@@ -2,7 +2,8 @@
 
 WORK/rows/ROW/seed-S.json holds protocol, data checksums, configuration, versions, figures, times; a row that is done and
 unchanged is not run again, one that is missing prints 'not run'. WORK/weights/ has the trained models, WORK/result.json
-all results of one setting together, and each row's difference to the baselines by user. A quick run has WORK/quick for all.
+all results of one setting together, and each row's difference to the baselines by user; WORK/benchmark.html is its page. A
+quick run has WORK/quick for all.
 The test events are looked at once, by the weights of the best validation epoch.
 """
 

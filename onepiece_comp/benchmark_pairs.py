@@ -12,7 +12,7 @@ import numpy as np
 
 from onepiece_comp.artefacts import atomic_file
 from onepiece_comp.full_ranking import FILTERS, Judged
-from onepiece_comp.metrics import bootstrap_difference, ndcg
+from onepiece_comp.metrics import bootstrap_difference, bootstrap_mean, ndcg
 
 BASELINES = ("sasrec-softmax", "hstu-softmax")
 _RESAMPLES, _CUT = 2000, 10
@@ -48,6 +48,14 @@ def against_baselines(rows: Mapping[str, Sequence[tuple[Path, dict]]]) -> dict[s
                     name: bootstrap_difference(ours[place], other[place], resamples=_RESAMPLES, seed=0)._asdict()
                     for place, name in enumerate(FILTERS)}}
     return compared
+
+
+def own_interval(results: Sequence[tuple[Path, dict]], name: str) -> tuple[float, float, float]:
+    """NDCG@10 of a row under a filter, mean over its seeds, with its interval over users: none where ranks are missing."""
+    gains = [gain[FILTERS.index(name)] for path, found in results if (gain := _gains(path, found)) is not None]
+    if len(gains) < len(results):
+        return (float(np.mean([found["figures"][name][f"ndcg@{_CUT}"] for _, found in results])),) * 3
+    return tuple(bootstrap_mean(np.mean(gains, axis=0), resamples=_RESAMPLES, seed=0))
 
 
 def _data(found: dict) -> list:

@@ -1,6 +1,6 @@
-"""The results that stand in a benchmark's folder as tables and one file: those of one setting for each row.
+"""The results that stand in a benchmark's folder as tables, one file and a page: those of one setting for each row.
 
-Stands between `benchmark_pairs.py` and `benchmark.py`. A folder may hold results of other settings and data under other
+Stands between `benchmark_sections.py` and `benchmark.py`. A folder may hold results of other settings and data under other
 seeds; a mean over these would be of nothing.
 """
 
@@ -13,8 +13,10 @@ import numpy as np
 from onepiece_comp.artefacts import fingerprint, read_json, write_json
 from onepiece_comp.benchmark_pairs import BASELINES, against_baselines, pair_cells
 from onepiece_comp.benchmark_rows import PROTOCOLS, rows, told
+from onepiece_comp.benchmark_sections import benchmark_sections
 from onepiece_comp.console import say, table
 from onepiece_comp.full_ranking import FILTERS
+from onepiece_comp.report_html import write_report
 
 SHOWN = ("hr@10", "ndcg@10", "hr@50", "hr@200", "coverage@10", "popularity@10")
 
@@ -25,7 +27,7 @@ def setting(about: dict, config: dict) -> str:
 
 
 def report(out: Path, name: str, asked: Mapping[str, str]) -> Path:
-    """Print the tables and write OUT/result.json; returns it. `asked` has the setting of each row that was run now."""
+    """Print the tables and write OUT/result.json and OUT/benchmark.html; returns the first. `asked` has the setting of each row that was run now."""
     files = {row: _of_one_setting(row, out, asked.get(row)) for row in rows(name)}
     found = {row: [result for _, result in results] for row, results in files.items()}
     lines = []
@@ -44,7 +46,8 @@ def report(out: Path, name: str, asked: Mapping[str, str]) -> Path:
     path = out / "result.json"
     write_json(path, {"protocol": name, "version": PROTOCOLS[name].version, "against": compared,
                       "rows": {row: results for row, results in found.items() if results}})
-    say(f"wrote {path}")
+    page = write_report(out / "benchmark.html", f"Benchmark: {name}", benchmark_sections(name, files, compared))
+    say(f"wrote {path} and {page.name}")
     return path
 
 

@@ -18,7 +18,7 @@ ORDER = """
     histories prefix_table popularity batches losses hstu target_attention target_ranker transformer similarity moe encoder_layer latent_steps item_tower history_inputs sid_decoder
     model arithmetic row_optim optim parallel table_shards checkpoint retrieval validation run_log end_asked log_window training_loop training
     beam
-    next_item_blocks next_item_model next_item_losses weight_average epoch_state next_item_training next_item_codes next_item_ranking trained_rows benchmark_report benchmark
+    next_item_blocks next_item_model next_item_losses weight_average epoch_state next_item_training next_item_codes next_item_ranking trained_rows benchmark_sections benchmark_report benchmark
     vector_cache candidates approximate request filling reranking conditioned cascade answer_parts submission past_lists ranker_training ann_export
     flow ablation scaling_plan scaling job_cache platform_jobs upload sandbox rehearsal pack plan doctor command_options data_commands model_commands platform_commands study_commands cli __main__
 """.split()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from onepiece_comp.benchmark import benchmark
 from onepiece_comp.benchmark_baselines import knn_scorer
 from onepiece_comp.benchmark_rows import RowConfig, chosen, rows, told
 from onepiece_comp.config_reading import to_dict
+from onepiece_comp.console import mean_and_spread
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import judge
 from onepiece_comp.interactions import read_interactions, targets, train_counts, window
@@ -316,6 +318,15 @@ def test_rows_are_compared_with_the_baselines_by_user(circle, tmp_path, capsys):
     figure = lambda row: np.mean([found["figures"]["all"]["ndcg@10"] for found in rows_[row]])
     assert pairs["sasrec-bce"]["all"]["mean"] == pytest.approx(figure("sasrec-bce") - figure("sasrec-softmax"))
     assert "row - baseline" in capsys.readouterr().out
+    page = ElementTree.parse(tmp_path / "out" / "benchmark.html").getroot()
+    tables = [["".join(cell.itertext()) for cell in row] for row in page.iter("{http://www.w3.org/1999/xhtml}tr")]
+    rows_of = lambda name: [cells for cells in tables if cells[0] == name]
+    figures, difference, cost = rows_of("sasrec-bce")[0], rows_of("sasrec-bce")[2], rows_of("sasrec-bce")[-1]
+    metric = figures.index(mean_and_spread([found["figures"]["unseen"]["ndcg@10"] for found in rows_["sasrec-bce"]]))
+    assert rows_of("row")[0][metric] == "ndcg@10" and figures[:3] == ["sasrec-bce", "unseen", "2"]
+    assert difference[2].startswith(f"{pairs['sasrec-bce']['unseen']['mean']:+.4f} (") and cost[2] == "1"
+    charts = [element.get("aria-label") for element in page.iter() if element.tag.endswith("svg")]
+    assert charts == ["intervals", "intervals", "Validation NDCG@10, first seed"]
 
 
 def test_a_mean_is_of_one_setting_and_a_quick_run_touches_nothing(circle, tmp_path, capsys):
