@@ -1,6 +1,7 @@
-"""docs/benchmarks.md from the result files of `onepiece-comp benchmark` and the figures that others published.
+"""docs/benchmarks.md from the result files of `onepiece-comp benchmark` and the figures that others published, and README's table.
 
 python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json work/peers/rectools.json --out docs/benchmarks.md
+python benchmarks/public_tables.py benchmarks/results/public/*.json --out docs/benchmarks.md --summary benchmarks/results/public.md
 
 Several files of one protocol are joined by row and seed, the last file's holds; so do its differences by user. Results of `benchmarks/peers/beside.py` stand
 beside our row of the same model. Rows without a result are named as not run. Nothing in the page is written by hand but the text of this file.
@@ -23,9 +24,20 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@50", "ndcg@50", "hr@200", "ndcg@200")
 MAKE_UP = ("coverage@10", "coverage@50", "popularity@10", "popularity@50")
 BESIDE = ("beside", "epochs", "threads", "users", "hr@10", "ndcg@10", "hr@200", "CPU s", "CPU s an epoch", "users/s", "peak MiB")
-HEAD = """# Public benchmarks
+SUMMARY = {"beauty": "Beauty", "ml-1m-order": "MovieLens-1M"}  # protocols of README's table
+LABELS = {
+    "popularity": "popularity", "item-knn": "item-kNN", "sasrec-bce": "SASRec, binary cross-entropy", "tiger": "TIGER without text",
+    "liger": "LIGER without text", "cobra": "COBRA without text", "hstu": "HSTU, sampled softmax, no times",
+    "sasrec-sampled": "SASRec, sampled softmax", "esasrec": "eSASRec", "sasrec-gbce": "SASRec, gBCE",
+    "sasrec-softmax": "SASRec, full softmax", "hstu-softmax": "HSTU, full softmax, no times",
+    "hstu-average": "HSTU of four blocks, ranked by a moving average of its weights", "onepiece-beam": "OnePiece, beam alone",
+    "onepiece-retrieval": "OnePiece, exact retrieval", "onepiece-cascade": "OnePiece, cascade",
+    "sasrec-attributes": "SASRec, full softmax, attributes of items",
+    "onepiece-attributes": "OnePiece, cascade, on that SASRec with attributes"}
+COMMAND = "python benchmarks/public_tables.py benchmarks/results/public/*.json --out docs/benchmarks.md"
+HEAD = f"""# Public benchmarks
 
-Written by `python benchmarks/public_tables.py benchmarks/results/public/*.json --out docs/benchmarks.md`; the figures come from the result files alone.
+Written by `{COMMAND}`; the figures come from the result files alone.
 
     onepiece-comp benchmark beauty --data amazon2014_beauty --out work/beauty --seeds 0,1,2
     onepiece-comp benchmark leave-one-out --data my_events.csv --out work/mine      # columns user, item, time
@@ -62,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="*")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--summary", type=Path, help="where README's table is written")
     asked = parser.parse_args()
     files = [read_json(path) for path in asked.results]
     results = _joined([found for found in files if "peer" not in found])
@@ -73,6 +86,31 @@ def main() -> None:
     with atomic_file(asked.out) as temporary:
         temporary.write_text("\n".join(parts), "utf-8")
     print(f"wrote {asked.out}")
+    if asked.summary:
+        with atomic_file(asked.summary) as temporary:
+            temporary.write_text("\n".join(_summary(results)) + "\n", "utf-8")
+        print(f"wrote {asked.summary}")
+
+
+def _summary(results: dict[str, dict]) -> list[str]:
+    """Two metrics of each row without seen items, the best NDCG@10 last, as a share of the best of its columns; those in bold."""
+    metrics = ("hr@10", "ndcg@10")
+    found = {row: {name: [[one["figures"]["unseen"][metric] for one in results[name]["rows"][row]] for metric in metrics]
+                   for name in SUMMARY if row in results[name]["rows"]} for row in LABELS}
+    best = {(name, place): max(f"{np.mean(held[name][place]):.4f}" for held in found.values() if name in held)
+            for name in SUMMARY for place in range(len(metrics))}
+
+    def cell(row: str, name: str, place: int) -> str:
+        if name not in found[row]:
+            return ""
+        text = mean_and_spread(found[row][name][place])
+        return f"**{text}**" if text.startswith(best[name, place]) else text
+
+    share = lambda row: np.mean([np.mean(held[1]) / float(best[name, 1]) for name, held in found[row].items()])
+    order = sorted((row for row in LABELS if found[row]), key=share)
+    seeds = lambda row: "/".join(str(len(found[row][name][0])) if name in found[row] else "-" for name in SUMMARY)
+    return [f"`{COMMAND} --summary benchmarks/results/public.md`", "", *_markdown(("row", "seeds", *(f"{label} {metric}" for label in SUMMARY.values() for metric in ("HR@10", "NDCG@10"))), [
+        (LABELS[row], seeds(row), *(cell(row, name, place) for name in SUMMARY for place in range(len(metrics)))) for row in order])]
 
 
 def _joined(files: Sequence[dict]) -> dict[str, dict]:

@@ -120,7 +120,7 @@ def test_run_sh_refuses_an_unknown_word_without_installing(tmp_path):
     assert done.returncode == 2 and "usage" in done.stderr and not (tmp_path / ".venv").exists()
 
 
-@pytest.mark.parametrize("name", ["kuairand", "worlds", "world_limits"])
+@pytest.mark.parametrize("name", ["kuairand", "worlds", "world_limits", "public"])
 def test_the_tables_of_the_readme_are_those_that_the_benchmarks_wrote(name):
     written = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text().strip().splitlines()
     table = [line for line in written if line.startswith("|")]
