@@ -22,6 +22,7 @@ from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
 from onepiece_comp.console import mean_and_spread, say, table
 from onepiece_comp.errors import InputError
+from onepiece_comp.log_source import log_fingerprint
 from onepiece_comp.flow import train_or_resume
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.report_html import BARS, Plot, Section, Table, Text, write_report
@@ -85,6 +86,9 @@ def read_ladder(path: Path, also: Sequence[str] = ()) -> list[Row]:
     strange = sorted(set(value) - {"preset", "config", "rows", *also})
     if strange:
         raise InputError(path, found=f"the key {strange[0]!r}", expected="preset, config and rows", do="remove it")
+    for place, part in ((f"{path}: config", value.get("config")), *((f"{path}: rows.{name}", row) for name, row in value["rows"].items())):
+        if not isinstance(part or {}, dict):
+            raise InputError(place, found=repr(part), expected="sections of settings", do="write for example train: {epochs: 2}")
     rows = [_row(path, str(name), dict(settings or {}), value) for name, settings in value["rows"].items()]
     folders = [row.folder for row in rows]
     if len(set(folders)) < len(folders):
@@ -96,7 +100,7 @@ def read_ladder(path: Path, also: Sequence[str] = ()) -> list[Row]:
 def _row(path: Path, name: str, settings: dict, ladder: dict) -> Row:
     """Preset (the row's own or the ladder's), then the settings for all, then the row's."""
     joint, preset = settings.pop("joint", False), settings.pop("preset", ladder.get("preset", "tiny"))
-    common = merge(load_config(preset), ladder.get("config") or {}, lambda *keys: f"{path}: config.{'.'.join(keys)}")
+    common = merge(load_config(str(preset)), ladder.get("config") or {}, lambda *keys: f"{path}: config.{'.'.join(keys)}")
     place, note = f"{path}: rows.{name}", str(settings.pop("note", ""))
     if not isinstance(joint, bool) or any(not isinstance(part, dict) for part in settings.values()):
         raise InputError(place, found=str(settings), expected="sections of settings, and joint: true or false",
@@ -109,11 +113,15 @@ def _row(path: Path, name: str, settings: dict, ladder: dict) -> Row:
 
 
 def _prepare(raw: Path, work: Path, config: Config) -> None:
-    """Split and columns, once for all rows."""
-    if not (work / "split" / "truth.jsonl").is_file():
-        split(raw, work / "split", config.split)
-    if not (work / "dataset" / MARKERS["dataset"]).is_file():
-        preprocess(work / "split" / "train", work / "dataset", config.preprocess)
+    """Split and columns, once for all rows; anew where they are of another log or of other settings."""
+    note, made_of = work / "prepared.json", fingerprint(log_fingerprint(raw), to_dict(config.split), to_dict(config.preprocess))
+    whole = (work / "split" / "truth.jsonl").is_file() and (work / "dataset" / MARKERS["dataset"]).is_file()
+    if whole and note.is_file() and read_json(note)["made_of"] == made_of:
+        return
+    note.unlink(missing_ok=True)
+    split(raw, work / "split", config.split)
+    preprocess(work / "split" / "train", work / "dataset", config.preprocess)
+    write_json(note, {"made_of": made_of})
 
 
 def _one(row: Row, seed: int, first: Row, work: Path, until: float, found: dict[tuple[str, int], Found]) -> None:

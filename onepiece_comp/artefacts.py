@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +225,21 @@ def fingerprint(*parts: object) -> str:
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files below a folder, in order of their paths; folders that are links are entered."""
+    return sorted(Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def names_apart(paths: Sequence[Path], place: str) -> list[str]:
+    """As much of the paths' ends as tells them apart, for example a/tiny and b/tiny; InputError for one given twice."""
+    parts = [path.resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise InputError(place, found="a path twice", expected="each once", do="leave one of them out")
+    depth = next(depth for depth in range(1, max(map(len, parts)) + 1)
+                 if len({path[-depth:] for path in parts}) == len(parts))
+    return ["/".join(path[-depth:]) for path in parts]
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ that names file, line and the nearest valid name. A checkpoint carries its confi
 """
 
 import dataclasses
+import datetime
 import difflib
 import json
 import types
@@ -17,12 +18,12 @@ from onepiece_comp.presets import PRESETS
 
 
 def _nearest(name: str, valid: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, valid := list(valid), n=1)
+    near = difflib.get_close_matches(str(name), valid := list(valid), n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
 
 
 def _coerce(value: object, kind: object, place: str) -> object:
-    """`value` as the field's type: whole numbers pass for floats, lists for tuples; nothing else is converted."""
+    """`value` as the field's type: whole numbers pass for floats and texts, dates for texts, lists for tuples; no more."""
     origin = typing.get_origin(kind)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -31,6 +32,8 @@ def _coerce(value: object, kind: object, place: str) -> object:
         return tuple(_coerce(item, inner, place) for item in value)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _coerce(value, typing.get_args(kind)[0], place)
+    if kind is str and isinstance(value, (int, datetime.date)) and not isinstance(value, bool):
+        return value.isoformat() if isinstance(value, datetime.date) else str(value)  # dates and seconds that YAML has read
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -73,11 +76,14 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str, ...], int]]:
         text = path.read_text("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, and dates that there are not
         raise InputError(path, found=f"no valid YAML ({' '.join(str(error).split())})", expected="sections of keys",
                          do="correct the file") from error
     lines: dict[tuple[str, ...], int] = {}
     for section, body in node.value if isinstance(node, yaml.MappingNode) else []:
+        if (section.value,) in lines:
+            raise InputError(f"{path}:{section.start_mark.line + 1}", found=f"{section.value!r} a second time",
+                             expected="each section once", do="join them")
         lines[section.value,] = section.start_mark.line + 1
         for key, _ in body.value if isinstance(body, yaml.MappingNode) else []:
             if (section.value, key.value) in lines:

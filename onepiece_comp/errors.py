@@ -11,3 +11,7 @@ class InputError(Exception):
     def __init__(self, place: object, *, found: str, expected: str, do: str):
         self.place, self.found, self.expected, self.do = str(place), found, expected, do
         super().__init__(f"{place}: found {found}, expected {expected}; {do}")
+
+
+class StaleRun(InputError):
+    """A run that cannot be gone on with, whatever is tried: of other settings, or its state cannot be read."""

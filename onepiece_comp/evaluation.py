@@ -73,8 +73,7 @@ class _LocalItems:
         return row
 
 
-def read_evaluation(folder: Path, schema: Schema, *, projections: dict[str, Projection] | None = None,
-                    max_array_values: int = 16) -> Evaluation:
+def read_evaluation(folder: Path, schema: Schema, *, projections: dict[str, Projection] | None = None) -> Evaluation:
     """Read an evaluation folder; `projections` are the checkpoint's, for the embeddings that were reduced.
 
     InputError when its items are not those of the schema (another dataset's checkpoint), when a user stands twice or
@@ -86,7 +85,7 @@ def read_evaluation(folder: Path, schema: Schema, *, projections: dict[str, Proj
                          do="check the path")
     index = read_index(folder / "indexer.pkl")
     _check_item_space(folder, index, schema)
-    local, profiles = _LocalItems(index, schema), Profiles(schema.user_features, max_array_values)
+    local, profiles = _LocalItems(index, schema), Profiles(schema.user_features, schema.max_array_values)
     if is_release(folder):
         log = open_release(folder)
         candidate = _candidates(folder / "candidate", log.candidates(), local)

@@ -36,6 +36,7 @@ class Schema(NamedTuple):
     item_space: str  # fingerprint of creative ids in row order
     trend_bucket_seconds: int
     trend_end_second: int  # where the training log's last popularity bucket ends
+    max_array_values: int = 16  # kept of a list-valued user feature
 
     def to_dict(self) -> dict:
         return {**self._asdict(), "item_features": [list(f) for f in self.item_features],
@@ -45,7 +46,7 @@ class Schema(NamedTuple):
     def from_dict(cls, value: dict, place: object) -> "Schema":
         """The inverse of `to_dict`; InputError names `place` when a field is missing."""
         try:
-            fields = {name: value[name] for name in cls._fields}
+            fields = {name: value[name] for name in cls._fields if name in value or name not in cls._field_defaults}
         except KeyError as error:
             raise InputError(place, found=f"no {error} in it", expected="the schema of this version",
                              do="run preprocess again") from error

@@ -16,8 +16,8 @@ from onepiece_comp.baselines import baselines
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
-from onepiece_comp.errors import InputError
-from onepiece_comp.log_source import open_log
+from onepiece_comp.errors import StaleRun
+from onepiece_comp.log_source import log_fingerprint, open_log
 from onepiece_comp.oracle import ceiling, random_ranking
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.ranker_training import train_ranker
@@ -59,13 +59,13 @@ class _Stages:
 def run_all(raw: Path, work: Path, config: Config) -> Path:
     """From raw files to WORK/score.json: split, columns, both trainings, tokenizer, submission, baselines, score."""
     raw, work = Path(raw), Path(work)
-    files = open_log(raw).files()
+    log = open_log(raw)
     work.mkdir(parents=True, exist_ok=True)
     if config.split.mode == "leave_one_out" and config.model.trend:
         say("note: users of this split end at different times, so that popularity up to the log's end tells little of their "
             "targets; compare with --set model.trend=false")
     stages = _Stages(work)
-    source = fingerprint(*files)
+    source = fingerprint(*log.files(), log_fingerprint(raw))  # events to the byte; features, embeddings, oracle by their ends
     parts, data, result = work / "split", work / "dataset", work / "result"
     cut = stages.run("split", parts, to_dict(config.split), [source], lambda: split(raw, parts, config.split))
     columns = stages.run("preprocess", data, to_dict(config.preprocess), [cut],
@@ -102,12 +102,16 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
 
 
 def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None) -> None:
-    """Go on where a killed run of the same settings stands; anything else in its folder is our own and old."""
+    """Go on where a killed run of the same settings stands; a run of others is our own and old, and makes way.
+
+    Any other error leaves the run as it is: a card that is missing now, a full disk or a loss that came apart is no
+    reason to lose what was trained.
+    """
     if (run / "resume.pt").is_file() and not (run / MARKERS["run"]).is_file():
         try:
             train(data, run, config, resume=True, **inputs)
             return
-        except InputError as error:
+        except StaleRun as error:
             say(f"starting again: {error}")
     if run.is_dir():
         shutil.rmtree(run)
@@ -115,6 +119,8 @@ def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None
 
 
 def _baselines(raw: Path, parts: Path, out: Path) -> None:
+    for name in ("ceiling", "random"):  # of another log that had its truth
+        (out / f"{name}.json").unlink(missing_ok=True)
     baselines(parts / "train", parts / "eval", out)
     if (raw / "oracle").is_dir():
         ceiling(raw, parts / "eval", parts / "truth.jsonl", out / "ceiling.json")

@@ -18,7 +18,6 @@ from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 
 _PREFIX = "onepiece-"
-_ENDS = 1 << 20  # bytes at both ends of a file that its fingerprint covers
 
 
 class JobCache:
@@ -62,20 +61,6 @@ class JobCache:
         if sum(sizes.values()) > self.quota:
             say(f"warning: {self.root} holds {sum(sizes.values()) / 2**30:.2f} GiB of {self.quota / 2**30:.2f} that its quota "
                 "allows, all of it in use")
-
-
-def log_fingerprint(folder: Path) -> str:
-    """Sixteen hex digits of a data folder by names, sizes and both ends of its files: 100 GB take seconds."""
-    parts: list[object] = []
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(_ENDS)
-            file.seek(max(0, size - _ENDS))
-            parts += [str(path.relative_to(folder)), size, head.hex(), file.read(_ENDS).hex()]
-    if not parts:
-        raise InputError(folder, found="no files", expected="the training files", do="check the path")
-    return fingerprint(*parts)
 
 
 def _lock_of(path: Path) -> Path:

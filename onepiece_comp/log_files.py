@@ -103,9 +103,12 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def split_lines(path: Path, form: str, *, delimiter: str, encoding: str = "latin-1") -> list[list[str]]:
-    """The fields of a small file without quotes; `form` is what a line must look like."""
-    rows = [line.rstrip("\r\n").split(delimiter) for line in text_lines(path, encoding)]
-    for number, row in enumerate(rows, start=1):
+    """The fields of a small file without quotes, blank lines left out; `form` is what a line must look like."""
+    rows = []
+    for number, line in enumerate(text_lines(path, encoding), start=1):
+        if not line.strip():
+            continue
+        rows.append(row := line.rstrip("\r\n").split(delimiter))
         if len(row) != form.count(delimiter) + 1:
             raise InputError(f"{path}:{number}", found=f"{len(row)} fields", expected=form, do="copy the file again")
     return rows

@@ -5,6 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from onepiece_comp.artefacts import names_apart
 from onepiece_comp.command_options import ConfigFile, Preset, Sets
 from onepiece_comp.config_reading import load_config
 
@@ -115,8 +116,11 @@ def score(
     """Score a result: HR@10, NDCG@10, 0.31/0.69 score with intervals, by history length and warm or cold target."""
     from onepiece_comp.scoring import score as stage
 
-    others = {path.stem if path.stem != "result" else path.parent.name: path for path in against or ()}
-    stage(result, truth, load_config("tiny", config, sets or ()).score, against=others)
+    others = list(against or ())
+    names = [path.stem if path.stem != "result" else path.parent.name for path in others]
+    if len(set(names)) < len(names):
+        names = names_apart(others, "--against")
+    stage(result, truth, load_config("tiny", config, sets or ()).score, against=dict(zip(names, others)))
 
 
 @app.command(epilog="Example: onepiece-comp run work/raw work --preset tiny")

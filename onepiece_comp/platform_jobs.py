@@ -16,7 +16,8 @@ from onepiece_comp.config_reading import load_config, merge, to_dict
 from onepiece_comp.console import say
 from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.flow import train_or_resume
-from onepiece_comp.job_cache import JobCache, log_fingerprint
+from onepiece_comp.job_cache import JobCache
+from onepiece_comp.log_source import log_fingerprint
 from onepiece_comp.paths import eval_paths, train_paths
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.submission import recommend

@@ -99,16 +99,18 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
         write_counts(folder, items=items, bucket_seconds=bucket, first_second=events.first_second,
                      last_second=events.last_second)
         end = events.first_second + (span // bucket + 1) * bucket
-        schema = Schema(items, item_features, user_features, widths, fingerprint(creative), bucket, end)
+        schema = Schema(items, item_features, user_features, widths, fingerprint(creative), bucket, end, config.max_array_values)
         source = {"path": str(Path(train).resolve()), "layout": log.layout, "notes": notes,
                   "profile records": {what: n for what, n in corners.items() if "profile record" in what},
                   "seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak_memory_mib())}
         figures = {"corners": {what: n for what, n in sorted(corners.items()) if n and "profile record" not in what},
                    "coverage": coverage, "identity_features": identity, "source": source}
-        columns = [load_column(folder, name) for name in ("item_row", "action", "time_seconds", "user_start")]
+        columns = [load_column(folder, name) for name in (
+            "item_row", "action", "time_seconds", "user_start", "user_token", "user_token_start", "item_features",
+            *(f"emb_{fid}" for fid in widths))]
         write_json(folder / MARKERS["dataset"], {
             "version": __version__, "config": to_dict(config), "first_second": events.first_second,
-            "fingerprint": fingerprint(creative, *columns, to_dict(config)), **schema.to_dict(), **figures})
+            "fingerprint": fingerprint(creative, *columns, schema.to_dict(), to_dict(config)), **schema.to_dict(), **figures})
     _report(out, schema, figures)
     return Path(out)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onepiece_comp.artefacts import fingerprint, read_json
+from onepiece_comp.artefacts import fingerprint, names_apart, read_json
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.item_sections import item_sections
@@ -35,7 +35,7 @@ def report(runs: Sequence[Path], out: Path) -> Path:
         if not work.is_dir() or not any((work / name).exists() for name in _OF_A_RUN):
             raise InputError(work, found="no work folder" if work.is_dir() else "no such folder",
                              expected="a folder as `onepiece-comp run RAW WORK` makes it", do="check the path")
-    names = run_names(runs)
+    names = names_apart(runs, "report")
     sections = _comparison(dict(zip(names, runs))) if len(runs) > 1 else []
     for name, work in zip(names, runs):
         prefix = f"{name}: " if len(runs) > 1 else ""
@@ -50,16 +50,6 @@ def _of_one(work: Path) -> list[Section]:
     """The sections of a run, or of a grid of sizes."""
     grid = work / "scaling.json"
     return scaling_sections(grid) if grid.is_file() else run_sections(work) + item_sections(work)
-
-
-def run_names(runs: Sequence[Path]) -> list[str]:
-    """As much of the paths' ends as tells them apart, for example a/tiny and b/tiny."""
-    parts = [run.resolve().parts for run in runs]
-    if len(set(parts)) < len(parts):
-        raise InputError("report", found="a run twice", expected="each run once", do="leave one of them out")
-    depth = next(depth for depth in range(1, max(map(len, parts)) + 1)
-                 if len({path[-depth:] for path in parts}) == len(parts))
-    return ["/".join(path[-depth:]) for path in parts]
 
 
 def _comparison(runs: Mapping[str, Path]) -> list[Section]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp import console, log_source
-from onepiece_comp.artefacts import MARKERS, atomic_folder, fingerprint, link_or_copy, write_json
+from onepiece_comp.artefacts import MARKERS, atomic_folder, files_under, fingerprint, link_or_copy, write_json
 from onepiece_comp.config import SplitConfig
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
@@ -254,8 +254,7 @@ def _link_shared_files(raw: Path, folder: Path) -> None:
     """The evaluation folder sees train's index and features; both see the embeddings of the raw folder."""
     for name in ("indexer.pkl", "item_feat_dict.json", "item_feat_num.json", "user_feat_num.json"):
         link_or_copy(folder / "train" / name, folder / "eval" / name)
-    tables = (path for name in ("creative_emb", "mm_emb") for path in (raw / name).rglob("*"))
-    for source in sorted(path for path in tables if path.is_file()):
+    for source in (path for name in ("creative_emb", "mm_emb") for path in files_under(raw / name)):
         for side in ("train", "eval"):
             link_or_copy(source, folder / side / source.relative_to(raw))
 

@@ -17,6 +17,7 @@ from onepiece_comp.formats import CLICK, CONVERSION, Event, UserLine
 
 MODES = ("competition", "held_out", "leave_one_out")
 NEVER = np.iinfo(np.int64).max
+_LATEST = 253_402_300_800  # the year 10,000, which no date can tell
 
 
 class Window(NamedTuple):
@@ -50,6 +51,8 @@ def check_config(config: SplitConfig) -> None:
 def unix_seconds(text: str, place: str) -> int:
     """Unix seconds as written, or of an ISO time; without a zone it is UTC. Fractions round up: 1.5 s is after 1 s."""
     if text.strip().isdecimal():
+        if int(text) >= _LATEST:
+            raise InputError(place, found=text, expected="Unix seconds", do="divide by 1,000 if these are milliseconds")
         return int(text)
     try:
         moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))  # Python 3.10 does not know Z

@@ -19,7 +19,7 @@ from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, warm_star
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import be_quiet, say, table
-from onepiece_comp.errors import InputError
+from onepiece_comp.errors import InputError, StaleRun
 from onepiece_comp.heap import kept_heap
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.optim import bytes_per_id
@@ -147,7 +147,7 @@ def _claim(run: Path, settings: dict, resume: bool) -> None:
                    if stored[part].get(key) != settings[part][key] and key not in _SHARED_OUT]
         changed += [key for key in ("dataset", "tokenizer", "batches_per_step") if stored.get(key) != settings[key]]
         if changed:
-            raise InputError(
+            raise StaleRun(
                 run,
                 found=f"a run with other settings ({', '.join(changed)})",
                 expected="the same settings",

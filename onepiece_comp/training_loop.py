@@ -23,7 +23,7 @@ from onepiece_comp.checkpoint import load_tensors, save_checkpoint, save_tensors
 from onepiece_comp.config import Config
 from onepiece_comp.console import say
 from onepiece_comp.end_asked import EndAsked
-from onepiece_comp.errors import InputError
+from onepiece_comp.errors import InputError, StaleRun
 from onepiece_comp.log_window import CodesMet, Window
 from onepiece_comp.losses import LossOptions
 from onepiece_comp.model import Losses, OnePiece
@@ -261,9 +261,13 @@ class Loop:
                               "average": None if self.average is None else self.average.state_dict()}, temporary)
 
     def _restore(self) -> Progress:
-        state = load_tensors(self.run / "resume.pt")
+        try:
+            state = load_tensors(self.run / "resume.pt")
+            self.model.load_state_dict(state["model"])
+        except (InputError, RuntimeError) as error:
+            raise StaleRun(self.run / "resume.pt", found=f"a state that does not fit ({str(error).splitlines()[0]})",
+                           expected="that of this model and data", do="start a new run") from error
         self.kept_score = state["kept_score"].numpy()
-        self.model.load_state_dict(state["model"])
         self.optimisers.load_state_dict({name: share_of_state(part, self.optimisers.parameters(name), self.shards)
                                          for name, part in state["optimisers"].items()})
         if self.average is not None:

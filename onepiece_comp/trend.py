@@ -21,6 +21,7 @@ FEATURES = 4 * len(WINDOW_DAYS) + 2
 DAY = 86400
 _HOURS = (1, 2, 3, 6, 12, 24, 48, 96, 192, 384, 768)
 _MOST_BUCKETS = 1200  # a training step meets most of them, and its cost grows with their number
+_MOST_LATER_COUNTS = 1 << 26  # of items and buckets after the log's end
 _PAIRS_PER_BLOCK = 1 << 14  # what a lookup has in hand at a time should stay in the processor's cache
 
 
@@ -114,7 +115,7 @@ class Trend(NamedTuple):
 
     def tail(self) -> "Trend":
         """The same knowledge of the log's end in as few columns as the longest window needs."""
-        keep = round(WINDOW_DAYS[-1] * DAY / self.bucket_seconds) + 1
+        keep = int(self._length[-1]) + 1
         if keep > self.buckets:
             return self._replace(counts=np.array(self.counts))
         counts = np.concatenate([np.zeros((len(self.counts), 1, 2), np.int32), np.asarray(self.counts[:, -keep:])], 1)
@@ -166,12 +167,13 @@ def extended(tail: Trend, row: np.ndarray, *, item: np.ndarray, clicked: np.ndar
     """The trend of other items, going on after the log's end with later events.
 
     `row` [n] is each item's row in `tail`, 0 for one without a past; `item`, `clicked`, `time_seconds` are events in
-    the new numbering, of which only those after the tail's end count.
+    the new numbering, of which only those after the tail's end count, and none so long after it that columns up to
+    there would fill the memory: such a time is a mistake.
     """
     end = tail.first_second + tail.buckets * tail.bucket_seconds
-    later = time_seconds >= end
-    item, clicked = item[later], clicked[later]
-    bucket = (time_seconds[later] - end) // tail.bucket_seconds
+    place = (time_seconds - end) // tail.bucket_seconds
+    later = (place >= 0) & (place < max(_MOST_BUCKETS, _MOST_LATER_COUNTS // max(1, len(row))))
+    item, clicked, bucket = item[later], clicked[later], place[later]
     added = np.zeros((len(row), int(bucket.max(initial=-1)) + 1, 2), np.int32)
     np.add.at(added, (item, bucket, 0), 1)
     np.add.at(added, (item[clicked], bucket[clicked], 1), 1)

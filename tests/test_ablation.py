@@ -1,6 +1,8 @@
 """Ablation ladders: every row under one split, the best under more seeds, resumed where they stopped, errors that name the place."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +78,22 @@ def test_a_second_call_runs_what_is_missing_and_what_has_changed(done, raw_log, 
     assert printed == ["== no experts, seed 0", "== wide, seed 0"]
 
 
+def test_another_split_or_another_log_is_prepared_anew(raw_log, tmp_path, capsys):
+    made = lambda: (tmp_path / "work" / "split" / "truth.jsonl").stat().st_mtime_ns
+    ablate(ladder(tmp_path), raw_log, tmp_path / "work", hours=0.0)
+    first = made()
+    ablate(ladder(tmp_path), raw_log, tmp_path / "work", hours=0.0)
+    assert made() == first
+    ablate(ladder(tmp_path, head=COMMON.replace("auto_cut: 0.7", "auto_cut: 0.5")), raw_log, tmp_path / "work", hours=0.0)
+    second = made()
+    assert second > first
+    other = Path(shutil.copytree(raw_log, tmp_path / "other"))
+    with open(other / "item_feat_dict.json", "a", encoding="utf-8") as file:
+        file.write("\n")
+    ablate(ladder(tmp_path, head=COMMON.replace("auto_cut: 0.7", "auto_cut: 0.5")), other, tmp_path / "work", hours=0.0)
+    assert made() > second
+
+
 def test_what_does_not_fit_the_hours_is_not_run(raw_log, tmp_path, capsys):
     page = ablate(ladder(tmp_path), raw_log, tmp_path / "work", hours=0.0)
     assert figures(tmp_path) == {} and page.read_text().count("not run") >= 3
@@ -92,6 +110,9 @@ def test_what_does_not_fit_the_hours_is_not_run(raw_log, tmp_path, capsys):
     ("rwos: {}\nrows:\n", ROWS, "the key 'rwos'"),
     ("preset: huge\nrows:\n", ROWS, "'huge'"),
     ("config: {model: 3}\nrows:\n", ROWS, "config.model.*found '?3"),
+    ("config: 3\nrows:\n", ROWS, "config: found 3"),
+    ("preset: [tiny]\nrows:\n", ROWS, "--preset"),
+    (COMMON, "  a: 3\n", "rows.a: found 3"),
 ])
 def test_a_ladder_with_an_error_is_refused_with_its_place(tmp_path, head, rows, match):
     with pytest.raises(InputError, match=match):

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from converted import events, item_features, lines, marker, named, refuses
-from onepiece_comp.log_movielens import convert_movielens
+from onepiece_comp.log_movielens import GENRES_100K, convert_movielens
 
 
 def test_the_csv_sets_have_movies_and_no_people(tmp_path):
@@ -32,6 +32,7 @@ def test_the_set_of_1998_has_flags_for_genres(tmp_path):
     flags = lambda *places: "|".join("1" if place in places else "0" for place in range(19))
     (source / "u.item").write_bytes(f"242|Kolya, l'été (1996)|24-Jan-1997||http://x|{flags(0, 5)}\n"
                                     f"1|Toy Story (1995)|01-Jan-1995||http://y|{flags(3, 4, 5)}\n".encode("latin-1"))
+    (source / "u.genre").write_text("\n".join(f"{name}|{number}" for number, name in enumerate(GENRES_100K)) + "\n\n")  # as published
     (source / "u.user").write_text("196|49|M|writer|55105\n7|57|F|administrator|T8H1N\n")
     raw = convert_movielens(source, tmp_path / "raw")
     assert events(raw) == {"196": [("242", 0, 881250949), ("1", 1, 881250949)], "7": [("242", 1, 5)]}

@@ -3,13 +3,15 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_cli import COMMANDS, ROOT, command
 
 from onepiece_comp.config_reading import load_config
-from onepiece_comp.flow import run_all
+from onepiece_comp.errors import InputError
+from onepiece_comp.flow import run_all, train_or_resume
 
 SETS = ["model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=1", "train.sampled_negatives=64", "train.validation_users=10", "train.threads=1", "infer.threads=1",
@@ -62,6 +64,33 @@ def test_a_ranker_joins_the_flow_on_request(world):
     funnel = json.loads((world / "ranked" / "result" / "funnel.json").read_text())
     assert funnel["ranker"]["path"] == str(world / "ranked" / "ranker")
     assert "cascade" in json.loads((world / "ranked" / "score.json").read_text())["against"]
+
+
+def test_a_table_that_joins_the_log_is_read_and_old_truths_are_not_scored(world, tmp_path, capsys):
+    raw, work = (Path(shutil.copytree(world / name, tmp_path / name)) for name in ("raw", "work"))
+    config = load_config("tiny", None, [*SETS, "infer.beam=5"])
+    shutil.rmtree(raw / "oracle")
+    features = json.loads((raw / "item_feat_dict.json").read_text())
+    item = next(iter(features))
+    features[item] = {**features[item], "117": 1 + features[item].get("117", 0) % 2}
+    (raw / "item_feat_dict.json").write_text(json.dumps(features))
+    run_all(raw, work, config)
+    assert ": reused" not in capsys.readouterr().out
+    assert not {"ceiling", "random"} & set(json.loads((work / "score.json").read_text())["against"])
+
+
+def test_a_run_is_kept_where_it_cannot_go_on_for_now(world, tmp_path):
+    """No card, a full disk: nothing of the run's own; only a run of other settings makes way."""
+    run, config = Path(shutil.copytree(world / "work" / "retrieval", tmp_path / "run")), load_config("tiny", None, SETS)
+    (run / "run.json").unlink()
+    weights = (run / "resume.pt").read_bytes()
+    broken = replace(config, train=replace(config.train, device="cuda"))
+    with pytest.raises(InputError):
+        train_or_resume(world / "work" / "dataset", run, broken)
+    assert (run / "resume.pt").read_bytes() == weights
+    (run / "resume.pt").write_bytes(weights[:100])
+    train_or_resume(world / "work" / "dataset", run, config)  # what cannot be read makes way
+    assert (run / "run.json").is_file()
 
 
 def test_the_flow_twice_gives_the_same_recommendations(world, tmp_path):

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from onepiece_comp import artefacts
-from onepiece_comp.artefacts import ColumnWriter, atomic_file, atomic_folder, fingerprint, load_column, read_marker, write_json
+from onepiece_comp.artefacts import (
+    ColumnWriter, atomic_file, atomic_folder, files_under, fingerprint, load_column, names_apart, read_marker, write_json)
 from onepiece_comp.config import Config, ModelConfig
 from onepiece_comp.config_reading import from_dict, load_config, to_dict
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.errors import InputError
+from onepiece_comp.targets import unix_seconds
 
 
 def test_a_folder_appears_only_when_its_block_ends_well(tmp_path):
@@ -143,7 +145,8 @@ def test_files_and_overrides_win_over_presets_in_this_order(tmp_path):
     ("model:\n  wdith: 3\n", 2, "did you mean 'width'"), ("modle:\n  width: 3\n", 1, "did you mean 'model'"),
     ("train:\n  epochs: many\n", 2, "expected a float"), ("train:\n  seed: 1.5\n", 2, "expected a int"),
     ("train:\n  seed: true\n", 2, "expected a int"), ("train: 3\n", 1, "expected keys"),
-    ("model:\n  width: 3\n  width: 4\n", 3, "second time"), ("model:\n  hash_sizes: 3\n", 2, "expected a list")])
+    ("model:\n  width: 3\n  width: 4\n", 3, "second time"), ("train: {epochs: 9}\ntrain: {seed: 1}\n", 2, "'train' a second time"),
+    ("train:\n  no: 3\n", 1, "unknown key False"), ("1: {a: 2}\n", 1, "unknown section 1"), ("model:\n  hash_sizes: 3\n", 2, "expected a list")])
 def test_a_wrong_key_or_type_is_named_with_file_and_line(tmp_path, text, line, words):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=f"c.yaml:{line}: ") as caught:
@@ -151,11 +154,30 @@ def test_a_wrong_key_or_type_is_named_with_file_and_line(tmp_path, text, line, w
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("file", "words"), [("a: [", "no valid YAML"), ("- 1", "list")])
+@pytest.mark.parametrize(("file", "words"), [("a: [", "no valid YAML"), ("split: {cut: 2022-02-30}", "no valid YAML"), ("- 1", "list")])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, file, words):
     (tmp_path / "c.yaml").write_text(file)
     with pytest.raises(InputError, match=words):
         load_config("tiny", tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("cut", ["2022-05-06", "2022-05-06T00:00:00Z", "1651795200"])
+def test_a_cut_may_be_written_as_a_date_or_as_seconds(tmp_path, cut):
+    (tmp_path / "c.yaml").write_text(f"split:\n  cut: {cut}\n")
+    of_set = load_config("tiny", None, [f"split.cut={cut}"]).split
+    assert unix_seconds(load_config("tiny", tmp_path / "c.yaml").split.cut, "") == unix_seconds(of_set.cut, "") == 1651795200
+    with pytest.raises(InputError, match="milliseconds"):
+        unix_seconds("1651795200000", "split.cut")
+
+
+def test_files_below_a_folder_are_found_through_links_and_paths_told_apart(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a").touch()
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
+    assert files_under(tmp_path / "near") == [tmp_path / "near" / "link" / "a"] and files_under(tmp_path / "none") == []
+    with pytest.raises(InputError, match="twice"):
+        names_apart([tmp_path, tmp_path], "--against")
 
 
 def test_a_config_survives_json():

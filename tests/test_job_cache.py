@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from onepiece_comp.job_cache import JobCache, log_fingerprint
+from onepiece_comp.job_cache import JobCache
+from onepiece_comp.log_source import log_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = """

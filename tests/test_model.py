@@ -9,6 +9,7 @@ import torch
 from onepiece_comp.batches import TrainingBatches, item_batch
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.errors import InputError
+from onepiece_comp.trend import Trend, extended
 from onepiece_comp.histories import NO_ACTION, build_history, event_columns, last_position
 from onepiece_comp.latent_steps import LatentSteps
 from onepiece_comp.model import OnePiece
@@ -196,9 +197,26 @@ def test_the_tail_of_a_log_shorter_than_the_longest_window_is_the_log(dataset):
     assert whole.any()
 
 
+@pytest.mark.parametrize("hours", [96, 384, 768])
+def test_the_tail_of_long_buckets_counts_like_the_log(hours):
+    counts = np.concatenate([[[0, 0]], np.cumsum(np.full((5, 2), 10), 0)])[None].astype(np.int32)  # ten events a bucket
+    trend = Trend(counts, 0, hours * 3600)
+    asked = dict.fromkeys(("bucket", "click_bucket"))
+    windows = [part.lookup(np.array([0]), **dict.fromkeys(asked, np.array([part.buckets]))).feature_PW for part in (trend, trend.tail())]
+    np.testing.assert_array_equal(windows[0][:, :-2], windows[1][:, :-2])  # the last two are totals
+    assert windows[0][0, 0] == pytest.approx(np.log(11))
+
+
+def test_an_event_that_cannot_be_true_takes_no_memory():
+    tail = Trend(np.zeros((3, 2, 2), np.int32), 0, 3600)
+    event = lambda *hours: {"item": np.array([1] * len(hours)), "clicked": np.zeros(len(hours), bool),
+                            "time_seconds": np.array(hours) * 3600}
+    longer = extended(tail, np.arange(3), **event(2, 5, 2 ** 40 // 3600))
+    assert longer.buckets == 1 + 5 and longer.counts[1, -1].tolist() == [2, 0]
+
+
 def test_the_tail_extended_by_later_events_counts_like_the_whole_log(dataset):
     """Cut the log, keep its tail, add the rest as later events of items in another order: the windows must agree."""
-    from onepiece_comp.trend import Trend, extended
     trend, cut, shuffle = dataset.trend, dataset.trend.buckets - 30, np.random.default_rng(0).permutation(dataset.schema.items + 1)
     early = Trend(np.asarray(trend.counts[:, :cut + 1]), trend.first_second, trend.bucket_seconds).tail()
     place = np.argsort(shuffle)

@@ -12,7 +12,8 @@ import pytest
 from onepiece_comp.errors import InputError
 from onepiece_comp.item_sections import usage
 from onepiece_comp.metrics import sign_flip_test
-from onepiece_comp.report import report, run_names
+from onepiece_comp.artefacts import names_apart
+from onepiece_comp.report import report
 from onepiece_comp.svg_drawings import code_rings, funnel_chart, interval_chart
 
 
@@ -79,7 +80,7 @@ def test_drawings_are_well_formed_and_say_their_figures():
 
 
 def test_runs_are_named_by_what_tells_them_apart_and_a_strange_folder_is_refused(tmp_path):
-    assert run_names([Path("/a/x/run"), Path("/b/y/run")]) == ["x/run", "y/run"]
+    assert names_apart([Path("/a/x/run"), Path("/b/y/run")], "report") == ["x/run", "y/run"]
     with pytest.raises(InputError, match="no work folder"):
         report([tmp_path], tmp_path / "page.html")
 
