@@ -19,6 +19,7 @@ import numpy as np
 
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
 from onepiece_comp.config import Config
+from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
 from onepiece_comp.console import mean_and_spread, say, table
 from onepiece_comp.errors import InputError
@@ -109,7 +110,12 @@ def _row(path: Path, name: str, settings: dict, ladder: dict) -> Row:
     if shared:
         raise InputError(place, found=f"the section {shared}", expected="what rows may differ in: "
                          "tokenizer, model, train, infer", do="put it under config: it is the same for all rows")
-    return Row(name, merge(common, settings, lambda *keys: f"{place}.{'.'.join(keys)}"), joint, note)
+    config = merge(common, settings, lambda *keys: f"{place}.{'.'.join(keys)}")
+    try:
+        check_ranges(config)
+    except InputError as error:
+        raise InputError(f"{place}.{error.place}", found=error.found, expected=error.expected, do=error.do) from error
+    return Row(name, config, joint, note)
 
 
 def _prepare(raw: Path, work: Path, config: Config) -> None:

@@ -99,16 +99,32 @@ def beam_search(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B:
     prefix, score = best.indices, best.values
     codes = table.code[0][prefix][..., None]
     for level in range(1, levels):
-        child, step = decoding.children(level, prefix, codes)
-        total = (score[..., None] + step).flatten(1)
-        keep = survivors if level == levels - 1 else beam
-        best = total.topk(min(keep, total.shape[1]), dim=1)
-        # a beam wider than its prefix's children holds padding: prefix 0 with score -inf stands for it
-        prefix, score = child.flatten(1).gather(1, best.indices).clamp_min(0), best.values
-        parent = torch.div(best.indices, child.shape[2], rounding_mode="floor")
+        prefix, score, parent = _best_children(decoding, level, prefix, codes, score, survivors if level == levels - 1 else beam)
         parents = codes.gather(1, parent[..., None].expand(-1, -1, codes.shape[2]))
         codes = torch.cat([parents, table.code[level][prefix][..., None]], dim=2)
     return Generated(score, table.leaf_item[prefix])
+
+
+def _best_children(decoding: _Decoding, level: int, prefix_BW: torch.Tensor, code_BWL: torch.Tensor, score_BW: torch.Tensor,
+                   keep: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `keep` best children of all beams, their scores, and their parents' places [B, K]; some beams at a time.
+
+    A beam wider than its prefix's children holds padding: prefix 0 with score -inf stands for it.
+    """
+    width = max(1, _LOGITS_PER_BLOCK // (len(prefix_BW) * decoding.decoder.codes))
+    found: list[tuple[torch.Tensor, ...]] = []
+    for start in range(0, prefix_BW.shape[1], width):
+        part = slice(start, start + width)
+        child, step = decoding.children(level, prefix_BW[:, part], code_BWL[:, part])
+        total = (score_BW[:, part, None] + step).flatten(1)
+        best = total.topk(min(keep, total.shape[1]), dim=1)
+        parent = start + torch.div(best.indices, child.shape[2], rounding_mode="floor")
+        found.append((child.flatten(1).gather(1, best.indices).clamp_min(0), best.values, parent))
+    if len(found) == 1:
+        return found[0]
+    child, score, parent = (torch.cat(parts, 1) for parts in zip(*found))
+    best = score.topk(min(keep, score.shape[1]), dim=1)
+    return child.gather(1, best.indices), best.values, parent.gather(1, best.indices)
 
 
 def item_log_prob(model: OnePiece, table: PrefixTable, encoded: Encoded, length_B: torch.Tensor,

@@ -35,7 +35,6 @@ LIST = 10
 BEFORE = "ten before the ranker"
 DEPTHS = (100, 384, 1000)  # at which a funnel tells the recall, beside the ten
 INDEXES = ("exact", "hnsw", "ivf")
-_CELLS_AT_ONCE = 1 << 24  # users x events x candidates compared at once
 _LEAST_LOG_PROB = -40.0  # of the beam, as a ranker reads it
 
 
@@ -99,8 +98,9 @@ class Ranker:
         if target is not None:
             index = torch.from_numpy(target).to(self.device)[:, None]
             log_prob = self._log_prob(request, index)
-            own = Found(self._logits(request, index) if log_prob is None or self.config.mode == "retrieval"
-                        else self._fuse(request, index, log_prob), index, log_prob)
+            own = Found(self._logits(request, index) if log_prob is None or self.config.mode == "retrieval" else
+                        log_prob if self.config.mode == "beam" else
+                        self._fuse(request, index, log_prob, torch.ones_like(index, dtype=torch.bool)), index, log_prob)
             found = Found(*(None if part is None else torch.cat([part, more], 1) for part, more in zip(found, own)))
         return found, self._parts(request, found, depth)
 
@@ -172,6 +172,8 @@ class Ranker:
     def _log_prob(self, request: Request, index: torch.Tensor) -> torch.Tensor | None:
         if self.candidates.prefixes is None:
             return None
+        if not len(self.candidates.prefixes.leaf_item):  # no candidate has an id
+            return torch.full(index.shape, -torch.inf, device=index.device)
         return item_log_prob(self.model, self.candidates.prefixes, request.encoded, request.history.length_B, index,
                              request.prior)
 
@@ -220,15 +222,18 @@ class Ranker:
     def _approximate(self, request: Request, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `_exact`, among those that the index names; seen ones do not take the places of others."""
         hidden = 0 if request.seen is None else int(torch.bincount(request.seen[0], minlength=1).max())
-        named = self._first.search(request.query_BD, request.row_B, max(k, self.config.index_fetch) + hidden)
+        named = self._first.search(request.query_BD, request.row_B, self._wide(k, self.config.index_fetch) + hidden)
         index = named.clamp_min(0)
         score = self._logits(request, index).masked_fill((named < 0) | self._dropped(request, index), -torch.inf)
         score, place = score.topk(min(k, score.shape[1]), dim=1)
         return score, index.gather(1, place)
 
     def _exact(self, request: Request, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Top-k by the whole logit, exact among the `shortlist` best without similarity; what is dropped has -inf."""
-        unit_MD, wide = self.candidates.vectors.unit_ND, max(k, self.config.shortlist)
+        """Top-k by the whole logit, exact among the `shortlist` best without similarity; what is dropped has -inf.
+
+        Where k is more than these there are fewer.
+        """
+        unit_MD, wide = self.candidates.vectors.unit_ND, self._wide(k, self.config.shortlist)
         parts: list[Logits] = [] if request.popularity is None else [request.popularity.of]
         if self.config.filter_cold:
             parts.append(lambda part: torch.where(self.candidates.warm_M[part], 0.0, -torch.inf)[None])
@@ -240,18 +245,16 @@ class Ranker:
         best = top_k(request.query_BD, unit_MD, k=wide if first_stage else k, bias=bias, hidden=request.seen)
         if not first_stage:
             return best.score_BK, best.index_BK
-        score, place = (best.score_BK + self._alike(request, best.index_BK)).topk(k, dim=1)
+        score, place = (best.score_BK + self._alike(request, best.index_BK)).topk(min(k, wide), dim=1)
         return score, best.index_BK.gather(1, place)
 
+    def _wide(self, k: int, named: int) -> int:
+        """How many the whole logit ranks: the same whether a funnel of greater depth is asked for or not."""
+        return max(named, min(k, max(LIST, self.config.union) if self.config.mode == "cascade" else LIST))
+
     def _alike(self, request: Request, index: torch.Tensor | None) -> torch.Tensor:
-        """Similarity logits of the candidates `index` [B, K], None = of all; bounded by some users at a time."""
-        metric_MM = self.candidates.vectors.metric_NM
-        keys = len(metric_MM) if index is None else index.shape[1]
-        users = max(1, _CELLS_AT_ONCE // (request.metric_BSM.shape[1] * keys))
-        parts = [self.model.similarity(request.metric_BSM[part], metric_MM if index is None else metric_MM[index[part]],
-                                       request.weighing.of(part))[:, 0]
-                 for part in torch.arange(len(request.metric_BSM)).split(users)]
-        return torch.cat(parts)
+        """Similarity logits of the candidates `index` [B, K], None = of all."""
+        return self.model.similarity.of_last(request.metric_BSM, self.candidates.vectors.metric_NM, request.weighing, index)
 
     def _logits(self, request: Request, index: torch.Tensor) -> torch.Tensor:
         """The retrieval head's logit of the candidates `index` [B, K]."""
@@ -266,7 +269,7 @@ class Ranker:
         length_B = request.history.length_B
         log_prob = request.query_BD.new_empty(len(length_B), 0)
         index = length_B.new_empty(len(length_B), 0)
-        if config.survivors:
+        if config.survivors and len(prefixes.leaf_item):
             log_prob, index = beam_search(
                 self.model, prefixes, request.encoded, length_B, beam=config.beam, survivors=config.survivors,
                 prior=request.prior)
@@ -279,18 +282,18 @@ class Ranker:
             index, log_prob = torch.cat([index, near], 1), torch.cat([log_prob, self._log_prob(request, near)], 1)
             legal = torch.cat([legal, new], 1)
             stages["union"] = torch.where(legal, index, -1)
+        score = log_prob if config.mode == "beam" else self._fuse(request, index, log_prob, legal)
         legal = legal & ~self._dropped(request, index)
-        score = log_prob if config.mode == "beam" else self._fuse(request, index, log_prob)
         return Found(score.masked_fill(~legal, -torch.inf), index, log_prob)
 
-    def _fuse(self, request: Request, index: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
+    def _fuse(self, request: Request, index: torch.Tensor, log_prob: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
         """(1 - w) logit + w log-probability; for an item without an id the mean of the user's others stands in.
 
-        With `cold_ids` every candidate has one.
+        With `cold_ids` every candidate has one. Where not `legal` a candidate stands a second time, or for none.
         """
-        logit, finite = self._logits(request, index), log_prob.isfinite()
-        if self.model.decoder.dense is not None:
-            conditioned = conditioned_log_prob(self.model, self.candidates, request, index, logit)
+        logit, finite = self._logits(request, index), log_prob.isfinite() & legal
+        if self.model.decoder.dense is not None and len(self.candidates.prefixes.leaf_item):
+            conditioned = conditioned_log_prob(self.model, self.candidates, request, index, logit, legal)
             log_prob = torch.where(finite, (log_prob + conditioned) / 2, log_prob)
         usual = torch.where(finite, log_prob, 0).sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp_min(1)
         weight = self.config.semantic_weight

@@ -14,12 +14,12 @@ _USERS_AT_ONCE = 32  # whose candidates have queries of their own at once
 
 
 def conditioned_log_prob(model: OnePiece, candidates: Candidates, request: Request, index_BK: torch.Tensor,
-                         logit_BK: torch.Tensor) -> torch.Tensor:
-    """log p(first code) + log p(candidate | first code) [B, K] of `index_BK`; without an id -inf.
+                         logit_BK: torch.Tensor, legal_BK: torch.Tensor) -> torch.Tensor:
+    """log p(first code) + log p(candidate | first code) [B, K] of `index_BK`; -inf without an id and where not `legal_BK`.
 
     `logit_BK` is their logit by the plain query, whose part in it gives way to the conditioned one's. Under its own first
-    code's query a candidate is compared with those of that code among `index_BK` only: queries of different codes have
-    different scales.
+    code's query a candidate is compared with those of that code among the legal ones of `index_BK` only: queries of
+    different codes have different scales.
     """
     prefixes = candidates.prefixes
     leaf_BK = prefixes.item_leaf[index_BK]
@@ -28,8 +28,8 @@ def conditioned_log_prob(model: OnePiece, candidates: Candidates, request: Reque
     plain_BK = (unit_BKD @ request.query_BD[..., None])[..., 0]
     own_BK = torch.cat([(unit_BKD[part] * _queries(model, request, prefixes.code[0][first_BK[part]], part)).sum(2)
                         for part in torch.arange(len(index_BK)).split(_USERS_AT_ONCE)])
-    logit_BK = (logit_BK - plain_BK + own_BK).masked_fill(leaf_BK < 0, -torch.inf)
-    highest_B1 = logit_BK.amax(1, keepdim=True)
+    logit_BK = (logit_BK - plain_BK + own_BK).masked_fill((leaf_BK < 0) | ~legal_BK, -torch.inf)
+    highest_B1 = logit_BK.amax(1, keepdim=True).clamp_min(-1e30)  # a user may have none
     log_first_BP = first_log_prob(model, prefixes, request.encoded, request.history.length_B, request.prior)
     total_BP = torch.zeros_like(log_first_BP).scatter_add(1, first_BK, (logit_BK - highest_B1).exp())
     return (log_first_BP.gather(1, first_BK) + logit_BK - highest_B1

@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 
 from onepiece_comp.config import Config
+from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.errors import InputError
 from onepiece_comp.presets import PRESETS
 
@@ -102,7 +103,7 @@ def load_config(preset: str = "tiny", file: Path | None = None, sets: typing.Seq
 
 
 def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> Config:
-    """`config` changed by a YAML file, then by `section.key=value` overrides."""
+    """`config` changed by a YAML file, then by `section.key=value` overrides; InputError for what is out of its range."""
     if file is not None:
         value, lines = read_yaml(Path(file))
         if value is not None and not isinstance(value, dict):
@@ -116,6 +117,7 @@ def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> C
             raise InputError(f"--set {text}", found="no section.key=value", expected="for example train.epochs=4",
                              do="write it so")
         config = merge(config, {section: {name: parse_value(value_text)}}, lambda *keys: f"--set {text}")
+    check_ranges(config)
     return config
 
 

@@ -28,7 +28,8 @@ class Window:
         self.parts.append([float(losses.retrieval), float(losses.semantic), float(losses.conditioned),
                            float(losses.balance), norm])
         if losses.expert_load is not None:
-            self.load = losses.expert_load if self.load is None else self.load + losses.expert_load
+            load = losses.expert_load.cpu()  # replicas have theirs on cards of their own
+            self.load = load if self.load is None else self.load + load
 
     def record(self) -> dict[str, float]:
         seconds = max(time.monotonic() - self.started, 1e-9)

@@ -150,10 +150,10 @@ class Replicas:
     """
 
     def __init__(self, model: nn.Module, device: torch.device, count: int):
-        self.models = [model, *(copy.deepcopy(model) for _ in range(count - 1))]
-        if device.type == "cuda" and count > 1:
-            for number, replica in enumerate(self.models):
-                replica.to(torch.device("cuda", number))
+        self.models = [model.to(torch.device("cuda", 0)) if device.type == "cuda" and count > 1 else model]
+        for number in range(1, count):  # each on its card before the next is made: the first never holds more than two
+            replica = copy.deepcopy(model)
+            self.models.append(replica.to(torch.device("cuda", number)) if device.type == "cuda" else replica)
         self._threads = ThreadPoolExecutor(count if device.type == "cuda" else 1, thread_name_prefix="replica")
 
     def run(self, work: Callable, shares: Sequence) -> list:

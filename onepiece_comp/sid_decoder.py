@@ -49,7 +49,7 @@ class SemanticIdDecoder(nn.Module):
         """Keys and values of the encoder states [B, S, D] that the blocks read, one per block: made once a user."""
         step = len(states) / len(self.blocks) if len(self.blocks) else 0
         return [
-            block.memory(states[min(len(states) - 1, int((i + 1) * step) - 1)]) for i, block in enumerate(self.blocks)
+            block.memory(states[min(len(states) - 1, max(0, int((i + 1) * step) - 1))]) for i, block in enumerate(self.blocks)
         ]
 
     def query(self, level: int, hidden_BND: torch.Tensor, prefix_BNL: torch.Tensor,

@@ -17,6 +17,7 @@ from onepiece_comp.histories import NO_ACTION, History, last_position
 from onepiece_comp.hstu import TIME_BUCKETS
 
 _STEP = 8.0  # tables and scalars move this much faster than the optimiser's step
+_CELLS_AT_ONCE = 1 << 24  # users x events x keys compared at once without a gradient
 _SHARPNESS, _FLOOR = 8.0, 0.02  # where training starts
 _LARGEST = 12.0  # of the log weights, so that their exponentials stay finite
 
@@ -100,3 +101,20 @@ class HistorySimilarity(nn.Module):
                 return _LogMixture.apply(metric_BSM, key_KM, weight_BTS.float(), sharpness, floor, scale_BT.float())
         kernel_BSK = (metric_BSM @ key_KM.mT).sub_(1).mul_(sharpness).exp_()
         return (weight_BTS @ kernel_BSK).add_(floor).log_().mul_(scale_BT[..., None])
+
+    def of_last(self, metric_BSM: torch.Tensor, key_KM: torch.Tensor, weighing: Weighing,  # noqa: N803
+                index_BK: torch.Tensor | None = None) -> torch.Tensor:  # noqa: N803
+        """Logits [B, K] of each user's last position, of all keys or of those of `index_BK`; no gradient.
+
+        Some users and keys at a time: what compares every event with every key is never there as a whole.
+        """
+        keys, events = len(key_KM) if index_BK is None else index_BK.shape[1], metric_BSM.shape[1]
+        width = min(keys, max(1, _CELLS_AT_ONCE // events))
+        users = max(1, _CELLS_AT_ONCE // (events * max(1, width)))
+        out_BK = metric_BSM.new_empty(len(metric_BSM), keys)
+        for part in torch.arange(len(metric_BSM), device=metric_BSM.device).split(users):
+            for start in range(0, keys, width):
+                some = slice(start, start + width)
+                key = key_KM[some] if index_BK is None else key_KM[index_BK[part, some]]
+                out_BK[part, some] = self(metric_BSM[part], key, weighing.of(part))[:, 0]
+        return out_BK

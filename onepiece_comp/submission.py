@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp.answer_parts import Answers, Parts
+from onepiece_comp import __version__
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
 from onepiece_comp.cascade import DEPTHS, LIST, Ranker
 from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint, find_checkpoint, load_checkpoint
@@ -101,10 +102,13 @@ def _answers(ranker: Ranker, batches: list[np.ndarray], target: np.ndarray | Non
 
 def _key(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, target: np.ndarray | None,
          reranker: Reranker | None) -> str:
-    """What kept answers belong to."""
-    return fingerprint(checkpoint.path / MODEL, to_dict(config), reranker and reranker.key, evaluation.users,
-                       evaluation.item, evaluation.time_seconds, evaluation.user_start, evaluation.target_action,
-                       evaluation.candidate, evaluation.items.creative_id, np.zeros(0) if target is None else target)
+    """What kept answers belong to: all that is read of the evaluation, the weights and the settings."""
+    items = evaluation.items
+    columns = [column for column in evaluation if isinstance(column, np.ndarray)]
+    columns += [items.creative_id, items.id_row, items.features,
+                *(part[fid] for part in (items.embeddings, items.present) for fid in sorted(part))]
+    return fingerprint(__version__, checkpoint.path / MODEL, checkpoint.path / CONFIG, to_dict(config),
+                       reranker and reranker.key, evaluation.users, *columns, np.zeros(0) if target is None else target)
 
 
 def choose_mode(mode: str, checkpoint: Checkpoint) -> str:

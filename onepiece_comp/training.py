@@ -107,7 +107,11 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
         _claim(run, settings, resume)
     ranks.wait()  # the others wait until the run is claimed
     going_on = resume and (run / "resume.pt").is_file()
-    settings["warm_start"] = warm is not None or going_on and read_json(run / "config.json").get("warm_start", False)
+    settings["warm_start"] = warm is not None
+    if going_on:  # a resumed run is what it was, named again or not
+        settings["warm_start"] = read_json(run / "config.json").get("warm_start", False)
+        if warm is not None and not settings["warm_start"]:
+            raise StaleRun(run, found="a run that started from no other", expected="the same start", do="leave out --warm-start")
     device, threads = ranks.device, set_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
     model = _build(data, config, tokenizer)
@@ -119,13 +123,13 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
                              do="set train.average=0 and train.replicas=1, or leave the tables whole")
         shard_tables(model, ranks)  # before a card would have to hold them
     model.to(device)
+    loop = Loop(model, data, run, config, device, warm=settings["warm_start"], ranks=ranks)
     ranks.wait()  # all have read whether the run was there before the first one writes to it
-    if ranks.first:
+    if ranks.first:  # not before the loop stands: a run that could not begin claims no folder
         write_json(run / "config.json", settings)
         write_json(run / "environment.json", {
             "python": platform.python_version(), "torch": torch.__version__, "threads": threads, "ranks": ranks.ranks,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"})
-    loop = Loop(model, data, run, config, device, warm=settings["warm_start"], ranks=ranks)
     _announce(loop, data)
     places = (run, *copies) if ranks.first else ()
     with RunLog(places, loop.progress.step if resume else 0) as records, repeatable(device), kept_heap(device.type == "cpu"):

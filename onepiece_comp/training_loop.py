@@ -115,7 +115,7 @@ class Loop:
                 if step in self.validate_at or step == self.total_steps:
                     self._checkpoint(log)
                     window = Window(self.peak)
-                elif asked or time.monotonic() - self._saved_at > 60 * settings.save_minutes:
+                elif asked or self.ranks.highest(int(time.monotonic() - self._saved_at > 60 * settings.save_minutes)):
                     self._save_state()
                 if asked:
                     say(f"asked to end: the state after step {step} is saved; go on with --resume")
@@ -265,6 +265,8 @@ class Loop:
             state = load_tensors(self.run / "resume.pt")
             self.model.load_state_dict(state["model"])
         except (InputError, RuntimeError) as error:
+            if isinstance(error.__cause__, OSError) or not (isinstance(error, InputError) or "state_dict" in str(error)):
+                raise  # the disk or the card, not the state
             raise StaleRun(self.run / "resume.pt", found=f"a state that does not fit ({str(error).splitlines()[0]})",
                            expected="that of this model and data", do="start a new run") from error
         self.kept_score = state["kept_score"].numpy()

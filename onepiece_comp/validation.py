@@ -20,7 +20,7 @@ from onepiece_comp.popularity import distinct_pairs, trend_rows
 from onepiece_comp.preprocess import Dataset
 from onepiece_comp.retrieval import ItemVectors, encode_item_table, target_rank
 
-_USERS_PER_STEP = 64
+_USERS_PER_STEP, _LOGITS_PER_STEP = 64, 1 << 26  # over the whole catalogue
 
 
 class HeldOut(NamedTuple):
@@ -80,8 +80,9 @@ def validate(model: OnePiece, dataset: Dataset, held_out: HeldOut, device: torch
     model.eval()
     catalogue = np.arange(1, dataset.schema.items + 1)
     candidates = encode_item_table(model, dataset.items, catalogue, device)
+    at_once = max(1, min(_USERS_PER_STEP, _LOGITS_PER_STEP // len(catalogue)))
     ranks = [_ranks(model, dataset, held_out.user[part], held_out.event[part], candidates, device)
-             for part in np.array_split(np.arange(len(held_out.user)), -(-len(held_out.user) // _USERS_PER_STEP))]
+             for part in np.array_split(np.arange(len(held_out.user)), -(-len(held_out.user) // at_once))]
     model.train(was_training)
     rank = np.concatenate(ranks)
     rank[rank > 10] = 0
@@ -106,7 +107,7 @@ def _ranks(model: OnePiece, dataset: Dataset, users: np.ndarray, event: np.ndarr
         bias_BM = model.trend_bias(move(trend_rows(found, ~found.seen_RK, condition), device))[torch.from_numpy(row)]
     if candidates.metric_NM is not None:
         metric_BSM = model.similarity.metric(item_ND)[history.item_BT]
-        alike_BM = model.similarity(metric_BSM, candidates.metric_NM, model.weigh(history, encoded).last(history))[:, 0]
+        alike_BM = model.similarity.of_last(metric_BSM, candidates.metric_NM, model.weigh(history, encoded).last(history))
         bias_BM = alike_BM if bias_BM is None else bias_BM + alike_BM
     seen = [np.asarray(dataset.item_row[a:b], np.int64) - 1 for a, b in zip(dataset.user_start[users], event)]
     seen_by = np.repeat(np.arange(len(users)), [len(part) for part in seen])

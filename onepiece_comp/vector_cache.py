@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import atomic_folder, fingerprint, load_column, read_json, write_json
+from onepiece_comp.artefacts import atomic_folder, fingerprint, read_json, write_json
 from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
@@ -50,15 +50,16 @@ class VectorCache(NamedTuple):
             marker = read_json(folder / _MARKER)
             if marker["key"] != self.key:
                 return None
-            names = marker["columns"]
-            whole = fingerprint(*(load_column(folder, name) for name in names)) == marker["checksum"]
-        except (InputError, KeyError, TypeError):  # cut short, a column gone, or another version's marker
+            # opened once: what is checked is what is used, even where another job puts its own in their place meanwhile
+            mapped = [np.load(folder / f"{name}.npy", mmap_mode="c") for name in marker["columns"]]
+            whole = fingerprint(*mapped) == marker["checksum"]
+        except (InputError, KeyError, TypeError, ValueError, OSError, EOFError):  # cut short, gone, or another version's
             whole = False
         if not whole:
             say(f"candidate vectors: made anew, those in {folder} are not as they were written")
             return None
-        mapped = [torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in names]
-        return ItemVectors(mapped[0], mapped[1] if len(mapped) > 1 else None)
+        parts = [torch.from_numpy(part) for part in mapped]
+        return ItemVectors(parts[0], parts[1] if len(parts) > 1 else None)
 
     def _keep(self, vectors: ItemVectors) -> None:
         """Write them to the first folder that takes them; without one, inference goes on all the same."""

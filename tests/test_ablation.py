@@ -113,6 +113,7 @@ def test_what_does_not_fit_the_hours_is_not_run(raw_log, tmp_path, capsys):
     ("config: 3\nrows:\n", ROWS, "config: found 3"),
     ("preset: [tiny]\nrows:\n", ROWS, "--preset"),
     (COMMON, "  a: 3\n", "rows.a: found 3"),
+    (COMMON, "  a: {train: {batch_users: 0}}\n", "rows.a.train.batch_users: found 0"),
 ])
 def test_a_ladder_with_an_error_is_refused_with_its_place(tmp_path, head, rows, match):
     with pytest.raises(InputError, match=match):

@@ -9,11 +9,12 @@ from test_ranking import CONFIG
 from onepiece_comp import answer_parts
 from onepiece_comp.answer_parts import read_shard
 from onepiece_comp.cascade import Ranker
-from onepiece_comp.checkpoint import save_checkpoint
+from onepiece_comp.checkpoint import load_checkpoint, save_checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
+from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.model import OnePiece
-from onepiece_comp.submission import infer
+from onepiece_comp.submission import infer, recommend
 
 INFER = InferConfig(batch_users=4, threads=1)
 
@@ -81,6 +82,25 @@ def test_answers_under_other_settings_are_not_taken(checkpoint, parts, tmp_path,
     ranked = len(calls)
     assert answer(kept) == answer(infer(checkpoint, tmp_path / "new", other, data=parts / "eval"))
     assert ranked == len(calls) - ranked  # all of it, both times
+
+
+def _changed(evaluation, name):
+    """The evaluation with one column of what is read of it changed."""
+    if name == "features":
+        return evaluation._replace(items=evaluation.items._replace(features=evaluation.items.features[::-1].copy()))
+    return evaluation._replace(**{name: getattr(evaluation, name)[::-1].copy()})
+
+
+@pytest.mark.parametrize("name", ["features", "action", "user_token"])
+def test_answers_of_other_data_are_not_taken(checkpoint, parts, tmp_path, monkeypatch, name):
+    loaded = load_checkpoint(checkpoint, torch.device("cpu"))
+    evaluation = read_evaluation(parts / "eval", loaded.model.schema)
+    assert recommend(loaded, evaluation, INFER, keep=tmp_path, shard=(0, 2)) is None
+    calls = counted(monkeypatch)
+    recommend(loaded, evaluation, INFER, keep=tmp_path, shard=(1, 2))
+    half = len(calls)
+    recommend(loaded, _changed(evaluation, name), INFER, keep=tmp_path)
+    assert len(calls) - half > half
 
 
 def test_a_part_cut_short_is_named(checkpoint, parts, tmp_path):

@@ -17,6 +17,7 @@ from onepiece_comp.config import Config, ModelConfig
 from onepiece_comp.config_reading import from_dict, load_config, to_dict
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.errors import InputError
+from onepiece_comp.presets import PRESETS
 from onepiece_comp.targets import unix_seconds
 
 
@@ -152,6 +153,24 @@ def test_a_wrong_key_or_type_is_named_with_file_and_line(tmp_path, text, line, w
     with pytest.raises(InputError, match=f"c.yaml:{line}: ") as caught:
         load_config("tiny", tmp_path / "c.yaml")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [
+    "train.batch_users=0", "train.log_every=0", "train.learning_rate=0", "model.heads=3", "model.active_experts=9", "model.layers=0",
+    "train.action_weights=[1]", "train.device=gpu", "infer.batch_users=0", "infer.beam=0", "infer.survivors=-1", "infer.union=-1",
+    "infer.action=7", "ranker.checkpoints=0", "ranker.batch_lists=0", "train.loss=BCE", "train.precision=bf16", "ranker.keep=allways",
+    "preprocess.reader=compild", "preprocess.max_array_values=-1", "preprocess.trend_bucket_hours=0.0002", "preprocess.threads=-1",
+    "split.seed=-1", "score.seed=-1", "train.validation_users=-1", "model.dropout=1", "model.temperature=0"])
+def test_a_setting_out_of_its_range_is_named_when_it_is_read(wrong):
+    with pytest.raises(InputError, match=f"^{wrong.split('=')[0]}: found"):
+        load_config("tiny", None, [wrong])
+
+
+def test_presets_and_cards_by_number_are_in_range():
+    for preset in PRESETS:
+        assert load_config(preset, None, ["train.device=cuda:1", "model.rotary=true"]).train.device == "cuda:1"
+    with pytest.raises(InputError, match="model.rotary"):
+        load_config("tiny", None, ["model.rotary=true", "model.width=6", "model.heads=2"])
 
 
 @pytest.mark.parametrize(("file", "words"), [("a: [", "no valid YAML"), ("split: {cut: 2022-02-30}", "no valid YAML"), ("- 1", "list")])

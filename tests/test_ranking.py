@@ -1,5 +1,6 @@
 """Exact retrieval, beam search and the cascade: exhaustive references, filters, and the promise of ten items."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -286,7 +287,11 @@ def test_a_conditioned_candidate_is_judged_among_those_of_its_own_first_code(dat
         allowed = (torch.arange(request.encoded.hidden_BTD.shape[1]) < length[:, None])[:, None]
         index = prefixes.leaf_item[None].expand(6, -1)  # all that have an id
         plain = ranker._logits(request, index)
-        ours = conditioned_log_prob(model, ranker.candidates, request, index, plain)
+        twice = torch.cat([index, index[:, ::3]], 1)  # as the beam's survivors among the neighbours: these do not count
+        legal = torch.arange(twice.shape[1]).expand(6, -1) < index.shape[1]
+        ours = conditioned_log_prob(model, ranker.candidates, request, twice, ranker._logits(request, twice), legal)
+        assert (ours[:, index.shape[1]:] == -torch.inf).all()
+        ours = ours[:, :index.shape[1]]
         first = first_log_prob(model, prefixes, request.encoded, length, request.prior)
         code = codes[torch.from_numpy(evaluation.items.id_row[evaluation.candidate[index[0]]]).long()][:, 0]
         for user in range(6):
@@ -401,6 +406,40 @@ def test_a_users_moment_is_never_before_the_end_of_the_training_log(model, datas
     early = evaluation._replace(time_seconds=np.full_like(evaluation.time_seconds, 1))
     empty = _popularity(model, dataset, early, 0, live=False)
     torch.testing.assert_close(empty, _popularity(model, dataset, evaluation, 0, live=False))
+
+
+@pytest.mark.parametrize("mode", ["beam", "cascade"])
+def test_where_no_candidate_has_an_id_all_still_get_ten(model, dataset, evaluation, mode):
+    codes = model.codes.clone()
+    model.codes.fill_(-1)
+    try:
+        ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode=mode), torch.device("cpu"))
+        chosen = ranker.rank(np.arange(len(evaluation.users))).index
+    finally:
+        model.codes.copy_(codes)
+    assert not len(ranker.candidates.prefixes.leaf_item)
+    assert all(len(set(row)) == 10 for row in chosen.tolist())
+
+
+@pytest.mark.parametrize("mode", ["retrieval", "cascade"])
+def test_a_funnel_does_not_change_the_ten(model, dataset, evaluation, mode):
+    config, model = InferConfig(mode=mode, shortlist=12, union=15), copy.deepcopy(model)
+    torch.nn.init.constant_(model.similarity.scale, 0.6)  # so that whom it compares matters
+    ten, deep = (Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=depth).rank(np.arange(8)).index
+                 for depth in (10, 1000))
+    np.testing.assert_array_equal(ten, deep)
+
+
+@torch.no_grad()
+def test_a_beam_in_blocks_finds_what_one_of_all_beams_finds(model, encoded, monkeypatch):
+    table, history, states = build_prefix_table(model.codes[1:].long()), *encoded
+    asked = {"beam": 7, "survivors": 30}
+    whole = beam_search(model, table, states, history.length_B, **asked)
+    monkeypatch.setattr("onepiece_comp.beam._LOGITS_PER_BLOCK", 2 * len(history.length_B) * model.decoder.codes)
+    parts = beam_search(model, table, states, history.length_B, **asked)
+    torch.testing.assert_close(parts.log_prob_BK, whole.log_prob_BK)
+    for one, other in zip(parts.index_BK, whole.index_BK):
+        assert set(one.tolist()) == set(other.tolist())
 
 
 def test_cold_candidates_take_the_id_of_the_nearest_one_that_has_one():

@@ -92,6 +92,19 @@ def test_a_user_alone_without_padding_and_with_own_keys_gets_the_same():
         torch.testing.assert_close(few[user], together[user, last][own[user]], rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("cells", [1 << 24, 20, 1])
+def test_the_last_position_in_blocks_has_the_logits_of_all_at_once(monkeypatch, cells):
+    monkeypatch.setattr("onepiece_comp.similarity._CELLS_AT_ONCE", cells)
+    similarity, item_ND, history = planted()
+    metric = similarity.metric(item_ND)
+    whole = logits(similarity, item_ND, history)[torch.arange(3), history.length_B - 1]
+    weighing = similarity.weigh(history, gaps(history.time_BT), next_action=True).last(history)
+    torch.testing.assert_close(similarity.of_last(metric[history.item_BT], metric, weighing), whole)
+    some = torch.tensor([[1, 8, 3, 3], [0, 2, 4, 6], [7, 6, 5, 1]])
+    torch.testing.assert_close(similarity.of_last(metric[history.item_BT], metric, weighing, some), whole.gather(1, some))
+
+
 def test_an_item_like_the_history_beats_one_unlike_it():
     similarity = HistorySimilarity(width=2, metric_width=2)
     similarity.project.weight.data = torch.eye(2)
