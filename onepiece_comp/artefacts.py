@@ -227,6 +227,15 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
+def create_mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A .npy file of zeros, mapped, whose space is reserved: a mapped file on a full disk would kill the process."""
+    mapped = npy.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # Linux
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return mapped
+
+
 def files_under(folder: Path) -> list[Path]:
     """All files below a folder, in order of their paths; folders that are links are entered."""
     return sorted(Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)

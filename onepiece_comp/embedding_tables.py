@@ -5,13 +5,13 @@ streamed block by block into a memory-mapped file, so memory holds a block and t
 size. Wide tables can be reduced on the way (`reduction.py`).
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from onepiece_comp.artefacts import create_mapped
 from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.console import progress, say
 from onepiece_comp.embeddings import EmbeddingSource, find_embeddings
@@ -72,7 +72,7 @@ def _write_table(source: EmbeddingSource, folder: Path, lookup: RowLookup, *, ra
     """Write one table, reduced where `width` is less than it has; returns its coverage."""
     path, rows = folder / f"emb_{source.feature}.npy", lookup.items + 1
     projection = _fit(source, lookup, raw_width, config) if width < raw_width else None
-    _create(path, (rows, width))
+    create_mapped(path, np.float16, (rows, width))
     filled = _fill(source, lookup, lambda: np.load(path, mmap_mode="r+"), rows=rows, width=raw_width,
                    projection=projection, reader=config.reader)
     np.save(folder / f"emb_{source.feature}_present.npy", filled.present)
@@ -112,14 +112,6 @@ def _fit(source: EmbeddingSource, lookup: RowLookup, width: int, config: Preproc
     blocks = sample_vectors(source, lambda ids: lookup.rows(ids) > 0, width=width, reader=config.reader)
     blocks = progress(blocks, total=None, what=f"embedding {source.feature}: sample, blocks")
     return fit_projection(blocks, width=width, components=config.reduce_embeddings_to)
-
-
-def _create(path: Path, shape: tuple[int, int]) -> None:
-    """A .npy file of zeros whose space is reserved: a mapped file on a full disk would kill the process."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # Linux
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _fill(source: EmbeddingSource, lookup: RowLookup, open_matrix: Callable[[], np.ndarray], *, rows: int, width: int,

@@ -109,6 +109,9 @@ def parse_line(line: bytes | str, place: object) -> UserLine:
                              do="group the log by user")
         if record[1] is None:
             profile, profile_time = _features(record[2], place, "user features"), record[5]
+            if profile_time is not None and not _is_int(profile_time):
+                raise InputError(place, found=f"time {profile_time!r} in the profile record", expected="Unix seconds, or null",
+                                 do="correct the time")
             profile_place = len(events)
         else:
             events.append(_event(record, place, number))

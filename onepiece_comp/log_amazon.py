@@ -114,12 +114,15 @@ def _edition(path: Path) -> Edition:
 def _rows(path: Path, edition: Edition) -> Rows:
     types = {edition.user: pa.string(), edition.item: pa.string(), edition.rating: pa.float64(),
              edition.time: pa.int64()}
-    if NAME.match(path.name)["kind"] == "csv":
+    name = NAME.match(path.name)
+    if name and name["kind"] == "csv":
         return delimited(path, types)
     return json_columns(path, {**types, edition.verified: pa.bool_()})
 
 
 def _meta_file(path: Path) -> Path | None:
+    if not NAME.match(path.name):  # a name of one's own tells no category
+        return None
     category = NAME.match(path.name)["category"].removesuffix(".train").removesuffix(".valid").removesuffix(".test")
     paths = [path.with_name(f"meta_{category}.{suffix}") for suffix in ("json.gz", "json", "jsonl.gz", "jsonl")]
     return next((each for each in paths if each.is_file()), None)

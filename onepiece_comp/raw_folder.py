@@ -8,6 +8,7 @@ does not know as the organisers do: raw creative id, user id as str, feature val
 from collections.abc import Callable
 from pathlib import Path
 
+from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
     Event, Features, Index, ItemFeatureWriter, SequenceWriter, UserLine, write_feature_counts, write_index)
 
@@ -36,7 +37,11 @@ class RawWriter:
 
     def _value(self, fid: str, raw: object) -> int:
         values = self.index.features.setdefault(fid, {})
-        return values.setdefault(int(raw), len(values) + 1)
+        try:
+            return values.setdefault(int(raw), len(values) + 1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"feature {fid}", found=f"the value {raw!r}", expected="a whole number, or a list of them",
+                             do="correct the log's records of this feature") from error
 
     def item(self, creative_id: int, features: Features) -> tuple[int, Features]:
         """The re-id and re-mapped features of an item; the first record of an item enters item_feat_dict.json."""
@@ -78,8 +83,10 @@ class OriginalIds:
         self._features = {fid: {reid: raw for raw, reid in values.items()} for fid, values in index.features.items()}
 
     def _value(self, fid: str, value: object) -> int:
-        """A re-id's raw value; a str already is one; a number without an entry stands for itself."""
-        return int(value) if isinstance(value, str) else self._features.get(fid, {}).get(value, value)
+        """A re-id's raw value; a text of digits already is one; what has no entry stands for itself."""
+        if isinstance(value, str):
+            return int(value) if value.isdecimal() else value
+        return self._features.get(fid, {}).get(value, value) if isinstance(value, int) else value
 
     def user(self, user: int | str) -> str:
         return user if isinstance(user, str) else self._users.get(user, str(user))

@@ -226,7 +226,7 @@ class Loop:
                        "valid/NDCG@10": float(found.gain.mean()), "valid/score": score})
             say(f"step {self.progress.step:6d}  valid HR@10 {found.hit.mean():.4f}  NDCG@10 {found.gain.mean():.4f}  "
                 f"score {score:.4f}")
-        better = score > self.progress.best_score
+        better = score > self.progress.best_score or not len(self.held_out.user)  # without anybody to judge by there is no worse
         self.progress = self.progress._replace(worse=0 if better else self.progress.worse + 1,
                                                best_score=max(score, self.progress.best_score))
         if not self.progress.best_checkpoint or as_good(user_score, self.kept_score):

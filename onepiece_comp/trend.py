@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import load_column
+from onepiece_comp.artefacts import create_mapped, load_column
 from onepiece_comp.formats import CLICK, CONVERSION
 
 WINDOW_DAYS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 7.0)
@@ -201,7 +201,7 @@ def write_counts(folder: Path, *, items: int, bucket_seconds: int, first_second:
     """Make `trend_counts.npy` from the event columns in `folder`, a block of events and of items at a time."""
     item_row, action, time = (load_column(folder, name) for name in ("item_row", "action", "time_seconds"))
     buckets = (last_second - first_second) // bucket_seconds + 1
-    counts = np.lib.format.open_memmap(folder / "trend_counts.npy", "w+", np.int32, (items + 1, buckets + 1, 2))
+    counts = create_mapped(folder / "trend_counts.npy", np.int32, (items + 1, buckets + 1, 2))
     for start in range(0, len(item_row), 1 << 20):
         block = slice(start, start + (1 << 20))
         bucket = (time[block] - first_second) // bucket_seconds + 1

@@ -58,6 +58,11 @@ def test_reviews_of_2014_with_products_as_python_dictionaries(tmp_path):
     assert set(about["features"].values()) == {"brand", "category 1", "category 2", "price"}  # no rank: it is later
 
 
+def test_a_file_of_a_name_of_ones_own_is_read_by_its_lines(tmp_path):
+    packed(tmp_path / "mine.txt", old("A1", "B0", 5.0, DAY), old("A1", "0205", 2.0, DAY + 1))
+    assert events(convert_amazon(tmp_path / "mine.txt", tmp_path / "raw")) == {"A1": [("B0", 1, DAY), ("0205", 0, DAY + 1)]}
+
+
 def test_reviews_of_2018_with_prices_as_texts(tmp_path):
     packed(
         tmp_path / "in" / "Toys_5.json",

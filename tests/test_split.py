@@ -42,6 +42,17 @@ LOG = (
 )
 
 
+@pytest.mark.parametrize("value", ["null", "[[1]]", '"x"', "{}"])
+def test_a_feature_that_is_no_number_is_an_error(tmp_path, value):
+    raw = make_raw(tmp_path / "raw", *LOG)
+    text = (raw / "seq.jsonl").read_text()
+    assert '"100": 1' in text
+    (raw / "seq.jsonl").write_text(text.replace('"100": 1', f'"100": {value}', 1))
+    (raw / "seq_offsets.pkl").unlink()
+    with pytest.raises(InputError, match="feature 100"):
+        split(raw, tmp_path / "out", SplitConfig(cut=str(CUT)))
+
+
 def do_split(tmp_path: Path, lines=LOG, name: str = "out", **settings) -> Path:
     raw = tmp_path / f"raw_{name}"
     make_raw(raw, *lines)

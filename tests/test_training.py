@@ -17,7 +17,7 @@ from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, lo
 from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.end_asked import EndAsked
-from onepiece_comp.errors import InputError
+from onepiece_comp.errors import InputError, StaleRun
 from onepiece_comp.log_window import Window
 from onepiece_comp.model import Losses, OnePiece
 from onepiece_comp.parallel import Ranks
@@ -223,6 +223,27 @@ def test_training_ends_after_validations_without_a_better_score(dataset, tmp_pat
     valid = [json.loads(line)["valid/score"] for line in (run / "log.jsonl").read_text().splitlines() if "valid/score" in line]
     assert valid == pytest.approx([0.1, 0.3, 0.2, 0.3, 0.25]) and figures["valid_score"] == pytest.approx(0.3)
     assert _equal(_weights(run), _weights(train(dataset.path, run, _config("train.patience=3", "train.checkpoints=6"), resume=True)))
+
+
+def test_without_anybody_to_judge_by_no_patience_is_lost(dataset, tmp_path):
+    run = train(dataset.path, tmp_path / "run", _config("train.patience=1", "train.checkpoints=4", "train.validation_users=0"))
+    figures, lines = json.loads((run / "run.json").read_text())["figures"], (run / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["epoch"] == _config().train.epochs and figures["steps"] == json.loads(lines[-1])["global_step"]
+
+
+def test_a_run_that_could_not_begin_claims_no_folder(dataset, tmp_path):
+    with pytest.raises(InputError, match="schedule"):
+        train(dataset.path, tmp_path / "run", _config("train.schedule=cosinus"))
+    assert train(dataset.path, tmp_path / "run", _config()).joinpath("run.json").is_file()
+
+
+def test_a_resumed_run_is_warm_or_not_as_it_was(dataset, tmp_path):
+    first = train(dataset.path, tmp_path / "first", _config())
+    run = train(dataset.path, tmp_path / "run", _config())
+    (run / "run.json").unlink()
+    with pytest.raises(StaleRun, match="started from no other"):
+        train(dataset.path, run, _config(), warm=first, resume=True)
+    assert not json.loads((run / "config.json").read_text())["warm_start"]
 
 
 def test_averaged_weights_are_judged_and_kept_and_resume_goes_on_with_them(dataset, tmp_path, monkeypatch):
