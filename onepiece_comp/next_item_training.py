@@ -97,12 +97,14 @@ def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interacti
             reached.take(Epoch(len(reached.epochs) + 1, mean_loss, valid(), time.monotonic() - started,
                                time.process_time() - worked), model)
         kept.save(reached)
-        _tell(reached.epochs[-1])
+        _tell(reached.epochs[-1], config)
     model.load_state_dict(reached.best_weights)
     return Trained(model, reached.best_epoch, reached.epochs, earlier)
 
 
-def _tell(epoch: Epoch) -> None:
+def _tell(epoch: Epoch, config: RowConfig) -> None:
+    if epoch.epoch == 1:
+        say(f"{config.epochs} epochs at most, {config.epochs * epoch.seconds / 60:.0f} min; {config.patience} without a better one end it")
     say(f"epoch {epoch.epoch:3d}  loss {epoch.loss:8.4f}  valid NDCG@10 {epoch.valid_ndcg:.4f}  {epoch.seconds:7.1f} s  "
         f"{epoch.cpu_seconds:7.1f} CPU s")
 
