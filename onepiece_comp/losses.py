@@ -108,7 +108,7 @@ def rows_per_block(key_KD: torch.Tensor) -> int:  # noqa: N803
 def _add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """into += left @ right, in one pass where the types agree."""
     if into.dtype == left.dtype:
-        into.addmm_(left, right)
+        torch.addmm(into, left, right, out=into)
     else:
         into += left @ right
 

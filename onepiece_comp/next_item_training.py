@@ -122,7 +122,7 @@ def _one_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, loss_of: Loss
         seen, target_BT = training_window(log, users, max_length)
         loss, count = loss_of(seen, torch.from_numpy(target_BT)), int(seen.length_B.sum())
         if not torch.isfinite(loss):
-            raise InputError("loss", found=float(loss), expected="a number", do="lower learning_rate")
+            raise InputError("loss", found=loss.item(), expected="a number", do="lower learning_rate")
         (loss * (count / usual)).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
