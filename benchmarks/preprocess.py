@@ -1,6 +1,6 @@
 """Reading seq.jsonl: the compiled scanner against plain json, on a real sample repeated, in one process.
 
-    python benchmarks/preprocess.py ../shared/data/tencentgr_1k_sample --results benchmarks/results
+    python benchmarks/preprocess.py SAMPLE --results benchmarks/results
 
 `json` only parses the lines; `plain` is the whole plain reader (json, checks, columns); `compiled` is the scanner with
 the same checks and the same columns, which are compared first. Interleaved, medians of the repeats: processor seconds
