@@ -16,12 +16,12 @@ import numpy as np
 from onepiece_comp.artefacts import atomic_file, read_json
 from onepiece_comp.benchmark_pairs import BASELINES, pair_cells
 from onepiece_comp.benchmark_rows import PROTOCOLS, rows
+from onepiece_comp.benchmark_sections import METRICS
 from onepiece_comp.config_reading import read_yaml
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.full_ranking import FILTERS
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
-METRICS = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@50", "ndcg@50", "hr@200", "ndcg@200")
 MAKE_UP = ("coverage@10", "coverage@50", "popularity@10", "popularity@50")
 BESIDE = ("beside", "epochs", "threads", "users", "hr@10", "ndcg@10", "hr@200", "CPU s", "CPU s an epoch", "users/s", "peak MiB")
 SUMMARY = {"beauty": "Beauty", "ml-1m-order": "MovieLens-1M"}  # protocols of README's table

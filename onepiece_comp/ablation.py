@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, read_json, write_json
 from onepiece_comp.config import Config
 from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
@@ -120,14 +120,13 @@ def _row(path: Path, name: str, settings: dict, ladder: dict) -> Row:
 
 def _prepare(raw: Path, work: Path, config: Config) -> None:
     """Split and columns, once for all rows; anew where they are of another log or of other settings."""
-    note, made_of = work / "prepared.json", fingerprint(log_fingerprint(raw), to_dict(config.split), to_dict(config.preprocess))
+    def make() -> None:
+        split(raw, work / "split", config.split)
+        preprocess(work / "split" / "train", work / "dataset", config.preprocess)
+
     whole = (work / "split" / "truth.jsonl").is_file() and (work / "dataset" / MARKERS["dataset"]).is_file()
-    if whole and note.is_file() and read_json(note)["made_of"] == made_of:
-        return
-    note.unlink(missing_ok=True)
-    split(raw, work / "split", config.split)
-    preprocess(work / "split" / "train", work / "dataset", config.preprocess)
-    write_json(note, {"made_of": made_of})
+    made_of = fingerprint(log_fingerprint(raw), to_dict(config.split), to_dict(config.preprocess))
+    make_unless_made(work / "prepared.json", made_of, whole=whole, make=make)
 
 
 def _one(row: Row, seed: int, first: Row, work: Path, until: float, found: dict[tuple[str, int], Found]) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +225,18 @@ def fingerprint(*parts: object) -> str:
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def make_unless_made(note: Path, made_of: str, *, whole: bool, make: Callable[[], object]) -> None:
+    """Call `make` unless what it makes is `whole` and `note` says that it was made of the same; then write the note.
+
+    The note goes before what it tells of is touched, so that it never tells of something half-made.
+    """
+    if whole and note.is_file() and read_json(note)["made_of"] == made_of:
+        return
+    note.unlink(missing_ok=True)
+    make()
+    write_json(note, {"made_of": made_of})
 
 
 def create_mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,6 +6,7 @@ parts, so that a difference between two of them is what their settings say.
 
 from dataclasses import dataclass, fields, replace
 
+from onepiece_comp.config_ranges import require_ranges
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
 
@@ -81,22 +82,18 @@ class CodeRowConfig(RowConfig):
     share: float = 1.0  # of the id's log-probability in the score, the rest is of the dense logit
 
 
-_RANGES = {
-    "at least 1": (lambda value: value >= 1, ("width", "layers", "heads", "negatives", "batch_users", "epochs", "patience",
-                                              "first_epochs", "levels", "decoder_layers", "valid_beam")),
-    "above 0": (lambda value: 0 < value < float("inf"), ("hidden", "temperature", "learning_rate")),
-    "from 0 to below 1": (lambda value: 0 <= value < 1, ("dropout", "average")),
-    "from 0 to 1": (lambda value: 0 <= value <= 1, ("calibration",)),
-    "0 or more": (lambda value: 0 <= value < float("inf"), ("codes", "code_weight")),
-}
+_RANGES = (
+    ("at least 1", lambda value: value >= 1,
+     "width layers heads negatives batch_users epochs patience first_epochs levels decoder_layers valid_beam"),
+    ("above 0", lambda value: 0 < value < float("inf"), "hidden temperature learning_rate"),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, "dropout average"),
+    ("from 0 to 1", lambda value: 0 <= value <= 1, "calibration"),
+    ("0 or more", lambda value: 0 <= value < float("inf"), "codes code_weight"))
 
 
-def check_ranges(config: RowConfig) -> None:
+def check_row_ranges(config: RowConfig) -> None:
     """InputError for a setting that no training could have."""
-    for expected, (fits, names) in _RANGES.items():
-        for name in names:
-            if not fits(getattr(config, name, 1)):
-                raise InputError(name, found=getattr(config, name), expected=expected, do="correct it")
+    require_ranges(_RANGES, lambda name: getattr(config, name, 1))  # a row without codes has not all of them
     if config.width % config.heads:
         raise InputError("heads", found=f"{config.heads} of a width of {config.width}", expected="a divisor of the width",
                          do="choose another of the two")

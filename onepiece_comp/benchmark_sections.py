@@ -14,7 +14,7 @@ from onepiece_comp.full_ranking import CUTS, FILTERS
 from onepiece_comp.report_html import Cards, Drawing, Plot, Section, Table, Text
 from onepiece_comp.svg_drawings import interval_chart
 
-_METRICS = tuple(f"{name}@{cut}" for cut in CUTS for name in ("hr", "ndcg"))
+METRICS = tuple(f"{name}@{cut}" for cut in CUTS for name in ("hr", "ndcg"))
 _MAKE_UP = ("coverage@10", "popularity@10")
 _CURVES = 6  # as many as there are colours
 Rows = Mapping[str, Sequence[tuple[Path, dict]]]  # files of each row and what they hold
@@ -42,12 +42,12 @@ def _data(name: str, about: dict, missing: Sequence[str]) -> Section:
 
 
 def _figures(ran: Rows) -> Section:
-    lines = [(row, kind, len(results), *(_cell(results, kind, metric) for metric in (*_METRICS, *_MAKE_UP)))
+    lines = [(row, kind, len(results), *(_cell(results, kind, metric) for metric in (*METRICS, *_MAKE_UP)))
              for row, results in ran.items() for kind in FILTERS]
     chart = interval_chart([(row, {kind: own_interval(results, kind) for kind in FILTERS}) for row, results in ran.items()])
     return Section("Figures", [
         Text("Means over seeds; `unseen` leaves out the items of the history. The chart's intervals, 95 %, are over users."),
-        Drawing("NDCG@10", chart), Table("", ("row", "items", "seeds", *_METRICS, *_MAKE_UP), lines)])
+        Drawing("NDCG@10", chart), Table("", ("row", "items", "seeds", *METRICS, *_MAKE_UP), lines)])
 
 
 def _cell(results: Sequence[tuple[Path, dict]], kind: str, metric: str) -> str:

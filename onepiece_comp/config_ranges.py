@@ -3,7 +3,7 @@
 Stands between `config.py` and `config_reading.py`. Names of rules and models are checked by the stages that know them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 from onepiece_comp.config import Config
@@ -13,7 +13,8 @@ _CHOICES = {
     "preprocess.reader": ("auto", "compiled", "plain"), "train.loss": ("info_nce", "bce"),
     "train.precision": ("auto", "float32", "bfloat16"), "ranker.keep": ("better", "always")}
 _DEVICES = ("train.device", "infer.device", "ranker.device")  # auto, cpu, cuda, or a card as in cuda:1
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+Range = tuple[str, Callable[[float], bool], str]  # in words, what fits, names of settings
+_RANGES: tuple[Range, ...] = (
     ("1 or more", lambda value: value >= 1,
      "synthesize.users preprocess.max_array_values preprocess.max_embedding_width preprocess.trend_budget_mib model.width "
      "model.layers model.heads model.max_events model.decoder_layers train.batch_users train.accumulate train.log_every "
@@ -47,9 +48,7 @@ def check_ranges(config: Config) -> None:
         kind, card = _value(config, name).partition(":")[::2]
         _require(config, name, lambda value, kind=kind, card=card: kind in ("auto", "cpu", "cuda") and (
             not card or kind == "cuda" and card.isdecimal()), "auto, cpu, cuda, or a card as in cuda:1")
-    for expected, fits, names in _RANGES:
-        for name in names.split():
-            _require(config, name, fits, expected)
+    require_ranges(_RANGES, lambda name: _value(config, name))
     for name in ("train.action_weights", "ranker.action_weights"):
         _require(config, name, lambda value: len(value) == 4, "four weights: exposure, click, conversion, unknown")
     model = config.model
@@ -67,6 +66,12 @@ def _value(config: Config, name: str) -> object:
 
 
 def _require(config: Config, name: str, fits: Callable, expected: str) -> None:
-    value = _value(config, name)
-    if not fits(value):
-        raise InputError(name, found=repr(value), expected=expected, do="correct it")
+    require_ranges(((expected, fits, name),), lambda name: _value(config, name))
+
+
+def require_ranges(ranges: Sequence[Range], value_of: Callable[[str], object]) -> None:
+    """InputError for the first of the names whose value is out of its range."""
+    for expected, fits, names in ranges:
+        for name in names.split():
+            if not fits(value := value_of(name)):
+                raise InputError(name, found=repr(value), expected=expected, do="correct it")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from onepiece_comp.benchmark_rows import RowConfig, check_ranges
+from onepiece_comp.benchmark_rows import RowConfig, check_row_ranges
 from onepiece_comp.errors import InputError
 from onepiece_comp.hstu import HSTUBlock, gap_bucket
 from onepiece_comp.interactions import Attributes, Window
@@ -64,7 +64,7 @@ def id_table(config: RowConfig, items: int, attributes: Attributes | None) -> Id
 
 def check_model(config: RowConfig) -> None:
     """InputError for settings of which no model can be made."""
-    check_ranges(config)
+    check_row_ranges(config)
     for place, value, valid in (("block", config.block, BLOCKS), ("time", config.time, TIMES)):
         if value not in valid:
             raise InputError(place, found=repr(value), expected=f"one of {', '.join(valid)}", do="choose one of these")

@@ -17,7 +17,8 @@ import torch
 
 from onepiece_comp.ablation import read_ladder
 from onepiece_comp.arithmetic import forward_work, shape_of
-from onepiece_comp.artefacts import MARKERS, atomic_folder, fingerprint, link_or_copy, load_column, read_json, read_marker, write_json
+from onepiece_comp.artefacts import (
+    MARKERS, atomic_folder, fingerprint, link_or_copy, load_column, make_unless_made, read_json, read_marker, write_json)
 from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import load_checkpoint
 from onepiece_comp.config import Config, TokenizerConfig
@@ -92,12 +93,8 @@ def keep_ids(dataset: Path, out: Path, config: TokenizerConfig, vectors: str) ->
     sources = [Path(name) for name, _ in named_sources(vectors)]
     files = [file for source in sources for file in (source, source / "item_vectors.npy") if file.is_file()]
     made_of = fingerprint(read_marker(dataset, "dataset")["fingerprint"], to_dict(config), vectors, *files)
-    note = out.with_name(f"{out.name}.made_of.json")
-    if note.is_file() and read_json(note)["made_of"] == made_of and (out / MARKERS["tokenizer"]).is_file():
-        return
-    note.unlink(missing_ok=True)
-    build_tokenizer(dataset, out, config, vectors=vectors)
-    write_json(note, {"made_of": made_of})
+    make_unless_made(out.with_name(f"{out.name}.made_of.json"), made_of, whole=(out / MARKERS["tokenizer"]).is_file(),
+                     make=lambda: build_tokenizer(dataset, out, config, vectors=vectors))
 
 
 def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict[Cell, Point]) -> None:
