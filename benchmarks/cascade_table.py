@@ -5,7 +5,8 @@
 Each WORK is a folder that `onepiece-comp run` or worlds.py has made; several are seeds of one data set. What they lack
 (a joint stage with the conditioned query, a ranker) is trained into WORK, after the rows that need neither. The main
 rows are run for all of them, the grid of widths for the first. Differences are to exact retrieval by the same weights,
-paired by user; over several seeds their mean, and an interval from the seeds' own. Cold targets are items that training
+paired by user: the mean over the seeds that answered the same truth, users drawn anew; over several truths, as of
+several worlds, their mean. Cold targets are items that training
 never saw: their share of the targets, and the score on them, tell what is left to win there. Resumable: rankings are
 kept in WORK/cascade_table.
 """
@@ -15,6 +16,7 @@ import dataclasses
 import re
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +28,11 @@ from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
 from onepiece_comp.console import mean_and_spread, say, table
 from onepiece_comp.flow import train_or_resume
+from onepiece_comp.metrics import Interval, bootstrap_seeds
 from onepiece_comp.ranker_training import train_ranker
-from onepiece_comp.scoring import score
+from onepiece_comp.scoring import score, user_scores
 from onepiece_comp.submission import infer
+from onepiece_comp.truths import read_truth
 
 PAPER = {"mode": "cascade", "union": 0, "semantic_weight": 0.0, "cold_ids": False}
 EXACT = "exact, joint stage"
@@ -86,11 +90,11 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.preset, options.config, options.sets)
     until = time.monotonic() + 3600 * options.hours
-    found = {row.name: [] for row in rows_of(0, options.few)}
+    found: dict[str, dict[Path, dict]] = {row.name: {} for row in rows_of(0, options.few)}
     for number, work in enumerate(options.work):
         for row in sorted(rows_of(number, options.few), key=lambda row: (row.run == "conditioned", row.ranker)):
             if (figures := one(row, work, config, until)) is not None:
-                found[row.name].append(figures)
+                found[row.name][work] = figures
     lines = [line(name, values) for name, values in found.items()]
     table(f"the cascade on {options.name}", COLUMNS, lines)
     write(options, lines)
@@ -120,18 +124,16 @@ def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
         settings = dataclasses.replace(settings, ranker=str(ranker(work, config)))
     key = fingerprint(to_dict(settings), find_checkpoint(run).name, (run / "run.json").read_text())
     kept = read_json(out / "row.json") if (out / "row.json").is_file() else {}
-    if kept.get("key") == key and kept.get("base") == EXACT:
+    if kept.get("key") == key:
         return kept
-    parts, exact = work / "split", out.parent / folder(EXACT) / "result.json"
-    if kept.get("key") != key:
-        if time.monotonic() > until:
-            return None
-        say(f"== {work}: {row.name}")
-        shutil.rmtree(out, ignore_errors=True)
-        infer(run, out, settings, data=parts / "eval", truth=parts / "truth.jsonl")
-    judged = score(out / "result.json", parts / "truth.jsonl", config.score,
-                   against={} if row.name == EXACT else {EXACT: exact})
-    write_json(out / "row.json", {"key": key, "base": EXACT, **figures_of(judged, read_json(out / "funnel.json"))})
+    if time.monotonic() > until:
+        return None
+    say(f"== {work}: {row.name}")
+    shutil.rmtree(out, ignore_errors=True)
+    parts = work / "split"
+    infer(run, out, settings, data=parts / "eval", truth=parts / "truth.jsonl")
+    judged = score(out / "result.json", parts / "truth.jsonl", config.score)
+    write_json(out / "row.json", {"key": key, **figures_of(judged, read_json(out / "funnel.json"))})
     return read_json(out / "row.json")
 
 
@@ -153,28 +155,36 @@ def figures_of(judged: dict, funnel: dict) -> dict:
     """What the table tells of a ranking."""
     steps = {step["step"]: step for step in funnel["steps"]}
     last = steps.get("union") or steps.get("beam")
-    difference = judged["against"][EXACT]["difference"]["score"] if judged["against"] else None
     by_target = {name: judged["slices"]["target"].get(name) for name in ("warm", "cold")}
-    return {**{name: judged[name]["mean"] for name in ("hr", "ndcg", "score")}, "difference": difference,
+    return {**{name: judged[name]["mean"] for name in ("hr", "ndcg", "score")},
             **{name: part["score"]["mean"] if part else 0.0 for name, part in by_target.items()},
             "cold_share": by_target["cold"]["users"] / judged["users"] if by_target["cold"] else 0.0,
             "targets": last and last.get("targets"), "per_user": last and last["per_user"],
             "users_per_second": funnel["users_per_second"]}
 
 
-def line(name: str, values: list[dict]) -> tuple[str, ...]:
+def to_exact(name: str, works: Sequence[Path]) -> Interval:
+    """The score of a row less that of exact retrieval over its seeds, with its interval over users."""
+    gains: dict[str, list[np.ndarray]] = {}
+    for work in works:
+        truths = read_truth(work / "split" / "truth.jsonl")
+        ours, exact = (user_scores(work / "cascade_table" / folder(row) / "result.json", truths) for row in (name, EXACT))
+        gains.setdefault(fingerprint([tuple(one) for one in truths]), []).append(ours - exact)
+    return bootstrap_seeds(gains, resamples=2000, seed=0)
+
+
+def line(name: str, values: Mapping[Path, dict]) -> tuple[str, ...]:
     """A row of the table over its seeds."""
     if not values:
         return (name, "0", *["not run"] * (len(COLUMNS) - 2))
-    mean = lambda field: float(np.mean([value[field] for value in values]))
-    apart = ("", "")
-    if values[0]["difference"] is not None:
-        middle = np.mean([value["difference"]["mean"] for value in values])
-        half = np.sqrt(sum(((v["difference"]["high"] - v["difference"]["low"]) / 2) ** 2 for v in values)) / len(values)
-        apart = (f"{middle:+.4f}", f"{middle - half:+.4f} .. {middle + half:+.4f}")
-    kept = ("", "") if values[0]["per_user"] is None else (f"{100 * mean('targets'):.1f} %", f"{mean('per_user'):.0f}")
+    figures, apart = list(values.values()), ("", "")
+    mean = lambda field: float(np.mean([value[field] for value in figures]))
+    if name != EXACT:
+        difference = to_exact(name, list(values))
+        apart = (f"{difference.mean:+.4f}", f"{difference.low:+.4f} .. {difference.high:+.4f}")
+    kept = ("", "") if figures[0]["per_user"] is None else (f"{100 * mean('targets'):.1f} %", f"{mean('per_user'):.0f}")
     return (name, str(len(values)), f"{mean('hr'):.4f}", f"{mean('ndcg'):.4f}",
-            mean_and_spread([value["score"] for value in values]), *apart,
+            mean_and_spread([value["score"] for value in figures]), *apart,
             f"{mean('warm'):.4f}", f"{mean('cold'):.4f} of {100 * mean('cold_share'):.0f} %", *kept,
             f"{mean('users_per_second'):.0f}")
 

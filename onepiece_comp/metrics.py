@@ -5,7 +5,7 @@ Challenge 2025 (arXiv 2604.04976), section 6: one target per user in the prelimi
 second. A rank is 1-based; 0 means that the target is not in the list.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -121,6 +121,22 @@ def _resampled_means(distinct: np.ndarray, counts: np.ndarray, resamples: int, s
         total = weighted.sum(axis=1)
         kept = total > 0  # a resample may hold users without weight only
         yield weighted[kept] @ distinct[:, 0] / total[kept]
+
+
+def bootstrap_seeds(values: Mapping[Hashable, Sequence[np.ndarray]], *, resamples: int, seed: int) -> Interval:
+    """The mean over seeds of a mean over users, from {whose users: [users] of each seed}.
+
+    Seeds of the same users are averaged user by user before users are resampled: they share the luck of who was asked,
+    so that more seeds narrow less than as many more users would. Those of other users, as of another world, are
+    independent: their distances from mean to bound add in quadrature.
+    """
+    seeds = sum(map(len, values.values()))
+    parts = [(len(group) / seeds, bootstrap_mean(np.mean(group, axis=0), resamples=resamples, seed=seed))
+             for group in values.values()]
+    mean = sum(share * part.mean for share, part in parts)
+    below = sum((share * (part.mean - part.low)) ** 2 for share, part in parts) ** 0.5
+    above = sum((share * (part.high - part.mean)) ** 2 for share, part in parts) ** 0.5
+    return Interval(mean, mean - below, mean + above)
 
 
 def bootstrap_difference(first: np.ndarray, second: np.ndarray, *, resamples: int, seed: int,

@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
 from onepiece_comp.artefacts import fingerprint, names_apart, read_json
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.item_sections import item_sections
-from onepiece_comp.metrics import bootstrap_difference, hit_rate, ndcg, score, sign_flip_test
+from onepiece_comp.metrics import bootstrap_difference, sign_flip_test
 from onepiece_comp.report_html import Drawing, Section, Table, Text, can_plot, write_report
 from onepiece_comp.run_sections import missing, run_sections
 from onepiece_comp.scaling_sections import scaling_sections
-from onepiece_comp.scoring import read_ranks
+from onepiece_comp.scoring import user_scores
 from onepiece_comp.svg_drawings import interval_chart
 from onepiece_comp.truths import read_truth
 
@@ -85,7 +83,7 @@ def _pairs(runs: Mapping[str, Path]) -> list:
     truth = {name: read_truth(pair[1]) for name, pair in held.items()}
     same = {name: fingerprint([tuple(one) for one in truths]) for name, truths in truth.items()}
     parts: list = [missing(work, "result/result.json") for name, work in runs.items() if name not in held]
-    values = {name: _score(held[name][0], truth[name]) for name in held}
+    values = {name: user_scores(held[name][0], truth[name]) for name in held}
     rows, told = [], []
     for first, second in combinations(held, 2):
         if same[first] != same[second]:
@@ -103,7 +101,3 @@ def _pairs(runs: Mapping[str, Path]) -> list:
                                                             "p (sign flips)", "interval excludes 0"), told)]
     return parts or [Text("No two runs have a result.")]
 
-
-def _score(result: Path, truths: list) -> np.ndarray:
-    rank = read_ranks(result, truths).rank
-    return np.asarray(score(hit_rate(rank, 10), ndcg(rank, 10)))

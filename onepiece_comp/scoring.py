@@ -92,6 +92,11 @@ def read_ranks(path: Path, truths: list[Truth]) -> Ranks:
     return Ranks(np.array(rank, np.int64), len(truths) - (len(lists) - ignored), ignored)
 
 
+def user_scores(result: Path, truths: list[Truth], k: int = LIST) -> np.ndarray:
+    """The score of each user of the truth, float64 [users]: their mean is the result's."""
+    return _measures(read_ranks(Path(result), truths).rank, k)["score"]
+
+
 def _rank(items: list[int] | tuple, target: int) -> int:
     return items.index(target) + 1 if target in items else 0
 

@@ -133,6 +133,29 @@ def test_users_are_paired_so_that_wins_and_losses_spread_the_difference():
     assert interval.mean == 0 and interval.low < -0.1 and interval.high > 0.1
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_over_seeds_the_interval_holds_the_truth_whether_or_not_they_share_their_users(shared):
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        ease = rng.random(150) < 0.3  # a user's luck, the same under every seed of the model
+        asked = [ease if shared else rng.random(150) < 0.3 for _ in range(3)]
+        values = [one + rng.normal(0, 0.05, 150) for one in asked]
+        interval = metrics.bootstrap_seeds({"one": values} if shared else {n: [v] for n, v in enumerate(values)}, resamples=300, seed=seed)
+        held += interval.low <= 0.3 <= interval.high
+    assert 180 <= held <= 199
+
+
+def test_seeds_weigh_alike_however_their_users_are_shared():
+    two, one = [np.array([0.0, 1.0]), np.array([1.0, 1.0])], [np.array([0.0, 0.0, 0.3])]
+    assert metrics.bootstrap_seeds({"a": two, "b": one}, resamples=50, seed=0).mean == pytest.approx((0.5 + 1.0 + 0.1) / 3)
+    alone = metrics.bootstrap_seeds({"b": one}, resamples=50, seed=0)
+    assert tuple(alone) == pytest.approx(tuple(metrics.bootstrap_mean(one[0], resamples=50, seed=0)), abs=1e-15)
+    both = metrics.bootstrap_seeds({"b": one, "c": one}, resamples=50, seed=0)
+    assert (both.mean - both.low, both.high - both.mean) == pytest.approx(
+        ((alone.mean - alone.low) / 2**0.5, (alone.high - alone.mean) / 2**0.5))
+
+
 def test_no_users_or_no_weight_give_no_number():
     assert all(map(math.isnan, metrics.bootstrap_mean(np.empty(0), resamples=10, seed=0)))
     assert all(map(math.isnan, metrics.bootstrap_mean(np.ones(3), resamples=10, seed=0, weight=np.zeros(3))))
