@@ -9,5 +9,6 @@ from onepiece_comp.platform_jobs import frozen_config, training_job
 if __name__ == "__main__":
     try:
         training_job(frozen_config(Path(__file__).resolve().parent))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -16,13 +16,13 @@ import dataclasses
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
@@ -35,7 +35,7 @@ from onepiece_comp.submission import infer
 from onepiece_comp.truths import read_truth
 
 PAPER = {"mode": "cascade", "union": 0, "semantic_weight": 0.0, "cold_ids": False}
-EXACT = "exact, joint stage"
+EXACT, RANKER = "exact, joint stage", "cascade_ranker"
 COLUMNS = ("row", "seeds", "HR@10", "NDCG@10", "score", f"to '{EXACT}'", "95 % interval", "warm targets", "cold targets",
            "target kept", "kept a user", "users/s")
 
@@ -110,19 +110,16 @@ def rows_of(number: int, few: str) -> tuple[Row, ...]:
 def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
     """Figures of a row on one work folder: those kept, or new ones where there is time."""
     run = work / row.run
-    if row.run == "conditioned" and not (run / "run.json").is_file():
-        if time.monotonic() > until:
-            return None
-        train_or_resume(work / "dataset", run, dataclasses.replace(
-            config, model=dataclasses.replace(config.model, conditioned=True)), tokenizer=work / "tokenizer",
-            warm=work / "retrieval")
+    if row.run == "conditioned" and not conditioned(work, config, until):
+        return None
     out = work / "cascade_table" / folder(row.name)
     settings = dataclasses.replace(config.infer, **row.changes)
+    if row.ranker and not ranker(work, config, until):
+        return None
     if row.ranker:
-        if not (work / "cascade_ranker" / MARKERS["ranker"]).is_file() and time.monotonic() > until:
-            return None
-        settings = dataclasses.replace(settings, ranker=str(ranker(work, config)))
-    key = fingerprint(to_dict(settings), find_checkpoint(run).name, (run / "run.json").read_text())
+        settings = dataclasses.replace(settings, ranker=str(work / RANKER))
+    key = fingerprint(to_dict(settings), to_dict(config.score), find_checkpoint(run).name, (run / "run.json").read_text(),
+                      *([work / RANKER / MARKERS["ranker"]] if row.ranker else []))
     kept = read_json(out / "row.json") if (out / "row.json").is_file() else {}
     if kept.get("key") == key:
         return kept
@@ -137,13 +134,32 @@ def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
     return read_json(out / "row.json")
 
 
-def ranker(work: Path, config: Config) -> Path:
-    """The folder of a ranker for the joint stage, trained now if there is none."""
-    path = work / "cascade_ranker"
-    if not (path / MARKERS["ranker"]).is_file():
-        say(f"== {work}: training the ranker")
-        train_ranker(work / "joint", work / "dataset", path, dataclasses.replace(config.ranker, keep="always"), config.infer)
-    return path
+def ranker(work: Path, config: Config, until: float) -> bool:
+    """Whether a ranker of these settings for the joint stage stands in WORK; trained now if there is time."""
+    settings = dataclasses.replace(config.ranker, keep="always")
+    made_of = fingerprint(to_dict(settings), to_dict(config.infer), work / "joint" / MARKERS["run"])
+    return trained(work / RANKER, MARKERS["ranker"], made_of, until, lambda: train_ranker(
+        work / "joint", work / "dataset", work / RANKER, settings, config.infer))
+
+
+def conditioned(work: Path, config: Config, until: float) -> bool:
+    """Whether a joint stage with the conditioned query stands in WORK; trained now if there is time."""
+    settings = dataclasses.replace(config, model=dataclasses.replace(config.model, conditioned=True))
+    made_of = fingerprint(to_dict(settings.model), to_dict(settings.train), work / "retrieval" / MARKERS["run"],
+                          work / "tokenizer" / MARKERS["tokenizer"])
+    return trained(work / "conditioned", MARKERS["run"], made_of, until, lambda: train_or_resume(
+        work / "dataset", work / "conditioned", settings, tokenizer=work / "tokenizer", warm=work / "retrieval"))
+
+
+def trained(folder: Path, marker: str, made_of: str, until: float, make: Callable[[], object]) -> bool:
+    """Call `make` if `folder` is not whole, or of other things, and there is time; whether it is whole now."""
+    note = folder.with_name(f"{folder.name}.made_of.json")
+    held = (folder / marker).is_file() and note.is_file() and read_json(note)["made_of"] == made_of
+    if held or time.monotonic() > until:
+        return held
+    say(f"== {folder}")
+    make_unless_made(note, made_of, whole=False, make=make)
+    return True
 
 
 def folder(name: str) -> str:

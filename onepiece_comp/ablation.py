@@ -17,14 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, read_json, write_json
 from onepiece_comp.config import Config
 from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
 from onepiece_comp.console import mean_and_spread, say, table
-from onepiece_comp.errors import InputError
-from onepiece_comp.log_source import log_fingerprint
+from onepiece_comp.errors import Diverged, InputError
 from onepiece_comp.flow import train_or_resume
+from onepiece_comp.log_source import log_fingerprint
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.report_html import BARS, Plot, Section, Table, Text, write_report
 from onepiece_comp.scoring import score
@@ -67,10 +68,10 @@ def ablate(ladder: Path, raw: Path, work: Path, *, hours: float = 2.0, seeds: in
     """
     rows, work, until = read_ladder(ladder), Path(work), time.monotonic() + 3600 * hours
     _prepare(Path(raw), work, rows[0].config)
-    found: dict[tuple[str, int], Found] = {}
+    found: dict[tuple[str, int], Found | None] = {}  # None: its loss came apart
     for row in rows:
         _one(row, 0, rows[0], work, until, found)
-    ranked = sorted((row for row in rows[1:] if (row.name, 0) in found), key=lambda row: -found[row.name, 0].valid)
+    ranked = sorted((row for row in rows[1:] if found.get((row.name, 0))), key=lambda row: -found[row.name, 0].valid)
     for seed in range(1, seeds):
         for row in [rows[0], *ranked[:best]]:
             _one(row, seed, rows[0], work, until, found)
@@ -125,24 +126,30 @@ def _prepare(raw: Path, work: Path, config: Config) -> None:
         preprocess(work / "split" / "train", work / "dataset", config.preprocess)
 
     whole = (work / "split" / "truth.jsonl").is_file() and (work / "dataset" / MARKERS["dataset"]).is_file()
-    made_of = fingerprint(log_fingerprint(raw), to_dict(config.split), to_dict(config.preprocess))
+    made_of = fingerprint(__version__, log_fingerprint(raw), to_dict(config.split), to_dict(config.preprocess))
     make_unless_made(work / "prepared.json", made_of, whole=whole, make=make)
 
 
-def _one(row: Row, seed: int, first: Row, work: Path, until: float, found: dict[tuple[str, int], Found]) -> None:
+def _one(row: Row, seed: int, first: Row, work: Path, until: float, found: dict[tuple[str, int], Found | None]) -> None:
     """Read what a row reached under a seed, or run it if there is time."""
     folder = work / "rows" / row.folder / f"seed-{seed}"
     config = replace(row.config, train=replace(row.config.train, seed=seed),
                      tokenizer=replace(row.config.tokenizer, seed=seed))
-    key = fingerprint(to_dict(config), row.joint, to_dict(first.config), read_json(work / "dataset" / MARKERS["dataset"]))
+    key = fingerprint(to_dict(config), row.joint, to_dict(first.config), first.joint, read_json(work / "dataset" / MARKERS["dataset"]))
     done = read_json(folder / "row.json") if (folder / "row.json").is_file() else {}
     if done.get("key") != key:
         if time.monotonic() > until:
             return
         say(f"== {row.name}, seed {seed}")
-        done = {"key": key, **_run(config, row, folder, work, None if row is first else first, seed)}
+        try:
+            done = {"key": key, **_run(config, row, folder, work, None if row is first else first, seed)}
+        except Diverged as error:  # a finding of its own, but for the first row, to which the others are compared
+            if row is first:
+                raise
+            say(f"came apart: {error}")
+            done = {"key": key, "came_apart": str(error)}
         write_json(folder / "row.json", done)
-    found[row.name, seed] = Found(**{name: done[name] for name in Found._fields})
+    found[row.name, seed] = None if "came_apart" in done else Found(**{name: done[name] for name in Found._fields})
 
 
 def _run(config: Config, row: Row, folder: Path, work: Path, first: Row | None, seed: int) -> dict:
@@ -174,30 +181,31 @@ def _trained(config: Config, work: Path, *, joint: bool) -> Path:
     return ids / "joint"
 
 
-def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str, int], Found]) -> Path:
-    lines = [_line(row, [value for (name, _), value in found.items() if name == row.name]) for row in rows]
+def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str, int], Found | None]) -> Path:
+    reached = {row: [value for (name, _), value in found.items() if name == row.name] for row in rows}
+    lines = [_line(row, values) for row, values in reached.items()]
     table(f"ablation: {ladder.name}", COLUMNS, lines)
     write_json(work / "ablation.json", {
-        "ladder": str(ladder), "rows": {f"{name}, seed {seed}": value._asdict() for (name, seed), value in found.items()}})
+        "ladder": str(ladder), "rows": {f"{name}, seed {seed}": value._asdict() for (name, seed), value in found.items() if value}})
     columns, lines = (*COLUMNS, "note"), [(*cells, row.note) for row, cells in zip(rows, lines)]
     markdown = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *lines)]
     (work / "ablation.md").write_text("\n".join(markdown) + "\n", "utf-8")
-    run = [(number, row.name, np.mean([v.score for (name, _), v in found.items() if name == row.name]))
-           for number, row in enumerate(rows, 1) if (row.name, 0) in found]
-    plot = Plot("score on the held-out targets, by row", np.array([number for number, _, _ in run]),
-                {"score": np.array([value for _, _, value in run])}, "row of the table", "score", BARS)
+    means = [np.mean([value.score for value in values if value] or [np.nan]) for values in reached.values()]
+    plot = Plot("score on the held-out targets, by row", np.arange(1, len(rows) + 1), {"score": np.array(means)},
+                "row of the table", "score", BARS)
     page = write_report(work / "ablation.html", f"Ablation: {ladder.stem}", [Section("Rows", [
         Text("Every row differs from the first in what its name says. Validation: the score by which rows are chosen, "
              "on users held out of training. The other figures are on the targets of the split; differences to the "
              "first row are paired by user, of the first seed, with bootstrap intervals. A row with several seeds has "
-             "their mean and standard deviation. Minutes leave out the training that a row shares with one before it."), Table(ladder.name, columns, lines), *([plot] if run else [])])])
+             "their mean and standard deviation. Minutes leave out the training that a row shares with one before it."), Table(ladder.name, columns, lines), *([plot] if np.isfinite(means).any() else [])])])
     say(f"wrote {page}, ablation.md and ablation.json")
     return page
 
 
-def _line(row: Row, values: list[Found]) -> tuple[str, ...]:
+def _line(row: Row, reached: Sequence[Found | None]) -> tuple[str, ...]:
+    values = [value for value in reached if value]
     if not values:
-        return (row.name, "0", *["not run"] * (len(COLUMNS) - 2))
+        return (row.name, "0", *["came apart" if reached else "not run"] * (len(COLUMNS) - 2))
     several = lambda name: mean_and_spread([getattr(value, name) for value in values])
     difference = ("", "") if values[0].difference is None else (
         f"{values[0].difference[0]:+.4f}", f"{values[0].difference[1]:+.4f} .. {values[0].difference[2]:+.4f}")

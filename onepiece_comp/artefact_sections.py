@@ -54,7 +54,7 @@ def result_section(path: Path) -> Section:
     lengths = Counter(map(len, lists))
     items = Counter(item for one in lists for item in one if isinstance(item, int))
     shown = max(items.values(), default=0)
-    rows = [("users", f"{len(value.get('user', [])):,}"), ("lists", f"{len(lists):,}"),
+    rows = [("users", f"{len(value.get('user') or []):,}"), ("lists", f"{len(lists):,}"),
             ("items per list", ", ".join(f"{length} ({count:,} lists)" for length, count in sorted(lengths.items()))),
             ("lists with an item twice", f"{sum(len(set(map(str, one))) < len(one) for one in lists):,}"),
             ("different items", f"{len(items):,}"),

@@ -99,7 +99,7 @@ def atomic_folder(out: Path, marker: str) -> Iterator[Path]:
     `marker` is the name of the file that makes the folder whole; an existing `out` without it is not ours
     and is never replaced (InputError).
     """
-    out = Path(out)
+    out = Path(out) if Path(out).name else Path(out).resolve()  # `.` has no name
     temporary = _temporary(out)
     if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(out, found=f"something that this tool did not write (no {marker} in it)",

@@ -42,7 +42,7 @@ class TrainBatch(NamedTuple):
     user_N: torch.Tensor  # int64 [N rows], user within the batch
     weight_N: torch.Tensor  # float32 [N rows], loss weight of the target's action
     step_weight_K: torch.Tensor  # float32, weight of the rows with this target: mean of the batches that share keys
-    own_BK: torch.Tensor  # bool, keys that the user has in the log: never that user's negatives
+    own_BK: torch.Tensor  # bool, keys among the user's targets here: never that user's negatives
     log_repeats_K: torch.Tensor  # float32, log of how often the key was drawn in this batch
     log_expected_K: torch.Tensor  # float32, log of how often it was to be expected (LogQ)
     trend_row_N: torch.Tensor  # int64 [N rows], row of `trend` with the row's moment and next action

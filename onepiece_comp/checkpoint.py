@@ -95,8 +95,11 @@ def save_tensors(value: dict, path: Path) -> None:
 def load_tensors(path: Path) -> dict:
     """A file of tensors and plain values, never code; InputError when it is cut short or is none."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+        return found
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise InputError(path, found=f"no readable weights ({reason})", expected="a whole checkpoint",
                          do="the file may be cut short: copy it again or use an earlier checkpoint") from error
@@ -133,8 +136,8 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
                       load_projections(folder, schema.embeddings))
 
 
-def warm_start(model: OnePiece, path: Path) -> tuple[int, int]:
-    """Copy the weights whose names and shapes match from another run; returns (copied, all)."""
+def warm_start(model: OnePiece, path: Path) -> list[str]:
+    """Copy the weights whose names and shapes match from another run; returns the names of those that are still fresh."""
     source, target = load_tensors(find_checkpoint(path) / MODEL), model.state_dict()
     matching = {name: value for name, value in source.items()
                 if name in target and target[name].shape == value.shape and name != "codes"}
@@ -142,4 +145,4 @@ def warm_start(model: OnePiece, path: Path) -> tuple[int, int]:
         raise InputError(path, found="no weights that fit this model", expected="a run of the same width",
                          do="warm-start from a run with the same model settings")
     model.load_state_dict(matching, strict=False)
-    return len(matching), len(target)
+    return [name for name in target if name not in matching]

@@ -25,8 +25,9 @@ def _stop(signum: int, frame: object) -> NoReturn:
 
 def main() -> None:
     """Entry point of `onepiece-comp`."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGINT is in what a script starts with `&`
+            signal.signal(number, _stop)
     try:
         app()
     except InputError as error:

@@ -145,7 +145,7 @@ class TrainConfig:
     weight_decay: float = 0.0001  # AdamW and Muon
     warmup: float = 0.1  # share of steps
     schedule: str = "cosine"  # of the learning rates after it: cosine | constant
-    clip: float = 1.0  # gradient norm
+    clip: float = 1.0  # gradient norm; 0 = none
     average: float = 0.0  # decay of an average of the weights over steps, which is then judged and kept; 0 = none
     validation_users: int = 500  # held out of the loss to score checkpoints; 0 = none
     checkpoints: int = 4  # how often it is validated, and the checkpoint kept unless an earlier one is clearly better

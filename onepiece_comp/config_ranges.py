@@ -19,22 +19,24 @@ _RANGES: tuple[Range, ...] = (
      "synthesize.users preprocess.max_array_values preprocess.max_embedding_width preprocess.trend_budget_mib model.width "
      "model.layers model.heads model.max_events model.decoder_layers train.batch_users train.accumulate train.log_every "
      "infer.beam infer.shortlist infer.index_fetch infer.batch_users ranker.width ranker.heads ranker.layers ranker.depth "
-     "ranker.examples ranker.late ranker.batch_lists ranker.checkpoints score.k score.resamples"),
+     "ranker.examples ranker.late ranker.batch_lists ranker.checkpoints score.k score.resamples model.expert_width"),
     ("0 or more", lambda value: 0 <= value < inf,
-     "synthesize.seed split.seed preprocess.threads preprocess.reduce_embeddings_to preprocess.engine_workers tokenizer.seed "
+     "preprocess.reduce_embeddings_to preprocess.engine_workers "
      "model.feature_width model.id_width model.hash_width model.embedding_width model.latent_steps model.experts "
      "model.similarity_width train.sampled_negatives train.bank_batches train.hard_negatives train.retrieval_weight "
      "train.semantic_weight train.conditioned_weight train.moment_lag_hours train.click_lag_hours train.horizon_days "
      "train.weight_decay train.clip train.validation_users train.checkpoints train.patience train.save_minutes train.replicas "
-     "train.threads train.seed infer.survivors infer.union infer.threads ranker.weight_decay ranker.binary_weight "
-     "ranker.threads ranker.seed score.seed"),
+     "infer.survivors infer.union ranker.weight_decay ranker.binary_weight model.balance_weight tokenizer.balance"),
+    ("from 0 to 1,024", lambda value: 0 <= value <= 1024, "preprocess.threads train.threads infer.threads ranker.threads"),
+    ("from 0 to 4,294,967,295", lambda value: 0 <= value < 2**32,
+     "synthesize.seed split.seed tokenizer.seed train.seed ranker.seed score.seed"),
     ("above 0", lambda value: 0 < value < inf,
      "model.temperature train.epochs train.warm_start_epochs train.warm_start_rate train.learning_rate train.muon_learning_rate "
      "infer.index_effort ranker.epochs ranker.learning_rate"),
     ("from 0 to below 1", lambda value: 0 <= value < 1,
      "model.dropout model.id_dropout model.code_truncation train.average ranker.dropout"),
     ("from 0 to 1", lambda value: 0 <= value <= 1,
-     "preprocess.max_odd_share train.hard_after train.warmup infer.semantic_weight synthesize.conversion_rate"),
+     "train.duplicate_cosine preprocess.max_odd_share train.hard_after train.warmup infer.semantic_weight synthesize.conversion_rate"),
     ("0, or at least a second", lambda value: value == 0 or 1 / 3600 <= value < inf, "preprocess.trend_bucket_hours"),
     ("0 to 2: exposure, click or conversion", lambda value: 0 <= value <= 2, "infer.action"),
 )
@@ -50,7 +52,11 @@ def check_ranges(config: Config) -> None:
             not card or kind == "cuda" and card.isdecimal()), "auto, cpu, cuda, or a card as in cuda:1")
     require_ranges(_RANGES, lambda name: _value(config, name))
     for name in ("train.action_weights", "ranker.action_weights"):
-        _require(config, name, lambda value: len(value) == 4, "four weights: exposure, click, conversion, unknown")
+        _require(config, name, lambda value: len(value) == 4 and min(value) >= 0,
+                 "four weights of 0 or more: exposure, click, conversion, unknown")
+    _require(config, "model.hash_sizes", lambda sizes: all(size >= 1 for size in sizes), "sizes of 1 or more")
+    _require(config, "train.sampled_negatives", lambda count: count or config.train.loss != "bce",
+             "1 or more with train.loss=bce, which compares a target with one of them")
     model = config.model
     _require(config, "model.heads", lambda heads: model.width % heads == 0, f"a divisor of the width, {model.width}")
     _require(config, "ranker.heads", lambda heads: config.ranker.width % heads == 0, f"a divisor of its width, {config.ranker.width}")

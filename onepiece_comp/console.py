@@ -13,6 +13,7 @@ try:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
+    from rich.text import Text
 except ImportError:  # the platform's container
     Console = None
 
@@ -72,12 +73,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     if not (_console and _console.is_terminal):
         say(_plain_table(title, columns, text_rows))
         return
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=Text(title), title_justify="left")  # brackets in it are no markup
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if i == 0 else "right")
     for row in text_rows:
-        drawn.add_row(*row)
-    _console.print(drawn, markup=False)
+        drawn.add_row(*map(Text, row))
+    _console.print(drawn)
 
 
 def progress(items: Iterable, *, total: int | None, what: str, size: Callable[[object], int] = lambda item: 1,

@@ -7,7 +7,6 @@ see the log and the output under the same paths.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.event_columns import EventFigures, join_columns, joined_figures, write_columns
 from onepiece_comp.features import Feature, ItemFeatures, Profiles
 from onepiece_comp.log_source import Log, Part, open_log
+from onepiece_comp.paths import available_cores
 
 _PARTS_PER_WORKER = 4  # so that a slow worker delays the end little
 
@@ -106,7 +106,7 @@ def _cluster(config: PreprocessConfig) -> Iterator[object]:
         with client:
             yield client
         return
-    workers = config.engine_workers or len(os.sched_getaffinity(0))
+    workers = config.engine_workers or available_cores()
     cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
     with cluster, Client(cluster) as client:
         yield client

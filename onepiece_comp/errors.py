@@ -15,3 +15,7 @@ class InputError(Exception):
 
 class StaleRun(InputError):
     """A run that cannot be gone on with, whatever is tried: of other settings, or its state cannot be read."""
+
+
+class Diverged(InputError):
+    """A training that came apart: its loss is no number, or far above where it began."""

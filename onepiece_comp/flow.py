@@ -16,7 +16,7 @@ from onepiece_comp.baselines import baselines
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
-from onepiece_comp.errors import StaleRun
+from onepiece_comp.errors import InputError, StaleRun
 from onepiece_comp.log_source import log_fingerprint, open_log
 from onepiece_comp.oracle import ceiling, random_ranking
 from onepiece_comp.preprocess import preprocess
@@ -60,6 +60,10 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     """From raw files to WORK/score.json: split, columns, both trainings, tokenizer, submission, baselines, score."""
     raw, work = Path(raw), Path(work)
     log = open_log(raw)
+    by_hand = [stage for stage in ("retrieval", "joint") if (work / stage / MARKERS["run"]).is_file()]
+    if by_hand and not (work / "stages.json").is_file():
+        raise InputError(work, found=f"{' and '.join(by_hand)} without stages.json: trained stage by stage", expected="a folder of this "
+                         "command, which would train them anew", do="give another WORK, or go on stage by stage")
     work.mkdir(parents=True, exist_ok=True)
     if config.split.mode == "leave_one_out" and config.model.trend:
         say("note: users of this split end at different times, so that popularity up to the log's end tells little of their "

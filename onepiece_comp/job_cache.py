@@ -33,6 +33,7 @@ class JobCache:
         if path not in self._held:
             self._held[path] = _locked(path, wait=True)
         os.utime(_lock_of(path))  # its last use
+        _remove_halves(path)
         if (path / marker).is_file():
             say(f"{name}: reused {path}")
             return path
@@ -48,7 +49,12 @@ class JobCache:
         self._held = {}
 
     def _make_room(self) -> None:
-        """Remove what was not used for longest, and no job uses, until the quota holds."""
+        """Remove what killed jobs left half-written, then what was not used for longest and no job uses, until the quota holds."""
+        for half in self.root.glob(_half(f"{_PREFIX}*")):
+            path = self.root / half.name[1:].partition(".writing-")[0]
+            with _unless_used(path) as free:
+                if free:
+                    _remove_halves(path)
         entries = sorted((path for path in self.root.glob(f"{_PREFIX}*") if path.is_dir()), key=_last_use)
         sizes = {path: _bytes(path) for path in entries}
         for path in entries:
@@ -61,6 +67,18 @@ class JobCache:
         if sum(sizes.values()) > self.quota:
             say(f"warning: {self.root} holds {sum(sizes.values()) / 2**30:.2f} GiB of {self.quota / 2**30:.2f} that its quota "
                 "allows, all of it in use")
+
+
+def _half(name: str) -> str:
+    """Pattern of what is being written of an entry, or was when its job was killed."""
+    return f".{name}.writing-*"
+
+
+def _remove_halves(path: Path) -> None:
+    """What a killed job left of an entry whose lock we hold, so that nobody is writing it."""
+    for half in path.parent.glob(_half(path.name)):
+        say(f"cache: {half.name} removed, half-written by a job that was killed")
+        shutil.rmtree(half)
 
 
 def _lock_of(path: Path) -> Path:

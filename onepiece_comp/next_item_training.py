@@ -24,6 +24,7 @@ from onepiece_comp.metrics import ndcg
 from onepiece_comp.next_item_losses import (
     LOSSES, calibrated_power, full_softmax, generalised_bce, mean_over_sample, sampled_softmax)
 from onepiece_comp.next_item_model import NextItemModel, check_model
+from onepiece_comp.training import repeatable
 from onepiece_comp.weight_average import WeightAverage
 
 _SCORES_AT_ONCE, _USERS_AT_ONCE = 1 << 25, 256  # in memory while users are judged
@@ -92,7 +93,8 @@ def fit(model: nn.Module, loss: Loss, valid: Callable[[], float], log: Interacti
         say(f"goes on after epoch {earlier} ({state})")
     while len(reached.epochs) < config.epochs and len(reached.epochs) - reached.best_epoch < config.patience:
         started, worked = time.monotonic(), time.process_time()
-        mean_loss = _one_epoch(model, optimiser, loss, log, config, max_length, rng)
+        with repeatable(torch.device("cpu")):
+            mean_loss = _one_epoch(model, optimiser, loss, log, config, max_length, rng)
         with average.inside():
             reached.take(Epoch(len(reached.epochs) + 1, mean_loss, valid(), time.monotonic() - started,
                                time.process_time() - worked), model)

@@ -6,6 +6,7 @@ momentum .95 with Nesterov, five steps, scale sqrt(max(1, rows / columns)). Ours
 """
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -79,9 +80,9 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def _by_rate(model: nn.Module, parameters: list[nn.Parameter], trained_rate: float) -> list[dict]:
+def _by_rate(model: nn.Module, parameters: list[nn.Parameter], trained_rate: float, fresh: Collection[str]) -> list[dict]:
     """The parameters as groups of one rate each."""
-    new = {id(p) for name, p in model.named_parameters() if name.startswith("decoder.") or "code_table" in name}
+    new = {id(p) for name, p in model.named_parameters() if name.startswith("decoder.") or "code_table" in name or name in fresh}
     parts = [{"params": [p for p in parameters if (id(p) in new) == is_new], "rate": 1.0 if is_new else trained_rate}
              for is_new in (False, True)]
     return [part for part in parts if part["params"]]
@@ -92,8 +93,8 @@ class Optimisers:
 
     def __init__(self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float,
                  warmup_steps: int, total_steps: int, trained_rate: float = 1.0, muon: bool = True,
-                 schedule: str = "cosine", tables: str = "adamw", seed: int = 0):
-        """`trained_rate` scales the steps of all weights but those that know semantic ids: the others are trained.
+                 schedule: str = "cosine", tables: str = "adamw", seed: int = 0, fresh: Collection[str] = ()):
+        """`trained_rate` scales the steps of all weights but those that know semantic ids and those named in `fresh`.
 
         Without `muon` AdamW steps the hidden matrices too. `tables` steps those with sparse gradients.
         """
@@ -103,7 +104,7 @@ class Optimisers:
         groups = parameter_groups(model)
         if not muon:
             groups = {**groups, "muon": [], "decayed": groups["muon"] + groups["decayed"]}
-        parts = {name: _by_rate(model, held, trained_rate) for name, held in groups.items()}
+        parts = {name: _by_rate(model, held, trained_rate, fresh) for name, held in groups.items()}
         self.muon = Muon(parts["muon"], lr=muon_learning_rate, weight_decay=weight_decay) if muon else None
         self.adam = torch.optim.AdamW(
             [{**part, "weight_decay": weight_decay} for part in parts["decayed"]]

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from onepiece_comp.artefacts import MARKERS, read_json, write_json
 from onepiece_comp.config import Config, ScoreConfig, SplitConfig, SynthesizeConfig
+from onepiece_comp.config_reading import load_config, to_dict
 from onepiece_comp.console import quietly, say
+from onepiece_comp.errors import InputError
 from onepiece_comp.rehearsal import Limits, rehearse
 from onepiece_comp.synthetic import synthesize
 from onepiece_comp.upload import write_upload
@@ -33,7 +35,15 @@ def pack(out: Path, config: Config, *, preset: str, flat: bool = False, cache_gi
 
 
 def rehearse_packed(raw: Path, out: Path, config: Config, *, pack: Path | None, preset: str, limits: Limits) -> Path:
-    """`rehearse` from a folder that was packed before, or from one that is packed now and thrown away."""
+    """`rehearse` from a folder that was packed before, or from one that is packed now and thrown away.
+
+    InputError for settings beside `pack` that the jobs would not see: theirs are frozen in it.
+    """
+    usual = to_dict(load_config())
+    beside = [name for name, values in to_dict(config).items() if name not in ("split", "score") and values != usual[name]]
+    if pack and beside:
+        raise InputError("--pack", found=f"other settings of {', '.join(beside)} beside it", expected="settings of split and score alone",
+                         do="pack again with these settings, or leave out --pack")
     with tempfile.TemporaryDirectory() as place:
         pack = pack or write_upload(Path(place, "pack"), config, preset=preset, cache_gib=limits.cache_gib)
         return rehearse(raw, out, pack, limits=limits, splitting=config.split, judging=config.score)
@@ -71,5 +81,5 @@ def shrunk(config: Config) -> Config:
             id_width=min(4, model.id_width), hash_width=min(4, model.hash_width), experts=min(4, model.experts),
             hash_sizes=tuple(101 + 2 * number for number in range(len(model.hash_sizes))), active_experts=min(2, model.active_experts),
             similarity_width=min(4, model.similarity_width)),
-        train=dataclasses.replace(train, **_TRAIN, sampled_negatives=min(64, train.sampled_negatives), accumulate=1, replicas=1),
-        infer=dataclasses.replace(config.infer, beam=min(5, config.infer.beam), shortlist=200))
+        train=dataclasses.replace(train, **_TRAIN, device="auto", precision="auto", sampled_negatives=min(64, train.sampled_negatives), accumulate=1, replicas=1),
+        infer=dataclasses.replace(config.infer, device="auto", beam=min(5, config.infer.beam), shortlist=200))

@@ -92,14 +92,13 @@ class Ranks:
         """
         if self.ranks == 1:
             return
-        held = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=self.device)
-        sparse = torch.tensor([parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters],
-                              dtype=torch.int32, device=self.device)
-        for flags in (held, sparse):
-            self._send(lambda: distributed.all_reduce(flags, op=distributed.ReduceOp.MAX))
-        dense = [parameter for parameter, any_held, is_sparse in zip(parameters, held.tolist(), sparse.tolist())
-                 if any_held and not is_sparse]
-        for parameter, is_sparse in zip(parameters, sparse.tolist()):
+        grads = [parameter.grad for parameter in parameters]
+        flags = torch.tensor([[grad is not None for grad in grads], [grad is not None and grad.is_sparse for grad in grads]],
+                             dtype=torch.int32, device=self.device)
+        self._send(lambda: distributed.all_reduce(flags, op=distributed.ReduceOp.MAX))
+        held, sparse = flags.tolist()
+        dense = [parameter for parameter, any_held, is_sparse in zip(parameters, held, sparse) if any_held and not is_sparse]
+        for parameter, is_sparse in zip(parameters, sparse):
             if is_sparse:
                 self._sum_rows(parameter)
         for dtype in sorted({parameter.dtype for parameter in dense}, key=str):

@@ -24,7 +24,6 @@ class EvalPaths(NamedTuple):
     checkpoint: Path
     data: Path
     result: Path
-    cache: Path | None
 
 
 def _optional(name: str) -> Path | None:
@@ -51,7 +50,7 @@ def train_paths() -> TrainPaths:
 def eval_paths() -> EvalPaths:
     """The evaluation job's paths."""
     return EvalPaths(checkpoint=_required("MODEL_OUTPUT_PATH"), data=_required("EVAL_DATA_PATH"),
-                     result=_required("EVAL_RESULT_PATH"), cache=_optional("USER_CACHE_PATH"))
+                     result=_required("EVAL_RESULT_PATH"))
 
 
 class Rank(NamedTuple):

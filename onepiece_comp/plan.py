@@ -167,6 +167,6 @@ def plan(scale: Scale, *, gpu_memory: str, within_hours: float, presets: Sequenc
 def read_size(text: str) -> int:
     """Bytes of a size such as 19GiB or 19GB."""
     for unit, factor in (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20)):
-        if text.endswith(unit) and text[:-len(unit)].strip().replace(".", "", 1).isdigit():
+        if text.endswith(unit) and text[:-len(unit)].strip().replace(".", "", 1).isdecimal():
             return int(float(text[:-len(unit)]) * factor)
     raise InputError("--gpu-memory", found=repr(text), expected="a size as 19GiB", do="write it so")

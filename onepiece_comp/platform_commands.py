@@ -66,7 +66,7 @@ def plan(
     candidates: Annotated[int, typer.Option(help="To rank for every user.", min=1)] = 660_000,
     gpu_memory: Annotated[str, typer.Option(help="As 19GiB.")] = "19GiB",
     hours: Annotated[float, typer.Option(help="For all stages together.", min=0)] = 8.0,
-    tflops: Annotated[float, typer.Option(help="Of a training step; 0 = measured here from a product of matrices.")] = 0.0,
+    tflops: Annotated[float, typer.Option(help="Of a training step; 0 = measured here from a product of matrices.", min=0)] = 0.0,
     preset: Annotated[Optional[list[str]], typer.Option(help="May be repeated; default: tiny to full.")] = None,
     sets: Sets = None,
 ) -> None:

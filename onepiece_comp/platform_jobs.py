@@ -12,8 +12,10 @@ from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, atomic_folder, read_json, write_json
 from onepiece_comp.checkpoint import CONFIG, find_checkpoint, load_checkpoint
 from onepiece_comp.config import Config, InferConfig
+from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import load_config, merge, to_dict
 from onepiece_comp.console import say
+from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
 from onepiece_comp.flow import train_or_resume
 from onepiece_comp.job_cache import JobCache
@@ -37,9 +39,15 @@ def frozen_config(beside: Path) -> Frozen:
     path = beside / "config.json"
     if not path.is_file():
         return Frozen(load_config("full"))
-    stored = dict(read_json(path))
-    preset, cache_gib = stored.pop("preset", "full"), float(stored.pop("cache_gib", 20.0))
-    return Frozen(merge(load_config(preset), stored, lambda *keys: f"{path}: {'.'.join(keys)}"), cache_gib)
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("preset", ""), str):
+        raise InputError(path, found=str(stored)[:80], expected="an object whose preset is a name", do="pack it again")
+    preset, cache_gib = stored.pop("preset", "full"), stored.pop("cache_gib", 20.0)
+    if type(cache_gib) not in (int, float) or cache_gib <= 0:
+        raise InputError(f"{path}: cache_gib", found=repr(cache_gib), expected="a number above 0", do="correct it")
+    config = merge(load_config(preset), stored, lambda *keys: f"{path}: {'.'.join(keys)}")
+    check_ranges(config)
+    return Frozen(config, float(cache_gib))
 
 
 def training_job(frozen: Frozen) -> Path:
@@ -72,8 +80,9 @@ def _checkpoint_for_release(best: Path, checkpoints: Path, infer: InferConfig) -
 def evaluation_job(config: InferConfig | None = None) -> tuple[list[list[int]], list[str]]:
     """(top10s, users) for the evaluation folder, as the platform's driver expects them."""
     paths = eval_paths()
-    checkpoint = load_checkpoint(paths.checkpoint, choose_device("auto"))
+    checkpoint = load_checkpoint(paths.checkpoint, choose_device("cpu"))
     config = config or checkpoint.infer
+    checkpoint = checkpoint._replace(model=checkpoint.model.to(choose_device(config.device)))
     set_threads(config.threads)
     evaluation = read_evaluation(paths.data, checkpoint.model.schema, projections=checkpoint.projections)
     submission = recommend(checkpoint, evaluation, config)

@@ -16,7 +16,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.item_sections import item_sections
 from onepiece_comp.metrics import bootstrap_difference, sign_flip_test
 from onepiece_comp.report_html import Drawing, Section, Table, Text, can_plot, write_report
-from onepiece_comp.run_sections import missing, run_sections
+from onepiece_comp.run_sections import STAGES, missing, read_score, run_sections
 from onepiece_comp.scaling_sections import scaling_sections
 from onepiece_comp.scoring import user_scores
 from onepiece_comp.svg_drawings import interval_chart
@@ -51,9 +51,9 @@ def _of_one(work: Path) -> list[Section]:
 
 
 def _comparison(runs: Mapping[str, Path]) -> list[Section]:
-    judged = {name: work for name, work in runs.items() if (work / "score.json").is_file()}
-    parts: list = [missing(work, "score.json") for name, work in runs.items() if name not in judged]
-    reports = {name: read_json(work / "score.json") for name, work in judged.items()}
+    read = {name: read_score(work) for name, work in runs.items()}
+    reports = {name: found for name, found in read.items() if isinstance(found, dict)}
+    parts: list = [found for found in read.values() if isinstance(found, Text)]
     rows = [(title, {name: tuple(one[key][part] for part in ("mean", "low", "high")) for name, one in reports.items()})
             for title, key in (("HR@10", "hr"), ("NDCG@10", "ndcg"), ("score", "score"))]
     if reports:
@@ -63,17 +63,22 @@ def _comparison(runs: Mapping[str, Path]) -> list[Section]:
 
 
 def _settings(runs: Mapping[str, Path]) -> Table:
-    """Settings in which the runs' last trainings differ."""
-    flat = {}
-    for name, work in runs.items():
-        file = next((work / stage / "config.json" for stage in ("joint", "retrieval")
-                     if (work / stage / "config.json").is_file()), None)
-        config = read_json(file) if file else {}
-        flat[name] = {f"{part}.{key}": value for part in ("model", "train") for key, value in config.get(part, {}).items()}
-    keys = sorted({key for values in flat.values() for key in values})
+    """In what the runs' last trainings and their rankings differ, and what these read."""
+    flat = {name: _flat(work) for name, work in runs.items()}
+    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
     differing = [key for key in keys if len({str(values.get(key)) for values in flat.values()}) > 1]
     return Table("Settings that differ", ("setting", *flat), [(key, *(values.get(key, "") for values in flat.values()))
                                                              for key in differing] or [("none", *[""] * len(flat))])
+
+
+def _flat(work: Path) -> dict[str, object]:
+    """Settings and inputs of a run by name: of its ranking, and of the joint training or, where there is none, the first."""
+    funnel = work / "result" / "funnel.json"
+    file = next((work / stage / "config.json" for stage in reversed(STAGES) if (work / stage / "config.json").is_file()), None)
+    config, ranking = (read_json(path) if path and path.is_file() else {} for path in (file, funnel))
+    return {**{f"infer.{key}": value for key, value in ranking.get("settings", {}).items()},
+            **{key: config[key] for key in ("version", "dataset", "tokenizer", "warm_start") if key in config},
+            **{f"{part}.{key}": value for part in ("model", "train") for key, value in config.get(part, {}).items()}}
 
 
 def _pairs(runs: Mapping[str, Path]) -> list:

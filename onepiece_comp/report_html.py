@@ -6,6 +6,7 @@ the same input gives the same bytes.
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
@@ -55,6 +56,7 @@ p.warning { border-left: 4px solid var(--warn); padding: .3em .9em; background: 
   body { max-width: none; padding: 0; font-size: 10.5pt } nav { display: none } h2 { break-after: avoid }
   figure, table tr, .card { break-inside: avoid } .held { overflow: visible } }
 """
+_STRANGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # what no page may hold: names of files may
 _FEW = 4  # sections without a table of contents
 
 
@@ -114,7 +116,7 @@ def can_plot() -> bool:
 def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:
     """Write the page to `path`, atomically; returns `path`."""
     with atomic_file(Path(path)) as temporary:
-        temporary.write_text(render(title, sections), "utf-8")
+        temporary.write_text(_STRANGE.sub("\ufffd", render(title, sections)), "utf-8")
     return Path(path)
 
 

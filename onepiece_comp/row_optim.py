@@ -79,7 +79,9 @@ def round_at_random(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, *, shares: Iterable[nn.Parameter] = (),
                    total: Callable[[torch.Tensor], torch.Tensor] | None = None) -> float:
-    """Scale all gradients so that their joint norm is at most `limit`; returns the norm before. Sparse ones count too.
+    """Scale all gradients so that their joint norm is at most `limit`, 0 = no limit; returns the norm before.
+
+    Sparse ones count too.
 
     `shares` are parameters whose other parts other ranks hold: `total` sums their squares over all ranks.
     """
@@ -94,7 +96,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, *, shares: 
         return 0.0
     norm = torch.linalg.vector_norm(torch.stack(norms))
     scale = (limit / (norm + 1e-6)).clamp_max(1.0)
-    for value in values + divided:
+    for value in values + divided if limit else ():
         value.mul_(scale.to(value.dtype))
     return float(norm)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from onepiece_comp.artefacts import MARKERS, load_column, read_json, read_marker
+from onepiece_comp.artefacts import MARKERS, fingerprint, load_column, read_json, read_marker
 from onepiece_comp.log_figures import gini
 from onepiece_comp.log_sections import length_bars, rank_curve
-from onepiece_comp.metrics import bootstrap_mean, hit_rate, ndcg, score
+from onepiece_comp.metrics import bootstrap_mean
 from onepiece_comp.report_html import BARS, Cards, Drawing, Plot, Section, Table, Text
-from onepiece_comp.scoring import read_ranks
+from onepiece_comp.scoring import user_scores
 from onepiece_comp.svg_drawings import funnel_chart, interval_chart
 from onepiece_comp.truths import read_truth
 
@@ -27,7 +27,7 @@ _MAKES = {"split": "onepiece-comp split RAW {work}/split", "dataset": "onepiece-
           "joint": "onepiece-comp train {work}/dataset {work}/joint --tokenizer {work}/tokenizer --warm-start {work}/retrieval",
           "tokenizer": "onepiece-comp build-tokenizer {work}/dataset {work}/tokenizer --ckpt {work}/retrieval",
           "result": "onepiece-comp infer --ckpt {work}/joint --data {work}/split/eval --truth {work}/split/truth.jsonl --out {work}/result",
-          "score.json": "onepiece-comp run RAW {work}"}
+          "score.json": "onepiece-comp score {work}/result/result.json {work}/split/truth.jsonl"}
 
 
 def missing(work: Path, file: str) -> Text:
@@ -47,7 +47,7 @@ def run_sections(work: Path) -> list[Section]:
     data, truth, result = "dataset/schema.json", "split/truth.jsonl", "result/result.json"
     return [section_or_missing("Data", work, [data, "split/split.json"], lambda: _data(work)), _training(work),
             section_or_missing("Funnel", work, ["result/funnel.json"], lambda: _funnel(work)),
-            section_or_missing("Score by slice", work, ["score.json"], lambda: _slices(work)),
+            Section("Score by slice", _slices(work)),
             section_or_missing("Score by popularity of the target", work, [data, truth, result], lambda: _popularity(work)),
             _experts(work)]
 
@@ -71,7 +71,7 @@ def _data(work: Path) -> list:
             Plot("Item popularity by rank", rank, {"events": events}, "rank of the item", "events", log="xy"),
             Table("Training log", ("what", "count"), [(name, f"{value:,}") for name, value in corners.items()]),
             *([Table("Embeddings", ("feature", "width", "items that have it"), cover)] if cover else []),
-            Text(f"Split: {split['config']['mode']}, cut at {split.get('cut_time', '?')}.")]
+            Text(f"Split: {split['config']['mode']}" + (f", cut at {split['cut_time']}." if split.get("cut_time") else "."))]
 
 
 def read_log(run: Path) -> list[dict]:
@@ -150,8 +150,27 @@ def _three(interval: dict) -> tuple[float, float, float]:
     return interval["mean"], interval["low"], interval["high"]
 
 
+def read_score(work: Path) -> dict | Text:
+    """What the judge said of the run's result, as `run` or `score` left it; a warning where it is of another result or truth."""
+    result, truth = work / "result" / "result.json", work / "split" / "truth.jsonl"
+    reports = [read_json(file) for file in (work / "score.json", work / "result" / "score.json") if file.is_file()]
+    if not reports:
+        return missing(work, "score.json")
+    if not (result.is_file() and truth.is_file()):
+        return reports[0]  # nothing to hold it against
+    same = [report for report in reports if report["truth_fingerprint"] == fingerprint(truth)]
+    truths = read_truth(truth) if same else []
+    for report in same:
+        if abs(user_scores(result, truths, report["config"]["k"]).mean() - report["score"]["mean"]) < 1e-9:
+            return report
+    return Text(f"The score in {work} is of another {'result' if same else 'truth'} than stands there; this makes it anew: "
+                f"{_MAKES['score.json'].format(work=work)}", warning=True)
+
+
 def _slices(work: Path) -> list:
-    report = read_json(work / "score.json")
+    report = read_score(work)
+    if isinstance(report, Text):
+        return [report]
     parts = [Cards([(name, f"{report[key]['mean']:.4f}", f"{report[key]['low']:.4f} .. {report[key]['high']:.4f}")
                     for name, key in (("HR@10", "hr"), ("NDCG@10", "ndcg"), ("score", "score"))])]
     for kind, labels in report["slices"].items():
@@ -171,8 +190,7 @@ def target_counts(work: Path) -> np.ndarray:
 
 
 def _popularity(work: Path) -> list:
-    rank = read_ranks(work / "result" / "result.json", read_truth(work / "split" / "truth.jsonl")).rank
-    values = np.asarray(score(hit_rate(rank, 10), ndcg(rank, 10)))
+    values = user_scores(work / "result" / "result.json", read_truth(work / "split" / "truth.jsonl"))
     bucket, firsts = target_counts(work), list(_POPULARITY)
     place, rows = np.searchsorted(firsts, bucket, side="right") - 1, []
     for number, label in enumerate(_POPULARITY.values()):

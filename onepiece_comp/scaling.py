@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from onepiece_comp import __version__
 from onepiece_comp.ablation import read_ladder
 from onepiece_comp.arithmetic import forward_work, shape_of
 from onepiece_comp.artefacts import (
@@ -24,6 +25,7 @@ from onepiece_comp.checkpoint import load_checkpoint
 from onepiece_comp.config import Config, TokenizerConfig
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
+from onepiece_comp.errors import Diverged, InputError
 from onepiece_comp.flow import train_or_resume
 from onepiece_comp.item_vectors import named_sources
 from onepiece_comp.model import OnePiece, size
@@ -48,8 +50,9 @@ def scaling(grid: Path, dataset: Path, out: Path, *, hours: float = 3.0) -> Path
              for seed in range(plan.seeds) for row in rows for objective in plan.objectives]
     for name, chosen in _shares(dataset, plan).items():
         keep_users(dataset, out / "data" / name, chosen)
-    keep_ids(dataset, out / "tokenizer", rows[0].config.tokenizer, plan.vectors)
-    points: dict[Cell, Point] = {}
+    if set(plan.objectives) != {"InfoNCE"}:
+        keep_ids(dataset, out / "tokenizer", rows[0].config.tokenizer, plan.vectors)
+    points: dict[Cell, Point | None] = {}  # None: its loss came apart
     planner = _Planner(out)
     for cell in cells:
         _one(cell, plan, planner, until, points)
@@ -61,6 +64,9 @@ def _shares(dataset: Path, plan: Plan) -> dict[str, np.ndarray]:
     order = np.random.default_rng(0).permutation(len(load_dataset(dataset).user_start) - 1)
     held = max(1, round(plan.held_out * len(order)))
     rest = order[held:]
+    if not len(rest):
+        raise InputError(dataset, found=f"{len(order)} users, of whom {held} are held out", expected="somebody left to train on",
+                         do="lower scaling.held_out, or take a dataset of more users")
     return {"held-out": np.sort(order[:held]), **{
         f"share-{share:g}": np.sort(rest[:max(1, round(share * len(rest)))]) for share in {1.0, *plan.data.values()}}}
 
@@ -91,29 +97,40 @@ def keep_users(dataset: Path, out: Path, users: np.ndarray) -> Path:
 def keep_ids(dataset: Path, out: Path, config: TokenizerConfig, vectors: str) -> None:
     """Ids of these vectors under these settings in `out`: left if they are there, made anew if they are of others."""
     sources = [Path(name) for name, _ in named_sources(vectors)]
-    files = [file for source in sources for file in (source, source / "item_vectors.npy") if file.is_file()]
-    made_of = fingerprint(read_marker(dataset, "dataset")["fingerprint"], to_dict(config), vectors, *files)
+    files = [file for source in sources for file in (source, source.with_name(f"{source.stem}_ids.npy"), source / "item_vectors.npy",
+                                                     source / "item_ids.npy") if file.is_file()]
+    made_of = fingerprint(__version__, read_marker(dataset, "dataset")["fingerprint"], to_dict(config), vectors, *files)
     make_unless_made(out.with_name(f"{out.name}.made_of.json"), made_of, whole=(out / MARKERS["tokenizer"]).is_file(),
                      make=lambda: build_tokenizer(dataset, out, config, vectors=vectors))
 
 
-def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict[Cell, Point]) -> None:
+def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict[Cell, Point | None]) -> None:
     """Read what a cell reached, or train it if there is time."""
     config, out = settings_of(cell), planner.out
     data = out / "data" / f"share-{cell.share:g}"
     file = out / "rows" / f"{cell.name}.json"
-    key = fingerprint(Point._fields, to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]), plan.negatives,
-                      read_marker(out / "tokenizer", "tokenizer")["checksum"])
+    ids = _ids(cell, out)
+    key = fingerprint(__version__, Point._fields, to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]), plan.negatives,
+                      ids and read_marker(ids, "tokenizer")["checksum"])
     done = read_json(file) if file.is_file() else {}
     if done.get("key") != key and time.monotonic() > until:
         return
+    if done.get("key") == key and "came_apart" in done:
+        points[cell] = None
+        return
     planned, events = planner.planned(config, cell, data)
     if done.get("key") != key:
-        known = [point for point in points.values() if point.seconds > 0]
+        known = [point for point in points.values() if point and point.seconds > 0]
         rate = sum(p.flops for p in known) / sum(p.seconds for p in known) if known else _FIRST_RATE
         say(f"== {cell.row.name}, {cell.objective}, seed {cell.seed}: {planned:.3g} FLOP, about "
             f"{planned / rate / 60:.1f} min at {rate / 1e9:.1f} GFLOP/s")
-        done = {"key": key, **_run(config, cell, plan, data, out)._asdict()}
+        try:
+            done = {"key": key, **_run(config, cell, plan, data, out)._asdict()}
+        except Diverged as error:  # a finding of its own; the other cells can be trained
+            say(f"came apart: {error}")
+            write_json(file, {"key": key, "came_apart": str(error)})
+            points[cell] = None
+            return
         write_json(file, done)
     points[cell] = Point(**{name: done[name] for name in Point._fields})._replace(flops=planned, events=events)
 
@@ -156,9 +173,8 @@ class _Planner:
 
 def _run(config: Config, cell: Cell, plan: Plan, data: Path, out: Path) -> Point:
     run, ids = out / "runs" / cell.name, _ids(cell, out)
-    started = time.monotonic()
     train_or_resume(data, run, config, **({} if ids is None else {"tokenizer": ids}))
-    seconds, model = time.monotonic() - started, load_checkpoint(run, torch.device("cpu")).model
+    seconds, model = read_marker(run, "run")["figures"]["seconds"], load_checkpoint(run, torch.device("cpu")).model
     held, count = load_dataset(out / "data" / "held-out"), size(model)
     retrieval, codes = held_out_losses(model, held, config, negatives=plan.negatives)
     judged = None
@@ -186,9 +202,10 @@ def held_out_losses(model: OnePiece, data: Dataset, config: Config, *, negatives
     return retrieval, levels
 
 
-def _report(grid: Path, out: Path, cells: Sequence[Cell], points: Mapping[Cell, Point], plan: Plan) -> Path:
-    lines = [(cell.row.name, cell.objective, str(cell.seed), f"{cell.share:g}",
-              *(points[cell].cells() if cell in points else ["not run"] + [""] * 8)) for cell in cells]
+def _report(grid: Path, out: Path, cells: Sequence[Cell], found: Mapping[Cell, Point | None], plan: Plan) -> Path:
+    points = {cell: point for cell, point in found.items() if point}
+    lines = [(cell.row.name, cell.objective, str(cell.seed), f"{cell.share:g}", *(
+        points[cell].cells() if cell in points else ["came apart" if cell in found else "not run"] + [""] * 8)) for cell in cells]
     table(f"scaling: {grid.name}", COLUMNS, lines)
     write_json(out / "scaling.json", {"grid": str(grid), "rows": [
         {"row": cell.row.name, "objective": cell.objective, "seed": cell.seed, "share": cell.share,

@@ -7,7 +7,7 @@ Sources: Hoffmann et al. 2022 (arXiv 2203.15556) for power and Huber; Zhai et al
 the line in the logarithm.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -123,15 +123,14 @@ def _left_out(name: str, size: np.ndarray, loss: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
 
 
-def interval(name: str, size: np.ndarray, loss: np.ndarray, *, resamples: int = 200, seed: int = 0,
-             of: Callable[[Law], Sequence[float]] = lambda law: law.values) -> np.ndarray:
-    """[values, (low, high)]: 95 % percentiles of what `of` says of the law under bootstraps of the points."""
+def interval(name: str, size: np.ndarray, loss: np.ndarray, *, resamples: int = 200, seed: int = 0) -> np.ndarray:
+    """[values, (low, high)]: 95 % percentiles of the law's values under bootstraps of the points."""
     rng, found = np.random.default_rng(seed), []
     size, loss = np.asarray(size, np.float64), np.asarray(loss, np.float64)
     while len(found) < resamples:
         drawn = rng.integers(0, len(size), len(size))
         if len(np.unique(size[drawn])) >= min(3, len(np.unique(size))):  # fewer sizes say nothing of a curve
-            found.append(of(fit(name, size[drawn], loss[drawn])))
+            found.append(fit(name, size[drawn], loss[drawn]).values)
     return np.quantile(np.array(found), [0.025, 0.975], axis=0).T
 
 

@@ -49,9 +49,14 @@ def read_plan(grid: Path) -> Plan:
     given, rows = whole.get("scaling") or {}, whole.get("rows") or {}
     value = {"objectives": list(OBJECTIVES), "seeds": 1, "data": {}, "vectors": "emb_81", "held_out": 0.1, "negatives": 2048,
              "beside": [], **(given if isinstance(given, dict) else {repr(given): None})}
+    rows = set(map(str, rows))  # YAML reads `128` as a number
+    if isinstance(value["data"], dict):
+        value["data"] = {str(name): share for name, share in value["data"].items()}
+    if isinstance(value["beside"], list):
+        value["beside"] = [str(name) for name in value["beside"]]
     number = lambda one, kind: isinstance(one, kind) and not isinstance(one, bool)
     right = {
-        "objectives": lambda one: isinstance(one, list) and one and all(name in OBJECTIVES for name in one),
+        "objectives": lambda one: isinstance(one, list) and one and all(isinstance(name, str) and name in OBJECTIVES for name in one),
         "seeds": lambda one: number(one, int) and one >= 1, "negatives": lambda one: number(one, int) and one >= 1,
         "data": lambda one: isinstance(one, dict) and all(
             name in rows and number(share, (int, float)) and 0 < share <= 1 for name, share in one.items()),

@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
 def scaling_sections(file: Path, lines: Sequence[Sequence[str]] = ()) -> list[Section]:
     """Sections over scaling.json; `lines` are the rows of the table, those that did not run among them."""
-    rows = read_json(file)["rows"]
+    rows = [{**Point._field_defaults, **row} for row in read_json(file)["rows"]]
     lines = lines or [(row["row"], row["objective"], str(row["seed"]), f"{row['share']:g}",
                        *Point(**{name: row[name] for name in Point._fields}).cells()) for row in rows]
     sections = [Section("Grid", [Text("Loss is per event of users that no row trains on, with the same keys for every "
@@ -52,7 +52,7 @@ def scaling_sections(file: Path, lines: Sequence[Sequence[str]] = ()) -> list[Se
                                       "least AIC, corrected for few points, or of the least error on the sizes left out where "
                                       "there are too few points for the correction."),
                                  Table(Path(file).parent.name, COLUMNS, lines)])]
-    sections += [Section("Alone and together", _together(rows))] if rows else []
+    sections += [Section("Alone and together", _together(rows))] if any(row["objective"] == "both" for row in rows) else []
     for objective in dict.fromkeys(row["objective"] for row in rows):
         mine = [row for row in rows if row["objective"] == objective and not row["beside"]]
         for name in dict.fromkeys(name for row in mine for name in _losses(row)):

@@ -5,7 +5,6 @@ lock); a line that they do not recognise goes to `formats.parse_line`, which acc
 it, so both ways give the same blocks and the same errors. Memory: a few chunks per thread, whatever the log's length.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from onepiece_comp.blocks import EventBlock, block_of, starts_of
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import ItemFeatures, Profiles
 from onepiece_comp.formats import LONGEST_LINE, parse_line, sequence_lines
+from onepiece_comp.paths import available_cores
 from onepiece_comp.pickles import load_pickle
 
 CHUNK = 8 << 20
@@ -77,7 +77,7 @@ def read_sequence_blocks(path: Path, matrix: ItemFeatures, profiles: Profiles, *
         raise InputError(path, found="no such file", expected="a sequence file, one user per line", do="check the path")
     span = span or (0, path.stat().st_size)
     if compiler_wanted(path, reader):
-        pieces = _compiled_blocks(path, matrix, profiles, most_item, threads or len(os.sched_getaffinity(0)), span)
+        pieces = _compiled_blocks(path, matrix, profiles, most_item, threads or available_cores(), span)
     else:
         pieces = _plain_blocks(path, matrix, profiles, most_item, span)
     lines = 0

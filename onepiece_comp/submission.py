@@ -210,7 +210,7 @@ def infer(checkpoint: Path, out: Path, config: InferConfig, *, data: Path | None
         return None
     for name, other in _beside(config, beside, with_truth=truth is not None):
         _write(out / f"{name}.json", submission if other == config else answer(other), time.monotonic() - started)
-    write_json(out / "funnel.json", submission.funnel)
+    write_json(out / "funnel.json", {**submission.funnel, "checkpoint": loaded.path.name, "settings": to_dict(config)})
     _write(out / "result.json", submission, time.monotonic() - started)
     shutil.rmtree(out / "parts", ignore_errors=True)
     _report(submission.funnel, out)

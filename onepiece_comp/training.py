@@ -6,7 +6,7 @@ TensorBoard), checkpoints, the best one's item vectors for the tokenizer, and `r
 
 import contextlib
 import platform
-import time
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from onepiece_comp.table_shards import shard_tables
 from onepiece_comp.training_loop import Loop
 
 
+_BEGUN = ("config.json", "environment.json", "log.jsonl", "events.out.", ".resume.pt.writing-")  # of a run that saved nothing yet
 _SHARED_OUT = ("accumulate", "replicas", "shard_tables")  # who takes a step's batches: another one may go on with a run
 
 
@@ -40,11 +41,12 @@ def choose_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one; asking for a GPU that is not there is an InputError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "device", found="no CUDA device", expected="one, as device=cuda asks", do="use device=cpu or auto"
-        )
-    return torch.device(name)
+    device = torch.device(name)
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise InputError("device", found=f"{cards} CUDA devices", expected=f"one, as device={name} asks" if device.index is None else
+                         f"card {device.index}, as device={name} asks", do="use device=cpu or auto")
+    return device
 
 
 def set_threads(threads: int) -> int:
@@ -106,24 +108,30 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     if ranks.first:
         _claim(run, settings, resume)
     ranks.wait()  # the others wait until the run is claimed
-    going_on = resume and (run / "resume.pt").is_file()
-    settings["warm_start"] = warm is not None
-    if going_on:  # a resumed run is what it was, named again or not
-        settings["warm_start"] = read_json(run / "config.json").get("warm_start", False)
+    if resume and (run / MARKERS["run"]).is_file():
+        say(f"{run} is whole: nothing to go on with")
+        return run
+    settings["warm_start"], settings["fresh"] = warm is not None, []
+    if resume:  # a resumed run is what it was, named again or not
+        settings.update({name: value for name, value in read_json(run / "config.json").items() if name in ("warm_start", "fresh")})
         if warm is not None and not settings["warm_start"]:
             raise StaleRun(run, found="a run that started from no other", expected="the same start", do="leave out --warm-start")
     device, threads = ranks.device, set_threads(config.train.threads)
+    if config.train.precision == "bfloat16" and device.type == "cpu":
+        raise InputError("train.precision", found="bfloat16 on a CPU", expected="float32, or a GPU: CPUs are many times slower in it",
+                         do="set train.precision=auto, which is bfloat16 on a GPU alone")
     torch.manual_seed(config.train.seed)
     model = _build(data, config, tokenizer)
-    if warm is not None and not going_on:
-        say("warm start: %d of %d tensors copied" % warm_start(model, warm))
+    if warm is not None and not resume:
+        settings["fresh"] = warm_start(model, warm)
+        say(f"warm start: all tensors copied but {len(settings['fresh'])} of {len(model.state_dict())}")
     if config.train.shard_tables:
         if config.train.average or config.train.replicas != 1:
             raise InputError("train.shard_tables", found="average or replicas, which copy whole models", expected="neither",
                              do="set train.average=0 and train.replicas=1, or leave the tables whole")
         shard_tables(model, ranks)  # before a card would have to hold them
     model.to(device)
-    loop = Loop(model, data, run, config, device, warm=settings["warm_start"], ranks=ranks)
+    loop = Loop(model, data, run, config, device, warm=settings["warm_start"], ranks=ranks, fresh=settings["fresh"])
     ranks.wait()  # all have read whether the run was there before the first one writes to it
     if ranks.first:  # not before the loop stands: a run that could not begin claims no folder
         write_json(run / "config.json", settings)
@@ -134,7 +142,7 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     places = (run, *copies) if ranks.first else ()
     with RunLog(places, loop.progress.step if resume else 0) as records, repeatable(device), kept_heap(device.type == "cpu"):
         loop.run_steps(records)
-    return _finish(loop, settings, started=loop.started) if ranks.first else run
+    return _finish(loop, settings) if ranks.first else run
 
 
 def _fingerprint_of(tokenizer: Path | None) -> str | None:
@@ -142,9 +150,12 @@ def _fingerprint_of(tokenizer: Path | None) -> str | None:
 
 
 def _claim(run: Path, settings: dict, resume: bool) -> None:
-    """A new run needs a free folder; a resumed one the same settings, with a step's batches shared out in any way."""
+    """A new run needs a free folder; a resumed one the same settings, with a step's batches shared out in any way.
+
+    What was killed before it saved anything makes way.
+    """
     if resume:
-        if not (run / "resume.pt").is_file():
+        if not any((run / name).is_file() for name in ("resume.pt", MARKERS["run"])):
             raise InputError(run, found="no resume.pt", expected="a run to resume", do="start it without --resume")
         stored = read_json(run / "config.json")
         changed = [f"{part}.{key}" for part in ("model", "train") for key in settings[part]
@@ -157,6 +168,8 @@ def _claim(run: Path, settings: dict, resume: bool) -> None:
                 expected="the same settings",
                 do="resume with the run's own config, data and tokenizer",
             )
+    elif (run / "environment.json").is_file() and all(path.name.startswith(_BEGUN) for path in run.iterdir()):
+        shutil.rmtree(run)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(run, found="a folder that is not empty", expected="a new run folder",
                          do="go on with --resume, or choose another folder")
@@ -186,7 +199,7 @@ def _announce(loop: Loop, data: Dataset) -> None:
         say(f"resuming after step {loop.progress.step}")
 
 
-def _finish(loop: Loop, settings: dict, *, started: float) -> Path:
+def _finish(loop: Loop, settings: dict) -> Path:
     """Item vectors of the best checkpoint, the run's marker, and a table."""
     run = loop.run
     best = load_checkpoint(find_checkpoint(run / loop.progress.best_checkpoint), loop.device).model
@@ -198,16 +211,17 @@ def _finish(loop: Loop, settings: dict, *, started: float) -> Path:
         np.save(file, np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]))
     with atomic_file(run / "item_ids.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(loop.data.items.creative_id))
-    seconds, count = time.monotonic() - started, size(best)
+    count = size(best)
     figures = {
         "steps": loop.progress.step,
-        "valid_score": loop.progress.best_score,
-        "seconds": round(seconds, 1),
+        "valid_score": float(loop.kept_score.mean()) if len(loop.kept_score) else 0.0,  # of the weights that are kept
+        "seconds": round(loop.seconds, 1),
         "dense_parameters": count.dense,
         "table_parameters": count.tables,
         "peak_memory_mib": round(peak_memory_mib()),
     }
     write_json(run / MARKERS["run"], {**settings, "checkpoint": loop.progress.best_checkpoint, "figures": figures})
+    (run / "resume.pt").unlink(missing_ok=True)  # three times the weights, which nobody will go on from
     table("train", ("what", "value"), [(what.replace("_", " "), f"{value:,}") for what, value in figures.items()])
     say(f"wrote {run / loop.progress.best_checkpoint}")
     return run

@@ -23,7 +23,7 @@ from onepiece_comp.checkpoint import load_tensors, save_checkpoint, save_tensors
 from onepiece_comp.config import Config
 from onepiece_comp.console import say
 from onepiece_comp.end_asked import EndAsked
-from onepiece_comp.errors import InputError, StaleRun
+from onepiece_comp.errors import Diverged, InputError, StaleRun
 from onepiece_comp.log_window import CodesMet, Window
 from onepiece_comp.losses import LossOptions
 from onepiece_comp.model import Losses, OnePiece
@@ -46,13 +46,15 @@ class Progress(NamedTuple):
     best_checkpoint: str = ""
     first_loss: float = 0.0  # of the first log line; 0 = before it
     worse: int = 0  # validations since the best score
+    seconds: float = 0.0  # that it took to come to its last saved state, over all calls
 
 
 class Loop:
     """The state of a run: model, optimisers, data order, progress; saved and restored as one."""
 
     def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, warm: bool,
-                 ranks: Ranks):
+                 ranks: Ranks, fresh: Sequence[str] = ()):
+        """`warm` says that the run started from another one's weights, all but those named in `fresh`."""
         self.ranks, self.model, self.data, self.run, self.device, self.started = ranks, model, data, run, device, time.monotonic()
         self.config, settings = config, config.train
         epochs, trained_rate = (settings.warm_start_epochs, settings.warm_start_rate) if warm else (settings.epochs, 1.0)
@@ -76,12 +78,13 @@ class Loop:
             model, learning_rate=settings.learning_rate, muon_learning_rate=settings.muon_learning_rate,
             weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * self.total_steps),
             total_steps=self.total_steps, trained_rate=trained_rate, muon=settings.muon,
-            schedule=settings.schedule, tables=settings.table_optimiser, seed=settings.seed)
+            schedule=settings.schedule, tables=settings.table_optimiser, seed=settings.seed, fresh=fresh)
         self.shards = shards_of(model)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)) if settings.average else None
         self.validate_at = {round((i + 1) * self.total_steps / settings.checkpoints) for i in range(settings.checkpoints)}
         self.kept_score = np.zeros(0)  # per validation user, of the checkpoint that is kept
         self.progress = self._restore() if (run / "resume.pt").is_file() else Progress()
+        self._seconds_before = self.progress.seconds
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._high_lines = 0  # log lines in a row with a loss far above the first one's
         self.use_bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and device.type == "cuda"
@@ -95,6 +98,11 @@ class Loop:
         """The weights that are validated and kept: the trained ones or, with `average`, their average over steps."""
         return self.model if self.average is None else self.average.module
 
+    @property
+    def seconds(self) -> float:
+        """What the run has taken, calls before this one counted up to the state that they saved."""
+        return self._seconds_before + time.monotonic() - self.started
+
     def run_steps(self, log: RunLog) -> None:
         """From where the run stands to its end, or to the end of the step in which the process is asked to stop."""
         settings, window = self.config.train, Window(self.peak)
@@ -104,7 +112,8 @@ class Loop:
                 for batch, found in zip(batches, losses):
                     window.add(batch, found, norm, flops=self._flops(batch))
                     self.codes_met.add(batch)
-                asked = self.ranks.highest(end.signal or 0)
+                due = time.monotonic() - self._saved_at > 60 * settings.save_minutes
+                asked, due = divmod(self.ranks.highest(2 * (end.signal or 0) + due), 2)  # one message for both
                 end.signal = asked or end.signal  # all end as one was asked to; asked since then: in the next step
                 step = self.progress.step
                 log.write_step(step, loss=float(np.mean([found.total.item() for found in losses])),
@@ -115,7 +124,7 @@ class Loop:
                 if step in self.validate_at or step == self.total_steps:
                     self._checkpoint(log)
                     window = Window(self.peak)
-                elif asked or self.ranks.highest(int(time.monotonic() - self._saved_at > 60 * settings.save_minutes)):
+                elif asked or due:
                     self._save_state()
                 if asked:
                     say(f"asked to end: the state after step {step} is saved; go on with --resume")
@@ -186,7 +195,7 @@ class Loop:
     def _refuse(self, found: str, step: int) -> None:
         saved = (f"the state after step {self._saved_step}" if (self.run / "resume.pt").is_file() else "nothing") + (
             f" and checkpoint {self.progress.best_checkpoint}" if self.progress.best_checkpoint else "")
-        raise InputError(
+        raise Diverged(
             f"{self.run}: step {step}", found=found, expected="a loss that falls", do="lower train.learning_rate and "
             f"train.muon_learning_rate and start a new run; kept from this one: {saved}")
 
@@ -250,15 +259,16 @@ class Loop:
     def _save_state(self) -> None:
         """What `_restore` reads; dropout needs no state, it follows from the step."""
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+        self.progress = self.progress._replace(seconds=self.seconds)
         optimisers = {name: whole_state(state, self.optimisers.parameters(name), self.shards)
                       for name, state in self.optimisers.state_dict().items()}
         with whole_tables(self.model):
-            if not self.ranks.first:
-                return
-            with atomic_file(self.run / "resume.pt") as temporary:
-                save_tensors({"model": self.model.state_dict(), "optimisers": optimisers,
-                              "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
-                              "average": None if self.average is None else self.average.state_dict()}, temporary)
+            if self.ranks.first:
+                with atomic_file(self.run / "resume.pt") as temporary:
+                    save_tensors({"model": self.model.state_dict(), "optimisers": optimisers,
+                                  "progress": list(self.progress), "kept_score": torch.from_numpy(self.kept_score),
+                                  "average": None if self.average is None else self.average.state_dict()}, temporary)
+        self.ranks.wait()  # with more patience than for gradients: a large state takes its time
 
     def _restore(self) -> Progress:
         try:

@@ -57,6 +57,8 @@ def warnings(config: Config) -> list[str]:
     if config.train.average:
         found.append(f"train.average={config.train.average:g} averages weights: the rules barred ensembles, and this looks "
                      "like one; train.average=0 is safe")
+    if config.ranker.use:
+        found.append("ranker.use=true has no effect there: the training job trains no ranker")
     if config.preprocess.engine != "local":
         found.append(f"preprocess.engine={config.preprocess.engine} needs processes that talk over TCP, which the container "
                      "bars; preprocess.engine=local is safe")

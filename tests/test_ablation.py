@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from onepiece_comp import ablation
 from onepiece_comp.ablation import ablate, read_ladder
 from onepiece_comp.errors import InputError
 
@@ -131,3 +133,35 @@ def test_a_row_may_start_from_another_preset_and_takes_the_settings_for_all(tmp_
     rows = read_ladder(ladder(tmp_path, ROWS + "  theirs: {preset: official-baseline, model: {layers: 2}}\n"))
     assert [row.config.train.loss for row in rows] == ["info_nce"] * 3 + ["bce"]
     assert rows[3].config.model.width == 16 and rows[3].config.model.layers == 2 and not rows[3].config.train.muon
+
+
+def test_a_row_whose_loss_comes_apart_is_a_finding_and_the_others_run(raw_log, tmp_path, capsys):
+    wild = "  wild: {train: {learning_rate: 1.0e+30, muon_learning_rate: 1.0e+30}}\n"
+    for times in range(2):
+        page = ablate(ladder(tmp_path, "  whole: {}\n" + wild + "  no experts: {model: {experts: 0}}\n"), raw_log, tmp_path / "work", seeds=1)
+        assert set(figures(tmp_path)) == {"whole, seed 0", "no experts, seed 0"} and page.read_text().count("came apart") >= 4
+        assert ("== wild" in capsys.readouterr().out) == (times == 0)
+    with pytest.raises(InputError, match="the .* is nan"):  # there is nothing to compare with
+        ablate(ladder(tmp_path, wild + "  whole: {}\n"), raw_log, tmp_path / "work", seeds=1)
+
+
+@pytest.mark.parametrize("change", ["joint", "version"])
+def test_differences_to_a_first_row_that_is_another_now_are_made_anew(raw_log, tmp_path, capsys, monkeypatch, change):
+    ablate(ladder(tmp_path, "  first: {}\n  no experts: {model: {experts: 0}}\n"), raw_log, tmp_path / "work", seeds=1)
+    capsys.readouterr()
+    if change == "version":
+        monkeypatch.setattr(ablation, "__version__", "9.9")
+    ablate(ladder(tmp_path, "  first: {joint: %s}\n  no experts: {model: {experts: 0}}\n" % str(change == "joint").lower()), raw_log,
+           tmp_path / "work", seeds=1)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
+    assert printed == ["== first, seed 0", "== no experts, seed 0"]
+
+
+def test_the_plot_has_a_place_for_rows_that_were_not_run(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ablation, "write_report", lambda path, title, sections: drawn.extend(sections[0].parts) or path)
+    rows = read_ladder(ladder(tmp_path, "  a: {}\n  b: {}\n  c: {}\n  d: {}\n"))
+    reached = ablation.Found(0.1, 0.2, 0.3, 0.4, None, 1.0)
+    ablation._report(tmp_path / "ladder.yaml", tmp_path, rows, {("a", 0): reached, ("d", 0): reached})
+    plot = drawn[-1]
+    assert plot.x.tolist() == [1, 2, 3, 4] and np.isnan(plot.series["score"]).tolist() == [False, True, True, False]

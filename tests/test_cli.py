@@ -5,12 +5,15 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from onepiece_comp import cli
+from onepiece_comp.artefacts import atomic_folder
 from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
@@ -248,3 +251,27 @@ def test_a_missing_platform_variable_is_named(monkeypatch):
 
 def test_the_settings_of_inference_come_from_the_checkpoint():
     assert InferConfig().mode == "auto" and InferConfig().filter_seen
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(monkeypatch):
+    """As in a training that a script started with `&`: Ctrl-C on the script is not for it."""
+    seen, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(cli, "app", lambda: seen.extend([signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]))
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        cli.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert seen == [signal.SIG_IGN, cli._stop]
+
+
+def test_the_folder_one_stands_in_is_told_apart_from_an_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with atomic_folder(Path("."), "whole.json") as folder:
+        (folder / "whole.json").write_text("{}")
+    assert (tmp_path / "whole.json").is_file()
+    (tmp_path / "whole.json").rename(tmp_path / "mine.json")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="did not write"), atomic_folder(Path("."), "whole.json"):
+        pass

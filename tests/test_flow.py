@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from killed import killed_before_it_was_whole
 from test_cli import COMMANDS, ROOT, command
 
 from onepiece_comp.config_reading import load_config
@@ -81,8 +82,9 @@ def test_a_table_that_joins_the_log_is_read_and_old_truths_are_not_scored(world,
 
 def test_a_run_is_kept_where_it_cannot_go_on_for_now(world, tmp_path):
     """No card, a full disk: nothing of the run's own; only a run of other settings makes way."""
-    run, config = Path(shutil.copytree(world / "work" / "retrieval", tmp_path / "run")), load_config("tiny", None, SETS)
-    (run / "run.json").unlink()
+    run, config = tmp_path / "run", load_config("tiny", None, SETS)
+    with killed_before_it_was_whole():
+        train_or_resume(world / "work" / "dataset", run, config)
     weights = (run / "resume.pt").read_bytes()
     broken = replace(config, train=replace(config.train, device="cuda"))
     with pytest.raises(InputError):
@@ -101,13 +103,14 @@ def test_the_flow_twice_gives_the_same_recommendations(world, tmp_path):
 
 
 def test_a_killed_training_of_the_flow_goes_on_where_it_stood(world, tmp_path, capsys):
-    """Take away the markers that a kill would have prevented: the flow must resume, and end as before."""
     work = Path(shutil.copytree(world / "work", tmp_path / "work"))
     stages = json.loads((work / "stages.json").read_text())
     for name in ("train jointly", "infer", "score"):
         del stages[name]
     (work / "stages.json").write_text(json.dumps(stages))
-    (work / "joint" / "run.json").unlink()
+    shutil.rmtree(work / "joint")
+    with killed_before_it_was_whole():
+        run_all(world / "raw", work, load_config("tiny", None, [*SETS, "infer.beam=5"]))
     run_all(world / "raw", work, load_config("tiny", None, [*SETS, "infer.beam=5"]))
     assert "resuming after step" in capsys.readouterr().out
     first, second = (json.loads((place / "result" / "result.json").read_text())["top10s"] for place in (world / "work", work))

@@ -160,7 +160,9 @@ def test_a_wrong_key_or_type_is_named_with_file_and_line(tmp_path, text, line, w
     "train.action_weights=[1]", "train.device=gpu", "infer.batch_users=0", "infer.beam=0", "infer.survivors=-1", "infer.union=-1",
     "infer.action=7", "ranker.checkpoints=0", "ranker.batch_lists=0", "train.loss=BCE", "train.precision=bf16", "ranker.keep=allways",
     "preprocess.reader=compild", "preprocess.max_array_values=-1", "preprocess.trend_bucket_hours=0.0002", "preprocess.threads=-1",
-    "split.seed=-1", "score.seed=-1", "train.validation_users=-1", "model.dropout=1", "model.temperature=0"])
+    "split.seed=-1", "score.seed=-1", "train.validation_users=-1", "model.dropout=1", "model.temperature=0", "model.expert_width=0",
+    "model.hash_sizes=[0]", "model.balance_weight=-1", "tokenizer.balance=-3", "train.duplicate_cosine=-1",
+    "train.action_weights=[1,-1,1,1]", "train.seed=99999999999", "train.threads=5000"])
 def test_a_setting_out_of_its_range_is_named_when_it_is_read(wrong):
     with pytest.raises(InputError, match=f"^{wrong.split('=')[0]}: found"):
         load_config("tiny", None, [wrong])
@@ -169,6 +171,8 @@ def test_a_setting_out_of_its_range_is_named_when_it_is_read(wrong):
 def test_presets_and_cards_by_number_are_in_range():
     for preset in PRESETS:
         assert load_config(preset, None, ["train.device=cuda:1", "model.rotary=true"]).train.device == "cuda:1"
+    with pytest.raises(InputError, match="train.sampled_negatives"):
+        load_config("tiny", None, ["train.loss=bce", "train.sampled_negatives=0"])
     with pytest.raises(InputError, match="model.rotary"):
         load_config("tiny", None, ["model.rotary=true", "model.width=6", "model.heads=2"])
 

@@ -64,3 +64,17 @@ def test_the_fingerprint_of_a_log_follows_its_files_not_its_place(tmp_path):
     assert first == log_fingerprint(tmp_path / "two")
     (tmp_path / "two" / "creative_emb" / "part").write_text("2")
     assert first != log_fingerprint(tmp_path / "two")
+
+
+def test_what_a_killed_job_left_half_written_is_removed_unless_its_entry_is_in_use(tmp_path):
+    busy = JobCache(tmp_path, quota_bytes=1000)
+    used = busy.made("used", [1], "whole", _entry(10))
+    for name in (used.name, "onepiece-dead-0123"):
+        half = tmp_path / f".{name}.writing-77"
+        half.mkdir()
+        (half / "part").write_bytes(bytes(5000))
+    JobCache(tmp_path, quota_bytes=1000).made("other", [1], "whole", _entry(10))
+    assert [path.name for path in tmp_path.glob(".*writing*")] == [f".{used.name}.writing-77"] and used.exists()
+    busy.close()
+    JobCache(tmp_path, quota_bytes=1000).made("used", [1], "whole", None)
+    assert not list(tmp_path.glob(".*writing*"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import time
 
@@ -11,7 +12,7 @@ from onepiece_comp import sandbox
 from onepiece_comp.config import SplitConfig
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
-from onepiece_comp.pack import pack, shrunk
+from onepiece_comp.pack import pack, rehearse_packed, shrunk
 from onepiece_comp.platform_jobs import frozen_config
 from onepiece_comp.presets import PRESETS
 from onepiece_comp.rehearsal import Limits, _claim, check_result, evaluation_job_of, rehearse, release, training_job_of
@@ -176,3 +177,30 @@ def test_a_configuration_is_tried_out_small_but_with_its_own_switches():
     small = shrunk(load_config("onepiece-paper"))
     assert small.model.width == 16 and len(small.model.hash_sizes) == 2 and max(small.model.hash_sizes) < 200
     assert small.tokenizer.resolve == "greedy" and small.train.positive_logq and small.infer.filter_cold
+
+
+@pytest.mark.parametrize("stored, told", [
+    ({"train": {"batch_users": 0}}, "train.batch_users"), ({"model": {"width": 16, "heads": 3}}, "model.heads"),
+    ({"cache_gib": "20GiB"}, "cache_gib"), ({"cache_gib": -5}, "cache_gib"), ({"preset": ["small"]}, "preset"), ([1], "an object")])
+def test_a_frozen_configuration_that_was_edited_wrongly_is_refused(tmp_path, stored, told):
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=told):
+        frozen_config(tmp_path)
+
+
+def test_a_training_job_with_a_wrong_configuration_ends_with_one_line(tmp_path):
+    folder = write_upload(tmp_path / "pack", load_config("tiny"), preset="tiny") / "training"
+    (folder / "config.json").write_text('{"train": {"batch_users": 0}}')
+    done = subprocess.run([sys.executable, folder / "train.py"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: train.batch_users") and "Traceback" not in done.stderr
+
+
+def test_settings_beside_a_pack_are_refused_unless_the_rehearsal_reads_them(tmp_path):
+    config = load_config("tiny", None, ["train.epochs=7", "score.resamples=50"])
+    with pytest.raises(InputError, match="other settings of train beside it"):
+        rehearse_packed(tmp_path / "raw", tmp_path / "out", config, pack=tmp_path / "pack", preset="tiny", limits=Limits())
+
+
+def test_a_ranker_is_said_to_have_no_effect_on_the_platform():
+    assert any("ranker.use" in line for line in warnings(load_config("tiny", None, ["ranker.use=true"])))
+    assert not any("ranker.use" in line for line in warnings(load_config("tiny")))

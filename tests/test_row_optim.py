@@ -233,3 +233,9 @@ def test_what_cannot_go_together_is_refused(dataset, tmp_path):
         train(dataset.path, tmp_path / "run1", load_config("tiny", None, [*SETS, *narrow, "train.average=0.9"]))
     with pytest.raises(InputError, match="table_optimiser"):
         train(dataset.path, tmp_path / "run2", load_config("tiny", None, [*SETS, "train.table_optimiser=sgd"]))
+
+
+def test_no_limit_leaves_gradients_as_they_are():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([3.0, 4.0, 0.0])
+    assert clip_gradients([weight], 0.0) == pytest.approx(5) and weight.grad.tolist() == [3.0, 4.0, 0.0]

@@ -85,7 +85,10 @@ def test_users_and_ids_of_other_settings_are_made_anew(dataset, tmp_path, capsys
     times = [ids(config, vectors), ids(config, vectors), ids(TokenizerConfig(seed=1), vectors)]
     assert times[0] == times[1] < times[2]
     np.save(tmp_path / "vectors.npy", np.load(tmp_path / "vectors.npy") * 2)  # other vectors in the same file
-    assert ids(TokenizerConfig(seed=1), vectors) > times[2]
+    again = ids(TokenizerConfig(seed=1), vectors)
+    assert again > times[2]
+    np.save(tmp_path / "vectors_ids.npy", load_column(dataset.path, "creative_id"))  # the same vectors, of items named now
+    assert ids(TokenizerConfig(seed=1), vectors) > again
 
 
 def test_the_frontier_is_of_means_over_seeds():
@@ -95,8 +98,39 @@ def test_the_frontier_is_of_means_over_seeds():
 
 
 @pytest.mark.parametrize("part", ["{objectives: [nce]}", "{seed: 1}", "{seeds: '2'}", "{seeds: 0}", "{data: {b: 0.5}}", "{data: {a: 2}}",
-                                  "{beside: [b]}", "{held_out: 1.0}", "[a]"])
+                                  "{beside: [b]}", "{held_out: 1.0}", "[a]", "{objectives: [[InfoNCE]]}", "{beside: [[a]]}", "{beside: [{a: 1}]}"])
 def test_a_grid_with_an_error_is_refused_with_its_place(tmp_path, part):
     (tmp_path / "grid.yaml").write_text(f"rows:\n  a: {{}}\nscaling: {part}\n")
     with pytest.raises(InputError, match="grid.yaml: scaling"):
         read_plan(tmp_path / "grid.yaml")
+
+
+def test_a_cell_whose_loss_comes_apart_is_a_finding_and_the_others_run(dataset, tmp_path, capsys):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.replace("narrow: {model: {width: 8}}", "wild: {train: {learning_rate: 1.0e+30, muon_learning_rate: 1.0e+30}}"
+                                 ).replace("[InfoNCE, ids, both]", "[InfoNCE]"))
+    for times in range(2):
+        page = scaling(grid, dataset.path, tmp_path / "out")
+        assert page.read_text().count("came apart") == 1
+        assert [row["row"] for row in json.loads((tmp_path / "out" / "scaling.json").read_text())["rows"]] == ["half"]
+        assert ("== wild" in capsys.readouterr().out) == (times == 0)
+
+
+def test_a_grid_of_infonce_alone_needs_no_vectors_for_ids(dataset, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.replace("[InfoNCE, ids, both]", "[InfoNCE], vectors: none-such").replace("half: {}", "half: {}\n  both: {}"))
+    page = scaling(grid, dataset.path, tmp_path / "out", hours=0.0)
+    assert page.read_text().count("not run") == 3 and "Alone and together" not in page.read_text()
+
+
+def test_rows_named_by_numbers_keep_their_share_and_their_place_beside(tmp_path):
+    (tmp_path / "grid.yaml").write_text("rows: {64: {}, 128: {}}\nscaling: {data: {128: 0.5}, beside: [128]}\n")
+    plan = read_plan(tmp_path / "grid.yaml")
+    assert plan.data == {"128": 0.5} and plan.beside == ("128",)
+
+
+def test_a_dataset_without_users_to_train_on_is_refused(dataset, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.replace("negatives: 20, beside", "negatives: 20, held_out: 0.999, beside"))
+    with pytest.raises(InputError, match="held out"):
+        scaling(grid, dataset.path, tmp_path / "out")

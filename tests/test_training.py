@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from killed import killed_before_it_was_whole
 
-from onepiece_comp import training_loop
+from onepiece_comp import training, training_loop
 from onepiece_comp.arithmetic import forward_work, shape_of
 from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors
 from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig
@@ -239,8 +240,9 @@ def test_a_run_that_could_not_begin_claims_no_folder(dataset, tmp_path):
 
 def test_a_resumed_run_is_warm_or_not_as_it_was(dataset, tmp_path):
     first = train(dataset.path, tmp_path / "first", _config())
-    run = train(dataset.path, tmp_path / "run", _config())
-    (run / "run.json").unlink()
+    run = tmp_path / "run"
+    with killed_before_it_was_whole():
+        train(dataset.path, run, _config())
     with pytest.raises(StaleRun, match="started from no other"):
         train(dataset.path, run, _config(), warm=first, resume=True)
     assert not json.loads((run / "config.json").read_text())["warm_start"]
@@ -384,3 +386,91 @@ def test_a_later_checkpoint_is_kept_unless_the_earlier_one_is_clearly_better():
     assert as_good(kept - [0.3, 0, 0, 0, 0, 0], kept)  # one user's luck: 0.05 with a standard error of 0.05
     assert not as_good(kept - 0.1, kept) and not as_good(kept - [0.3, 0.2, 0.1, 0.2, 0.3, 0.1], kept)
     assert as_good(np.zeros(0), np.zeros(0)) and as_good(np.zeros(1), np.ones(1))
+
+
+def test_a_run_that_was_killed_before_it_saved_anything_is_begun_anew_and_nothing_else_is(dataset, retrieval, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "environment.json", "log.jsonl"):
+        (run / name).write_bytes((retrieval / name).read_bytes())
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        train(dataset.path, run, _config())
+    (run / "notes.txt").unlink()
+    train(dataset.path, run, _config())
+    assert _equal(_weights(retrieval), _weights(run))
+    assert len((run / "log.jsonl").read_text().splitlines()) == len((retrieval / "log.jsonl").read_text().splitlines())
+
+
+def test_a_whole_run_keeps_no_state_and_is_left_as_it_is(dataset, retrieval, capsys):
+    before = (retrieval / "run.json").read_bytes()
+    assert not (retrieval / "resume.pt").exists()
+    train(dataset.path, retrieval, _config(), resume=True)
+    assert "is whole" in capsys.readouterr().out and (retrieval / "run.json").read_bytes() == before
+
+
+def test_seconds_count_what_an_ended_call_has_saved(dataset, tmp_path):
+    run = tmp_path / "run"
+    with killed_before_it_was_whole():
+        train(dataset.path, run, _config())
+    state = load_tensors(run / "resume.pt")
+    state["progress"][-1] += 1000.0
+    torch.save(state, run / "resume.pt")
+    train(dataset.path, run, _config(), resume=True)
+    assert 1000 < json.loads((run / "run.json").read_text())["figures"]["seconds"] < 1060
+
+
+def test_the_score_of_a_run_is_that_of_the_weights_that_it_keeps(dataset, tmp_path, monkeypatch):
+    gains = iter([[0.9, 0.1, 0.5, 0.2, 0.3], [0.5, 0.2, 0.5, 0.3, 0.4]] + [[0.0] * 5] * 9)  # the second is as good, the others are worse
+    monkeypatch.setattr(training_loop, "validate", lambda *_: Validation(np.zeros(5), np.array(next(gains))))
+    monkeypatch.setattr(training_loop, "as_good", lambda later, kept: later.any())
+    run = train(dataset.path, tmp_path / "run", _config("train.checkpoints=4"))
+    found = json.loads((run / "run.json").read_text())
+    assert found["figures"]["valid_score"] == pytest.approx(0.69 * 0.38) and found["checkpoint"].endswith("valid_score=0.2622")
+
+
+def test_weights_that_a_warm_start_cannot_copy_take_whole_steps_also_after_a_resume(dataset, retrieval, tokenizer, tmp_path):
+    """With codes as input the item tower's matrices are of another width than the run's before."""
+    run, config = tmp_path / "run", _config("model.codes_as_input=true", "train.warm_start_rate=0.1", "train.warm_start_epochs=1")
+    with killed_before_it_was_whole():
+        train(dataset.path, run, config, tokenizer=tokenizer, warm=retrieval)
+    rates = []
+
+    class Watched(Loop):
+        def __init__(self, model, *args, **more):
+            super().__init__(model, *args, **more)
+            rate = {id(p): group["rate"] for part in (self.optimisers.muon, self.optimisers.adam) for group in part.param_groups
+                    for p in group["params"]}
+            rates.append({name: rate[id(p)] for name, p in model.named_parameters()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Loop", Watched)
+        train(dataset.path, run, config, tokenizer=tokenizer, warm=retrieval, resume=True)
+        train(dataset.path, tmp_path / "whole", config, tokenizer=tokenizer, warm=retrieval)
+    for found in rates:
+        assert found["item_tower.hidden.weight"] == found["item_tower.linear.weight"] == 1.0
+        assert found["item_tower.id_table.weight"] == 0.1
+    assert _equal(_weights(run), _weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("setting, told", [("train.precision=bfloat16", "bfloat16 on a CPU"), ("train.device=cuda:7", "card 7")])
+def test_a_device_that_is_not_there_or_cannot_is_named(dataset, tmp_path, setting, told):
+    with pytest.raises(InputError, match=told):
+        train(dataset.path, tmp_path / "run", _config(setting))
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_all_ranks_wait_until_a_state_is_written(dataset, tmp_path, monkeypatch):
+    model = load_checkpoint(train(dataset.path, tmp_path / "run", _config()), torch.device("cpu")).model
+    loop = Loop(model, dataset, tmp_path / "other", _config(), torch.device("cpu"), warm=False, ranks=Ranks())
+    written = []
+    monkeypatch.setattr(Ranks, "wait", lambda self: written.append((tmp_path / "other" / "resume.pt").is_file()))
+    loop._save_state()
+    assert written == [True]
+
+
+@pytest.mark.parametrize("value", [[1, 2], torch.zeros(2)])
+def test_a_file_of_weights_that_holds_something_else_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="no readable weights"):
+        load_tensors(tmp_path / "model.pt")
