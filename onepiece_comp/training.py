@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import MARKERS, atomic_file, peak_memory_mib, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, atomic_file, create_mapped, peak_memory_mib, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, warm_start
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import to_dict
@@ -26,7 +26,7 @@ from onepiece_comp.optim import bytes_per_id
 from onepiece_comp.parallel import Ranks, count_replicas
 from onepiece_comp.paths import Rank, available_cores, torchrun_rank
 from onepiece_comp.preprocess import Dataset, load_dataset
-from onepiece_comp.retrieval import encode_item_table
+from onepiece_comp.retrieval import TILE, encode_item_table
 from onepiece_comp.run_log import RunLog
 from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.table_shards import shard_tables
@@ -203,12 +203,7 @@ def _finish(loop: Loop, settings: dict) -> Path:
     """Item vectors of the best checkpoint, the run's marker, and a table."""
     run = loop.run
     best = load_checkpoint(find_checkpoint(run / loop.progress.best_checkpoint), loop.device).model
-    rows = np.arange(1, loop.data.schema.items + 1)
-    made = encode_item_table(best, loop.data.items, rows, loop.device)
-    made = [part.cpu().numpy() for part in made if part is not None]
-    vectors = np.concatenate(made, axis=1) / len(made) ** 0.5  # unit vectors again
-    with atomic_file(run / "item_vectors.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]))
+    _write_item_vectors(run / "item_vectors.npy", best, loop.data, loop.device)
     with atomic_file(run / "item_ids.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(loop.data.items.creative_id))
     count = size(best)
@@ -225,3 +220,16 @@ def _finish(loop: Loop, settings: dict) -> Path:
     table("train", ("what", "value"), [(what.replace("_", " "), f"{value:,}") for what, value in figures.items()])
     say(f"wrote {run / loop.progress.best_checkpoint}")
     return run
+
+
+def _write_item_vectors(path: Path, model: OnePiece, data: Dataset, device: torch.device) -> None:
+    """All items' vectors, of both towers side by side where there are two, row 0 zeros; a tile in memory at a time."""
+    items = data.schema.items
+    with atomic_file(path) as temporary:
+        written = None
+        for rows in np.array_split(np.arange(1, items + 1), max(1, -(-items // TILE))):
+            made = [part.cpu().numpy() for part in encode_item_table(model, data.items, rows, device) if part is not None]
+            block = np.concatenate(made, axis=1) / len(made) ** 0.5  # unit vectors again
+            written = create_mapped(temporary, np.float32, (items + 1, block.shape[1])) if written is None else written
+            written[rows] = block
+        del written  # mapped until here

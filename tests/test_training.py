@@ -474,3 +474,18 @@ def test_a_file_of_weights_that_holds_something_else_is_refused(tmp_path, value)
     torch.save(value, tmp_path / "model.pt")
     with pytest.raises(InputError, match="no readable weights"):
         load_tensors(tmp_path / "model.pt")
+
+
+def test_item_vectors_are_written_a_tile_at_a_time(dataset, retrieval, tmp_path, monkeypatch):
+    model, sizes, encode = load_checkpoint(retrieval, torch.device("cpu")).model, [], training.encode_item_table
+
+    def watched(model, table, rows, device):
+        sizes.append(len(rows))
+        return encode(model, table, rows, device)
+
+    monkeypatch.setattr(training, "TILE", 16)
+    monkeypatch.setattr(training, "encode_item_table", watched)
+    training._write_item_vectors(tmp_path / "vectors.npy", model, dataset, torch.device("cpu"))
+    found, whole = np.load(tmp_path / "vectors.npy"), np.load(retrieval / "item_vectors.npy")
+    assert max(sizes) <= 16 and sum(sizes) == len(whole) - 1 and not found[0].any() and not list(tmp_path.glob(".*"))
+    np.testing.assert_allclose(found, whole, atol=1e-6)
