@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import atomic_file, load_column, read_marker
+from onepiece_comp.artefacts import atomic_file, create_mapped, load_column, read_marker
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION
@@ -56,8 +56,7 @@ def write_aligned(dataset: Path, source_name: str, out: Path, *, seed: int = 0) 
     it FILE_ids.npy has the creative ids. InputError when no two items with a vector are clicked together.
     """
     dataset, out = Path(dataset), Path(out)
-    if out.suffix != ".npy":
-        raise InputError(out, found="another ending", expected="a name that ends in .npy", do="rename the output")
+    _check_output(out)
     read_marker(dataset, "dataset")
     creative = np.asarray(load_column(dataset, "creative_id"))
     vectors, present = open_vectors(dataset, creative, named_sources(source_name), whiten=True)
@@ -68,12 +67,24 @@ def write_aligned(dataset: Path, source_name: str, out: Path, *, seed: int = 0) 
     pairs = np.random.default_rng([seed, 1]).permutation(pairs[(pairs >= 0).all(axis=1)])
     kept_out = min(_KEPT_OUT, len(pairs) // 10)
     alignment = fit_alignment(vectors, pairs[kept_out:], seed=seed)
-    with atomic_file(out.with_name(f"{out.stem}_ids.npy")) as temporary, open(temporary, "wb") as file:
-        np.save(file, creative)
-    _write_rows(vectors, alignment, row, len(creative), out)
+    _write_pair(vectors, alignment, row, creative, out)
     _report(f"alignment of {source_name}", vectors, alignment, pairs, kept_out)
     say(f"wrote {out}")
     return out
+
+
+def _check_output(out: Path) -> None:
+    """InputError for a name of another ending and for one that a folder has, the ids' name too."""
+    if out.suffix != ".npy":
+        raise InputError(out, found="another ending", expected="a name that ends in .npy", do="rename the output")
+    for file in (out, _ids_file(out)):
+        if file.is_dir():
+            raise InputError(file, found="a folder", expected="a new file or an earlier output",
+                             do="choose another output or move that one away")
+
+
+def _ids_file(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_ids.npy")
 
 
 def co_occurrences(dataset: Path, *, window: int, seed: int = 0, most: int = _MOST_PAIRS) -> np.ndarray:
@@ -177,12 +188,16 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
 
 
-def _write_rows(vectors: ItemVectors, alignment: Alignment, row: np.ndarray, rows: int, out: Path) -> None:
-    with atomic_file(out) as temporary:
-        written = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, alignment.axes.shape[1]))
+def _write_pair(vectors: ItemVectors, alignment: Alignment, row: np.ndarray, creative: np.ndarray, out: Path) -> None:
+    """Write vectors and ids; the vectors appear last, and earlier ones go before, so that none stand beside other ids."""
+    with atomic_file(out) as rows_file, atomic_file(_ids_file(out)) as ids_file:
+        written = create_mapped(rows_file, np.float32, (len(creative), alignment.axes.shape[1]))
         for start in progress(range(0, len(row), _ROWS), total=-(-len(row) // _ROWS), what="aligned vectors"):
             written[row[start:start + _ROWS]] = alignment(vectors[start:start + _ROWS])
         written.flush()
+        with open(ids_file, "wb") as file:
+            np.save(file, creative)
+        out.unlink(missing_ok=True)
 
 
 def _report(title: str, vectors: ItemVectors, alignment: Alignment, pairs: np.ndarray, kept_out: int) -> None:

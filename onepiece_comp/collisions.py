@@ -9,6 +9,7 @@ codes.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from onepiece_comp.word_search import Search
 
 _ROWS = 1 << 15  # items in hand at a time
 _LISTED = 16  # codes that an item's list begins with
+_MOST_LISTED = 1 << 25  # codes listed at a time, 12 bytes each; more only for a prefix that alone has more
 _OPTIONS = 32  # prefixes that an item of a full one looks at
 _ROUNDS = 500  # of making full prefixes dearer
 
@@ -176,8 +178,10 @@ def _least_error(ask: _Ask) -> Resolved:
     _, first, count = np.unique(id_numbers(ask.codes[rows], ask.size), return_index=True, return_counts=True)
     moved = rows[(before[rows, :-1] != ask.codes[rows, :-1]).any(axis=1)]  # their last code is another prefix's
     contested = np.isin(prefixes[rows], np.concatenate([prefixes[rows[first[count > 1]]], prefixes[moved]]))
-    for part in _whole_prefixes(rows[contested], prefixes):
-        _match_prefixes(ask, part)
+    rows = rows[contested]
+    blocks = _whole_prefixes(prefixes[rows], _ROWS)
+    for block in progress(blocks, total=len(blocks), what="collisions, blocks"):
+        _match_prefixes(ask, rows[block])
     tree = IdTree(ask.codes[staying], ask.size)
     _spill(ask, tree, left)
     changed = before != ask.codes
@@ -238,31 +242,56 @@ class _Options:
         return self._number[self._at[rows]], self._cost[self._at[rows]]
 
 
-def _whole_prefixes(order: np.ndarray, prefixes: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows in `order`, sorted by prefix, some whole prefixes at a time."""
-    edges = np.flatnonzero(np.diff(prefixes[order], prepend=-1))
-    if not len(edges):
-        return
-    groups = np.split(edges, np.flatnonzero(np.diff(edges // _ROWS)) + 1)
-    stops = [group[0] for group in groups[1:]] + [len(order)]
-    yield from progress([order[group[0]:stop] for group, stop in zip(groups, stops)], total=len(groups),
-                        what="collisions, blocks")
+def _whole_prefixes(prefixes: np.ndarray, most: int) -> list[slice]:
+    """Where whole prefixes stand, `most` rows at a time and what is left of a prefix; rows are in order of prefixes."""
+    edges = np.flatnonzero(np.diff(prefixes, prepend=-1))
+    cuts = edges[np.diff(edges // most, prepend=-1) > 0].tolist()
+    return [slice(start, stop) for start, stop in pairwise([*cuts, len(prefixes)])]
+
+
+class _Alike(NamedTuple):
+    """Items in groups, by prefix, large ones first: those of one prefix with equal residuals are interchangeable."""
+
+    rows: np.ndarray  # int64 [items], group by group
+    start: np.ndarray  # int64 [groups + 1], where each begins
+    residual: np.ndarray  # float32 [groups, S]
+
+    @classmethod
+    def of(cls, rows: np.ndarray, prefixes: np.ndarray, residuals: np.ndarray) -> "_Alike":
+        # sums row by row, so that equal residuals have equal keys, which a matrix product does not promise
+        key = (residuals * np.sqrt(np.arange(2, residuals.shape[1] + 2, dtype=np.float32))).sum(axis=1)
+        order = np.lexsort((key, prefixes))
+        next_to = np.flatnonzero((np.diff(prefixes[order]) == 0) & (np.diff(key[order]) == 0))
+        equal = (residuals[order[next_to]] == residuals[order[next_to + 1]]).all(axis=1)
+        new = np.ones(len(order), bool)
+        new[next_to[equal] + 1] = False
+        begin = np.flatnonzero(new)
+        first, items = order[begin], np.diff(np.append(begin, len(order)))
+        by_size = np.lexsort((first, -items, prefixes[first]))
+        place = np.empty(len(first), np.int64)
+        place[by_size] = np.arange(len(first))
+        together = order[np.argsort(place[np.cumsum(new) - 1], kind="stable")]
+        return cls(rows[together], np.concatenate([[0], np.cumsum(items[by_size])]), residuals[first[by_size]])
 
 
 def _match_prefixes(ask: _Ask, rows: np.ndarray) -> None:
     """Write the last codes of whole prefixes, none with more items than codes."""
-    prefixes, listed = ask.prefixes(rows), _LISTED
-    while len(rows):
-        cost, code = _near_codes(ask, prefixes, ask.residuals(rows), listed)
-        edges = [*np.flatnonzero(np.diff(prefixes, prepend=-1)), len(rows)]
-        again = np.zeros(len(rows), bool)
-        for start, stop in zip(edges, edges[1:]):
-            part = slice(start, stop)
-            chosen, short = match(cost[part].astype(np.float64), code[part].astype(np.int64), ask.size)
-            again[part] = short.any()
-            if not short.any():
-                ask.codes[rows[part], -1] = chosen
-        rows, prefixes, listed = rows[again], prefixes[again], 4 * listed
+    alike = _Alike.of(rows, ask.prefixes(rows), ask.residuals(rows))
+    items, prefixes = np.diff(alike.start), ask.prefixes(alike.rows[alike.start[:-1]])
+    listed, left = _LISTED, np.arange(len(items))
+    while len(left):
+        again = []
+        for block in _whole_prefixes(prefixes[left], max(1, _MOST_LISTED // listed)):
+            groups = left[block]
+            cost, code = _near_codes(ask, prefixes[groups], alike.residual[groups], listed)
+            for part in _whole_prefixes(prefixes[groups], 1):
+                own = groups[part]
+                chosen, short = match(cost[part], code[part], ask.size, items[own])
+                if short.any():
+                    again.append(own)
+                else:
+                    ask.codes[alike.rows[alike.start[own[0]]:alike.start[own[-1] + 1]], -1] = chosen
+        left, listed = np.concatenate([left[:0], *again]), 4 * listed
 
 
 def _near_codes(ask: _Ask, prefixes: np.ndarray, residuals: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,8 @@ Stands between `run_sections.py` and `report.py`. Reads the tokenizer's columns,
 lines of the histories as ten users need. An item is written as its creative id and semantic id.
 """
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from onepiece_comp.raw_folder import OriginalIds
 from onepiece_comp.report_html import Drawing, Plot, Section, Table, Text
 from onepiece_comp.run_sections import section_or_missing
 from onepiece_comp.scoring import ACTION_NAMES
+from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.svg_drawings import code_rings
 from onepiece_comp.truths import Truth, read_truth
 
@@ -27,13 +28,13 @@ _DRAWN_RANKS = 200
 
 
 class Names:
-    """An item's semantic id behind its creative id, where it has one: 20001200998 <17 201>."""
+    """The semantic id behind the creative id of each of some items, where they have one: 20001200998 <17 201>."""
 
-    def __init__(self, work: Path):
-        self._code: dict[int, tuple[int, ...]] = {}
+    def __init__(self, work: Path, items: Iterable[int]):
+        self._code: dict[int, list[int]] = {}
         if (work / "tokenizer" / "tokenizer.json").is_file():
-            ids, codes = (np.asarray(load_column(work / "tokenizer", name)) for name in ("creative_id", "codes"))
-            self._code = dict(zip(ids.tolist(), map(tuple, codes.tolist())))
+            ids = np.unique(np.fromiter(items, np.int64))
+            self._code = dict(zip(ids.tolist(), load_tokenizer(work / "tokenizer").codes_of(ids).tolist()))
 
     def __call__(self, item: int) -> str:
         code = self._code.get(item)
@@ -80,16 +81,17 @@ def _codes(work: Path) -> list:
 
 def _neighbours(work: Path, path: Path) -> list:
     """Of items spread over popularity, the nearest by cosine."""
-    vectors, names = np.load(path, mmap_mode="r"), Names(work)
+    vectors = np.load(path, mmap_mode="r")
     ids, count = (np.asarray(load_column(work / "dataset", name)) for name in ("creative_id", "item_count"))
     by_count = np.argsort(-count[1:], kind="stable") + 1
     asked = by_count[np.unique(np.geomspace(1, max(1, (count > 0).sum()), _ITEMS).astype(int)) - 1]
     cosine = np.asarray(vectors[asked], np.float32) @ np.asarray(vectors, np.float32).T
     cosine[:, 0] = -np.inf
     cosine[np.arange(len(asked)), asked] = -np.inf
-    rows = [(f"{names(int(ids[item]))}", f"{count[item]:,}",
-             *(f"{names(int(ids[other]))}  {row[other]:.2f}" for other in np.argsort(-row)[:_NEIGHBOURS]))
-            for item, row in zip(asked, cosine)]
+    near = [[other for other in np.argsort(-row)[:_NEIGHBOURS].tolist() if np.isfinite(row[other])] for row in cosine]
+    names = Names(work, ids[np.concatenate([asked, *near]).astype(int)].tolist())
+    rows = [(names(int(ids[item])), f"{count[item]:,}", *(f"{names(int(ids[other]))}  {row[other]:.2f}" for other in others),
+             *[""] * (_NEIGHBOURS - len(others))) for item, row, others in zip(asked, cosine, near)]
     columns = ("item ‹id›", "events", *(f"neighbour {number}" for number in range(1, _NEIGHBOURS + 1)))
     return [Text(f"By the cosine of {path.parent.name}/{path.name}; items from the most to the least popular."),
             Table("Nearest items", columns, rows)]
@@ -97,7 +99,7 @@ def _neighbours(work: Path, path: Path) -> list:
 
 def _users(work: Path) -> list:
     """Users found and users missed, half and half where there are, from the first lines of the histories."""
-    result, names = read_json(work / "result" / "result.json"), Names(work)
+    result = read_json(work / "result" / "result.json")
     lists = dict(zip(result["user"], result["top10s"]))
     truths = {truth.user: truth for truth in read_truth(work / "split" / "truth.jsonl")}
     file = work / "split" / "eval" / "predict_seq.jsonl"
@@ -110,6 +112,8 @@ def _users(work: Path) -> list:
     chosen = found[:half] + missed[:_USERS - len(found[:half])]
     if not chosen:
         return [Text("None of the first users is in both the truth and the result.")]
+    names = Names(work, chain.from_iterable(
+        (truths[line.user].item, *lists[line.user], *(event.item for event in line.events)) for line in chosen))
     return [Text(f"From the first {len(lines)} users: up to {_USERS // 2} whose target is among the ten, then some whose "
                  "target is not. The target stands in brackets [ ] where it was recommended; the same first code means "
                  "alike by the tokenizer."), *(_user(line, truths[line.user], lists[line.user], names) for line in chosen)]

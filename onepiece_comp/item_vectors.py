@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import load_column
+from onepiece_comp.artefacts import fingerprint, load_column
 from onepiece_comp.errors import InputError
 
 _ROWS = 1 << 16
@@ -27,18 +27,31 @@ class Source(NamedTuple):
     row: np.ndarray  # int64 [items]: row of `matrix` per item in item-row order, -1 = none
 
 
-class _Part(NamedTuple):
-    source: Source
+class Frame(NamedTuple):
+    """How a source's vectors become its part of a fusion: fitted once, and kept for whoever extends the tokenizer."""
+
     mean: np.ndarray  # float32 [d]
     axes: np.ndarray  # float32 [d, d], whitening times weight
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Vectors [n, d] of the source in the fusion's space, float32 [n, d]."""
+        return (values - self.mean) @ self.axes
+
+
+class Space(NamedTuple):
+    """The space that item vectors stand in; new items must come into that of a tokenizer's words."""
+
+    sources: str  # their text
+    reductions: dict[str, str]  # fingerprints of the projections (`reduction.py`) of reduced embeddings, by name
+    frames: tuple[Frame, ...]  # of a fusion, one for each source; a source that stands alone with weight 1 has none
 
 
 class ItemVectors:
     """Vectors of some items, read block by block; indexed by slices and arrays of places."""
 
-    def __init__(self, parts: Sequence[_Part | Source], rows: Sequence[np.ndarray]):
-        self._parts, self._rows = parts, rows
-        self.shape = (len(rows[0]), sum(_source(part).matrix.shape[1] for part in parts))
+    def __init__(self, sources: Sequence[Source], rows: Sequence[np.ndarray], space: Space):
+        self._sources, self._rows, self.space = sources, rows, space
+        self.shape = (len(rows[0]), sum(source.matrix.shape[1] for source in sources))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -46,41 +59,72 @@ class ItemVectors:
     def __getitem__(self, places: slice | np.ndarray) -> np.ndarray:
         """float32 [places, d]; a part that an item lacks is zero, the mean of a whitened source."""
         made = []
-        for part, rows in zip(self._parts, self._rows):
-            source, row = _source(part), rows[places]
+        for number, (source, rows) in enumerate(zip(self._sources, self._rows)):
+            row = rows[places]
             values = np.asarray(source.matrix[np.maximum(row, 0)], np.float32)
-            if isinstance(part, _Part):
-                values = (values - part.mean) @ part.axes
+            if self.space.frames:
+                values = self.space.frames[number](values)
             if (row < 0).any():
                 values[row < 0] = 0
             made.append(values)
         return made[0] if len(made) == 1 else np.concatenate(made, axis=1)
 
 
-def _source(part: _Part | Source) -> Source:
-    return part.source if isinstance(part, _Part) else part
-
-
 def open_vectors(dataset: Path, creative: np.ndarray, named: Sequence[tuple[str, float]], *, whiten: bool,
-                 ) -> tuple[ItemVectors, np.ndarray]:
+                 space: Space | None = None) -> tuple[ItemVectors, np.ndarray]:
     """(vectors of the items that have one, bool [items] which these are), both in creative-id order.
 
     `creative` int64 [items + 1] are the dataset's creative ids by row, `named` sources and their weights. An item has a
-    vector where any source has one that is not zero. InputError for sources that are not there, do not fit the dataset
-    or hold no finite numbers.
+    vector where any source has one that is not zero. With the `space` of earlier vectors these come into the same, else
+    a fusion is fitted to them. InputError for sources that are not there, do not fit the dataset or the space, have a
+    vector of no item or hold no finite numbers.
     """
+    reduced = _reductions(dataset, named)
+    if space is not None:
+        _check_space(space, named, reduced)
     sources = [find_source(dataset, creative, name) for name, _ in named]
     order = np.argsort(creative[1:], kind="stable")
     rows = [np.where(_usable(source), source.row, -1)[order] for source in sources]
+    for (name, _), row in zip(named, rows):
+        if not (row >= 0).any():
+            raise InputError(name, found=f"no vector for any of {len(order):,} items", expected="at least one",
+                             do="choose other vectors")
     present = np.any([row >= 0 for row in rows], axis=0)
-    if not present.any():
-        raise InputError("+".join(name for name, _ in named), found=f"no vector for any of {len(order):,} items", expected="at least one",
-                         do="choose other vectors")
-    rows = [row[present] for row in rows]
-    if len(sources) == 1 and named[0][1] == 1:
-        return ItemVectors(sources, rows), present
-    return ItemVectors([_fitted(source, row, weight, whiten) for source, row, (_, weight) in zip(sources, rows, named)],
-                       rows), present
+    rows, frames = [row[present] for row in rows], ()
+    if space is not None:
+        frames = _fitting(space.frames, sources)
+    elif _is_fusion(named):
+        frames = tuple(_fitted(source, row, weight, whiten) for source, row, (_, weight) in zip(sources, rows, named))
+    return ItemVectors(sources, rows, Space(_sources_text(named), reduced, frames)), present
+
+
+def _is_fusion(named: Sequence[tuple[str, float]]) -> bool:
+    """Whether these sources are centred and scaled; one that stands alone with weight 1 is taken as it is."""
+    return len(named) > 1 or named[0][1] != 1
+
+
+def _fitting(frames: tuple[Frame, ...], sources: Sequence[Source]) -> tuple[Frame, ...]:
+    """The frames; InputError where a source is of another width."""
+    for source, frame in zip(sources, frames):
+        if source.matrix.shape[1] != len(frame.mean):
+            raise InputError(source.name, found=f"vectors {source.matrix.shape[1]} wide", do="give the earlier source",
+                             expected=f"{len(frame.mean)} wide, as in the fusion that is extended")
+    return frames
+
+
+def _check_space(space: Space, named: Sequence[tuple[str, float]], reduced: dict[str, str]) -> None:
+    """InputError where `named` are not the sources of a space, or do not come into it."""
+    if not same_sources(space.sources, named):
+        raise InputError("--vectors", found=_sources_text(named), expected=f"{space.sources}, as in the earlier tokenizer",
+                         do="give the vectors that it was built from: its words mean nothing among others")
+    if space.reductions != reduced:
+        raise InputError("--vectors", found="embeddings reduced in another way than those of the earlier tokenizer",
+                         expected=f"the same projection of {', '.join(sorted({*space.reductions, *reduced}))}",
+                         do="preprocess both datasets with preprocess.reduce_embeddings_to=0, or build a new tokenizer")
+    if len(space.frames) != (len(named) if _is_fusion(named) else 0):
+        raise InputError("--vectors", found="a fusion whose means and axes an earlier version did not keep",
+                         expected="a tokenizer with them, so that new items come into its space",
+                         do="build it again, or extend one of a single source")
 
 
 def named_sources(text: str) -> list[tuple[str, float]]:
@@ -88,17 +132,45 @@ def named_sources(text: str) -> list[tuple[str, float]]:
     return [_weighted(part) for part in text.split("+")]
 
 
+def same_sources(earlier: str, named: Sequence[tuple[str, float]]) -> bool:
+    """Whether `named` are the sources of the text `earlier`: as many, in its order, with its weights.
+
+    An embedding of a dataset must have its name again. A run or a file may have moved, so any other is taken for it:
+    that its vectors are of the same space is for the user to know.
+    """
+    if _sources_text(named) == earlier:
+        return True
+    before = named_sources(earlier)
+    return len(before) == len(named) and all(
+        f"{old_weight:g}" == f"{weight:g}" and (old == new or not (_is_embedding(old) or _is_embedding(new)))
+        for (old, old_weight), (new, weight) in zip(before, named))
+
+
+def _sources_text(named: Sequence[tuple[str, float]]) -> str:
+    """The text that `named_sources` reads."""
+    return "+".join(f"{name}:{weight:g}" if weight != 1 else name for name, weight in named)
+
+
+def _reductions(dataset: Path, named: Sequence[tuple[str, float]]) -> dict[str, str]:
+    return {name: fingerprint(load_column(dataset, f"{name}_pca")) for name, _ in named
+            if _is_embedding(name) and (dataset / f"{name}_pca.npy").is_file()}
+
+
+def _is_embedding(name: str) -> bool:
+    return name.startswith("emb_") and Path(name).name == name and not name.endswith(".npy")
+
+
 def _weighted(text: str) -> tuple[str, float]:
     name, colon, weight = text.strip().rpartition(":")
     if not colon:
-        return text.strip(), 1.0
+        name, weight = text.strip(), "1"
     try:
         number = float(weight)
     except ValueError:
         number = 0.0
-    if not 0 < number < 1e6:
-        raise InputError("--vectors", found=repr(text), expected="NAME or NAME:WEIGHT, a weight above 0",
-                         do="for example emb_81+work/retrieval:2")
+    if not name or not 0 < number < 1e6:
+        raise InputError("--vectors", found=repr(text) if text.strip() else "an empty name, which is no source",
+                         expected="NAME or NAME:WEIGHT, a weight above 0", do="for example emb_81+work/retrieval:2")
     return name, number
 
 
@@ -117,19 +189,19 @@ def _usable(source: Source) -> np.ndarray:
     return usable
 
 
-def _fitted(source: Source, row: np.ndarray, weight: float, whiten: bool) -> _Part:
-    """The source's part of a fusion: white (unit variance in all directions) or of unit mean square, times weight."""
+def _fitted(source: Source, row: np.ndarray, weight: float, whiten: bool) -> Frame:
+    """Makes a source's part white (unit variance in all directions), or of unit mean square, times its weight."""
     held = row[row >= 0]
     sample = np.sort(np.random.default_rng(0).choice(held, min(len(held), _WHITENING_SAMPLE), replace=False))
     values = np.asarray(source.matrix[sample], np.float64)
     mean, width = values.mean(0), values.shape[1]
     if not whiten:
         scale = np.sqrt(np.square(values - mean).sum(1).mean()) or 1.0
-        return _Part(source, mean.astype(np.float32), (np.eye(width) * weight / scale).astype(np.float32))
+        return Frame(mean.astype(np.float32), (np.eye(width) * weight / scale).astype(np.float32))
     variance, axes = np.linalg.eigh((values - mean).T @ (values - mean) / len(values))
     deviation = np.sqrt(np.maximum(variance, 0))
     deviation = np.maximum(deviation, _FLAT * deviation.max() or 1.0)
-    return _Part(source, mean.astype(np.float32), (axes / deviation * weight / width ** 0.5).astype(np.float32))
+    return Frame(mean.astype(np.float32), (axes / deviation * weight / width ** 0.5).astype(np.float32))
 
 
 def find_source(dataset: Path, creative: np.ndarray, name: str) -> Source:

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from onepiece_comp.config import TokenizerConfig
-from onepiece_comp.console import progress
+from onepiece_comp.console import progress, say
 from onepiece_comp.errors import InputError
 from onepiece_comp.kmeans import fit_codebook
 from onepiece_comp.word_search import Codebook, faiss_settings
@@ -199,15 +199,8 @@ def fit_nested_kmeans(vectors: Vectors, size: int, config: TokenizerConfig) -> N
 def fit_opq(vectors: Vectors, size: int, config: TokenizerConfig) -> Additive:
     """Optimised product quantisation: a rotation, then words of their own for each of L parts of the dimensions."""
     sample = sample_of(vectors, config.points_per_code * size, [config.seed, 0])
-    width = sample.shape[1]
-    part = -(-width // config.levels)
-    with faiss_settings():
-        rotation = faiss.OPQMatrix(width, config.levels, part * config.levels)
-        bits = min(8, len(sample).bit_length() - 1)  # of the words that the rotation is fitted with, not of ours
-        rotation.pq = faiss.ProductQuantizer(part * config.levels, config.levels, bits)
-        rotation.niter = 10
-        rotation.train(np.ascontiguousarray(sample - sample.mean(0)))
-    axes = faiss.vector_to_array(rotation.A).reshape(part * config.levels, width).T.copy()
+    part = -(-sample.shape[1] // config.levels)
+    axes = _rotation(sample - sample.mean(0), config.levels, part)
     mean, codebooks = sample.mean(0), []
     space = (sample - mean) @ axes
     for level in range(config.levels):
@@ -218,14 +211,34 @@ def fit_opq(vectors: Vectors, size: int, config: TokenizerConfig) -> Additive:
     return Additive(codebooks, mean, axes, axes.T.copy())
 
 
+def _rotation(centred: np.ndarray, levels: int, part: int) -> np.ndarray:
+    """Axes [d, levels x part] along which faiss quantises in parts; the dimensions themselves for few vectors.
+
+    faiss makes a product of both widths in memory of one width times the vectors, with fewer of which it writes past
+    the end; and it quantises no single vector.
+    """
+    items, width = centred.shape
+    if items < max(2, levels * part):
+        say(f"opq: no rotation, as {items:,} vectors are too few for one of {levels * part:,} dimensions")
+        return np.eye(width, levels * part, dtype=np.float32)
+    with faiss_settings():
+        rotation = faiss.OPQMatrix(width, levels, levels * part)
+        bits = min(8, items.bit_length() - 1)  # of the words that the rotation is fitted with, not of ours
+        rotation.pq = faiss.ProductQuantizer(levels * part, levels, bits)
+        rotation.niter = 10
+        rotation.train(np.ascontiguousarray(centred))
+    return faiss.vector_to_array(rotation.A).reshape(levels * part, width).T.copy()
+
+
 def fit_fsq(vectors: Vectors, size: int, config: TokenizerConfig) -> Additive:
     """Finite scalars: each level is a grid over some principal components, cut into equal shares of the items."""
     sample = sample_of(vectors, config.points_per_code * size, [config.seed, 0])
     mean = sample.mean(0)
-    value, axes = np.linalg.eigh(np.cov(sample - mean, rowvar=False, dtype=np.float64).reshape(2 * sample.shape[1:]))
+    covariance = np.cov(sample - mean, rowvar=False, bias=True, dtype=np.float64)  # by n: one item has one too
+    value, axes = np.linalg.eigh(covariance.reshape(2 * sample.shape[1:]))
     axes = axes[:, np.argsort(-value, kind="stable")].astype(np.float32)
-    scalars = min(_MOST_GRID, max(1, sample.shape[1] // config.levels))
-    cuts = [max(2, int(size ** (1 / scalars) + 1e-9))] * scalars
+    scalars = max(1, min(_MOST_GRID, sample.shape[1] // config.levels, size.bit_length() - 1))  # two cuts for each
+    cuts = [int(size ** (1 / scalars) + 1e-9)] * scalars
     for place in range(scalars):  # what is left of the codes goes to the first components
         while np.prod(cuts) // cuts[place] * (cuts[place] + 1) <= size:
             cuts[place] += 1
@@ -239,8 +252,11 @@ def fit_fsq(vectors: Vectors, size: int, config: TokenizerConfig) -> Additive:
 
 
 def _grid(space: np.ndarray, columns: list[int], cuts: list[int], size: int) -> Codebook:
-    """All combinations of the means of equal shares of each column; codes beyond them are never chosen."""
-    steps = [[part.mean() for part in np.array_split(np.sort(space[:, column]), count)]
+    """All combinations of the means of equal shares of each column; codes beyond them are never chosen.
+
+    A column has no more shares than items.
+    """
+    steps = [[part.mean() for part in np.array_split(np.sort(space[:, column]), min(count, len(space)))]
              for column, count in zip(columns, cuts)]
     words = np.zeros((size, space.shape[1]), np.float32)
     grid = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, len(columns)) if columns else np.zeros((1, 0))

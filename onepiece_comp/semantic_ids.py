@@ -3,7 +3,8 @@
 Stands between `item_vectors.py` and `tokenizer.py`, which writes it; training and inference read it here without faiss.
 Columns: `codes` [items + 1, L] by item row, `creative_id` [items + 1], `prefix_codes` [items, L] sorted with
 `prefix_items` (the prefix table of constrained search), `retired_*` (ids of items that the dataset no longer has: never
-given out again), `quantiser_*`. `tokenizer.json` ends it and holds their checksum. Legend: L levels, C codes.
+given out again), `quantiser_*`, of a fusion `fusion_*`. `tokenizer.json` ends it: it names the columns and holds a
+checksum of the ids and the fusion. Legend: L levels, C codes.
 """
 
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import fingerprint, load_column, read_marker
+from onepiece_comp.artefacts import MARKERS, fingerprint, load_column, read_marker
 from onepiece_comp.errors import InputError
-from onepiece_comp.item_vectors import places_of
+from onepiece_comp.item_vectors import Frame, Space, places_of
 
-_QUANTISER = "quantiser_"
+_QUANTISER, _MEAN, _AXES = "quantiser_", "fusion_mean_", "fusion_axes_"
+_IDS = ("codes", "creative_id", "retired_id", "retired_codes")
+_KEYS = ("checksum", "codes_per_level", "config", "item_space", "levels", "quantiser", "vectors")  # of the marker
 
 
 class Tokenizer(NamedTuple):
@@ -29,6 +32,8 @@ class Tokenizer(NamedTuple):
     arrays: dict[str, np.ndarray]  # what the quantiser is made from again
     retired_id: np.ndarray  # int64 [retired]
     retired_codes: np.ndarray  # int32 [retired, L]
+    config: dict  # settings that the words were fitted with
+    space: Space  # of the vectors
 
     def codes_of(self, creative_id: np.ndarray) -> np.ndarray:
         """Codes [n, L] of original ids, -1 for items that have none."""
@@ -38,33 +43,56 @@ class Tokenizer(NamedTuple):
 def load_tokenizer(path: Path, item_space: str | None = None) -> Tokenizer:
     """Open a tokenizer folder.
 
-    InputError when its ids are not those that were written, and when it was built for items other than `item_space`
-    stands for (None: any).
+    InputError when a file or an entry of the marker is missing, when its ids are not those that were written, and when
+    it was built for items other than `item_space` stands for (None: any).
     """
     path = Path(path)
     marker = read_marker(path, "tokenizer")
+    missing = [key for key in _KEYS if key not in marker]
+    if missing:
+        raise InputError(path / MARKERS["tokenizer"], found=f"no {', '.join(missing)}", do="make the tokenizer again",
+                         expected="the marker of a whole tokenizer")
     if item_space is not None and marker["item_space"] != item_space:
         raise InputError(path, found="a tokenizer built for another dataset", expected="one for the same items",
                          do="run build-tokenizer on this dataset, with --extend to keep the ids of this tokenizer")
-    column = {name: load_column(path, name) for name in ("codes", "creative_id", "retired_id", "retired_codes")}
-    if fingerprint(*column.values()) != marker["checksum"]:
+    names = _columns(path, marker)
+    column = {name: load_column(path, name) for name in _IDS}
+    frames = tuple(Frame(*(np.array(load_column(path, f"{what}{number}")) for what in (_MEAN, _AXES)))
+                   for number in range(sum(name.startswith(_MEAN) for name in names)))
+    if _checksum(column, frames) != marker["checksum"]:
         raise InputError(path, found="semantic ids that differ from their checksum", expected="the files as written",
                          do="copy the folder again, or run build-tokenizer again")
-    arrays = {file.stem.removeprefix(_QUANTISER): load_column(path, file.stem)
-              for file in sorted(path.glob(f"{_QUANTISER}*.npy"))}
+    arrays = {name.removeprefix(_QUANTISER): load_column(path, name) for name in names if name.startswith(_QUANTISER)}
     return Tokenizer(levels=marker["levels"], codes_per_level=marker["codes_per_level"], arrays=arrays,
-                     quantiser=marker["quantiser"], **column)
+                     quantiser=marker["quantiser"], config=marker["config"],
+                     space=Space(marker["vectors"], marker.get("reductions", {}), frames), **column)
 
 
-def write_columns(folder: Path, tokenizer: Tokenizer) -> str:
-    """Write all columns; returns their checksum."""
+def _columns(path: Path, marker: dict) -> list[str]:
+    """Names of all columns; the marker of an earlier version names none, then those that are there."""
+    if "columns" not in marker:
+        return sorted(file.stem for file in path.glob("*.npy"))
+    lost = [name for name in marker["columns"] if not (path / f"{name}.npy").is_file()]
+    if lost:
+        raise InputError(path, found=f"no {', '.join(f'{name}.npy' for name in lost)}",
+                         expected=f"the columns that {MARKERS['tokenizer']} names",
+                         do="copy the folder again, or run build-tokenizer again")
+    return marker["columns"]
+
+
+def write_columns(folder: Path, tokenizer: Tokenizer) -> dict:
+    """Write all columns; returns what the marker says of them, `columns` and `checksum`."""
     codes = tokenizer.codes
     by_id = np.lexsort(codes[1:].T[::-1])
-    columns = {"codes": codes, "creative_id": tokenizer.creative_id, "retired_id": tokenizer.retired_id,
-               "retired_codes": tokenizer.retired_codes}
-    for name, column in {**columns, "prefix_codes": codes[1:][by_id], "prefix_items": (1 + by_id).astype(np.int32),
-                         **{_QUANTISER + name: array for name, array in tokenizer.arrays.items()}}.items():
+    ids = {name: getattr(tokenizer, name) for name in _IDS}
+    fusion = {f"{what}{number}": array for number, frame in enumerate(tokenizer.space.frames)
+              for what, array in zip((_MEAN, _AXES), frame)}
+    columns = {**ids, **fusion, "prefix_codes": codes[1:][by_id], "prefix_items": (1 + by_id).astype(np.int32),
+               **{_QUANTISER + name: array for name, array in tokenizer.arrays.items()}}
+    for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
-    return fingerprint(*columns.values())
+    return {"columns": sorted(columns), "checksum": _checksum(ids, tokenizer.space.frames)}
 
 
+def _checksum(ids: dict[str, np.ndarray], frames: tuple[Frame, ...]) -> str:
+    return fingerprint(*(ids[name] for name in _IDS), *(array for frame in frames for array in frame))

@@ -7,6 +7,7 @@ and new items take free ones. Source: OnePiece (arXiv 2512.07424). Legend: n ite
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,34 +39,42 @@ def build_tokenizer(dataset: Path, out: Path, config: TokenizerConfig, *, vector
     `vectors` names sources as in `item_vectors.py`: an embedding column of the dataset ("emb_81"), a .npy file [n, d]
     whose rows are items + 1 item rows or belong to the creative ids of FILE_ids.npy or item_ids.npy beside it, a run,
     or several of them ("emb_81+RUN:2"). `checkpoint` is a run, whose item_vectors.npy is read. `extend` is an earlier
-    tokenizer of vectors in the same space: its items keep their ids, new ones take free ids near their vectors.
-    InputError when ids or shapes do not fit, and when there are more items than ids.
+    tokenizer of the same sources: its items keep their ids, new ones take free ids near their vectors, nothing is
+    fitted. Embeddings must have their names again; runs and files may have moved, and of them the width is all that is
+    checked. InputError when ids, shapes, sources or settings do not fit, and when there are more items than ids.
     """
     dataset, started = Path(dataset), time.monotonic()
-    if (vectors is None) == (checkpoint is None):
-        raise InputError("build-tokenizer", found="both vectors and a run" if vectors else "neither vectors nor a run",
-                         expected="one of them", do="give --vectors emb_81, --vectors FILE.npy or --ckpt RUN")
-    if checkpoint is not None and not Path(checkpoint).is_dir():
-        raise InputError(checkpoint, found="no such file", expected="a run's folder", do="check the path")
+    named = _named(vectors, checkpoint)
     marker, creative = read_marker(dataset, "dataset"), np.asarray(load_column(dataset, "creative_id"))
-    named = [(str(checkpoint), 1.0)] if checkpoint else named_sources(vectors)
-    held, present = open_vectors(dataset, creative, named, whiten=config.whiten)
-    name = "+".join(f"{source}:{weight:g}" if weight != 1 else source for source, weight in named)
-    with searching_on(config.device):
-        tokenizer, measured = (
-            _new(held, present, creative, config) if extend is None else
-            _extended(held, present, creative, load_tokenizer(extend), extend))
-    with atomic_folder(out, MARKERS["tokenizer"]) as folder:
-        checksum = write_columns(folder, tokenizer)
+    old = None if extend is None else load_tokenizer(extend)
+    if old is not None:
+        _check_settings(old, config, extend)
+    with atomic_folder(out, MARKERS["tokenizer"]) as folder, searching_on(config.device):  # `out` is checked before hours
+        held, present = open_vectors(dataset, creative, named, whiten=config.whiten, space=old.space if old else None)
+        tokenizer, measured = (_new(held, present, creative, config) if old is None else
+                               _extended(held, present, creative, old, extend))
+        columns = write_columns(folder, tokenizer)
         figures = {**measured, "items": len(present), "items_without_vector": int((~present).sum()),
                    "retired": len(tokenizer.retired_id), "seconds": round(time.monotonic() - started, 2),
                    "peak_memory_mib": round(peak_memory_mib())}
         write_json(folder / MARKERS["tokenizer"], {
-            "version": __version__, "config": to_dict(config), "item_space": marker["item_space"],
-            "checksum": checksum, "vectors": name, "quantiser": tokenizer.quantiser, "levels": tokenizer.levels,
-            "codes_per_level": tokenizer.codes_per_level, "extends": str(extend or ""), "figures": figures})
-    _report(out, f"{tokenizer.quantiser}, {tokenizer.levels} x {tokenizer.codes_per_level} codes from {name}", figures)
+            "version": __version__, "config": tokenizer.config, "item_space": marker["item_space"], **columns,
+            "vectors": held.space.sources, "reductions": held.space.reductions, "quantiser": tokenizer.quantiser,
+            "levels": tokenizer.levels, "codes_per_level": tokenizer.codes_per_level, "extends": str(extend or ""),
+            "figures": figures})
+    _report(out, f"{tokenizer.quantiser}, {tokenizer.levels} x {tokenizer.codes_per_level} codes from "
+                 f"{held.space.sources}", figures)
     return Path(out)
+
+
+def _named(vectors: str | None, checkpoint: Path | None) -> list[tuple[str, float]]:
+    """Sources and their weights; InputError unless just one of the two is given."""
+    if (vectors is None) == (checkpoint is None):
+        raise InputError("build-tokenizer", found="neither vectors nor a run" if vectors is None else "both",
+                         expected="vectors or a run", do="give --vectors emb_81, --vectors FILE.npy or --ckpt RUN")
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise InputError(checkpoint, found="no such file", expected="a run's folder", do="check the path")
+    return [(str(checkpoint), 1.0)] if checkpoint else named_sources(vectors)
 
 
 def choose_codes(items: int, config: TokenizerConfig) -> int:
@@ -123,7 +132,7 @@ def _new(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, config
     codes[1 + order[present]] = resolved.codes
     codes[1 + order[~present]] = ids_without_vector(resolved.codes, config.levels, size, len(present) - len(vectors))
     tokenizer = Tokenizer(codes, creative, levels, size, config.quantiser, quantiser.arrays(), np.zeros(0, np.int64),
-                          np.zeros((0, levels), np.int32))
+                          np.zeros((0, levels), np.int32), to_dict(config), vectors.space)
     return tokenizer, measure(vectors, quantiser, before, resolved, codes[1:])
 
 
@@ -134,6 +143,18 @@ def ids_without_vector(codes: np.ndarray, levels: int, size: int, count: int) ->
     return np.pad(free, ((0, 0), (0, codes.shape[1] - levels)))
 
 
+def _check_settings(old: Tokenizer, config: TokenizerConfig, place: Path) -> None:
+    """InputError for a setting, other than the default and the device, that is not the one that `old` was built with."""
+    default, asked = to_dict(TokenizerConfig()), to_dict(config)
+    before = {**asked, **old.config}  # an earlier version may not have had it
+    other = [key for key in asked if asked[key] not in (default[key], before[key]) and key != "device"
+             and (key, asked[key]) != ("codes", old.codes_per_level)]
+    if other:
+        raise InputError(place, found=f"a tokenizer of {', '.join(f'{key}={before[key]}' for key in other)}",
+                         expected=f"{', '.join(f'{key}={asked[key]}' for key in other)} as asked",
+                         do="leave that setting out: extending keeps the words as they were fitted")
+
+
 def _extended(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, old: Tokenizer, place: Path,
               ) -> tuple[Tokenizer, dict]:
     """The ids of `old`, and ids for the dataset's other items; an id once given is not given to another item."""
@@ -141,26 +162,26 @@ def _extended(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, o
     _check_extensible(vectors, quantiser, old, place)
     everyone = np.concatenate([old.creative_id[1:], old.retired_id])
     ids_of_all = np.concatenate([old.codes[1:], old.retired_codes])
+    taken = np.unique(ids_of_all, axis=0)  # shared ones stand once
     codes = np.full((len(creative), old.levels), -1, np.int32)
     at = places_of(everyone, creative[1:])
     known = at >= 0
     codes[1:][known] = ids_of_all[at[known]]
-    retired = ~np.isin(everyone, creative[1:])
-    if len(everyone) + (~known).sum() > size ** old.levels:
-        raise InputError(place, found=f"{len(everyone):,} ids in use and {(~known).sum():,} new items",
+    if len(taken) + (~known).sum() > size ** old.levels:
+        raise InputError(place, found=f"{len(taken):,} ids in use and {(~known).sum():,} new items",
                          expected=f"at most {size ** old.levels:,} ids", do="build a new tokenizer with more codes")
     order = np.argsort(creative[1:], kind="stable")
     with_vector, new = order[present], ~known
     before = in_blocks(vectors, quantiser.encode, "codes")
     newcomers = np.flatnonzero(new[with_vector])
-    placed = place_new(vectors, newcomers, before, quantiser, ids_of_all)
+    placed = place_new(vectors, newcomers, before, quantiser, taken)
     codes[1 + with_vector[newcomers]] = placed
     bare = order[~present][new[order[~present]]]
-    codes[1 + bare] = emptiest_ids(np.concatenate([ids_of_all, placed]), size, len(bare))
-    final = codes[1 + with_vector]
+    codes[1 + bare] = emptiest_ids(np.concatenate([taken, placed]), size, len(bare))
+    final, left = codes[1 + with_vector], ~np.isin(everyone, creative[1:])
     resolved = Resolved(final, int((final != before).any(axis=1).sum()), 0)
-    tokenizer = Tokenizer(codes, creative, old.levels, size, old.quantiser, old.arrays, everyone[retired],
-                          ids_of_all[retired])
+    tokenizer = old._replace(codes=codes, creative_id=creative, retired_id=everyone[left],
+                             retired_codes=ids_of_all[left], space=vectors.space)
     return tokenizer, measure(vectors, quantiser, before, resolved, codes[1:])
 
 

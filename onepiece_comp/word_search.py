@@ -77,8 +77,8 @@ class _TorchSearch:
         import torch
 
         self._device = torch.device(_device.get())
-        self._word_CD = torch.from_numpy(np.ascontiguousarray(codebook.words)).to(self._device)
-        self._offset_C = self._word_CD.square().sum(1) + torch.from_numpy(codebook.price).to(self._device)
+        self._word_CD = torch.tensor(codebook.words, device=self._device)  # a copy: a stored one cannot be written
+        self._offset_C = self._word_CD.square().sum(1) + torch.tensor(codebook.price, device=self._device)
 
     def __call__(self, points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         import torch

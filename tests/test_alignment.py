@@ -1,12 +1,13 @@
 """Items clicked together come together, unclicked ones of like content with them; the rest stays where it was."""
 
+import errno
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from onepiece_comp import alignment
+from onepiece_comp import alignment, artefacts
 from onepiece_comp.alignment import aligned_vectors, co_occurrences, info_nce, write_aligned
 from onepiece_comp.artefacts import write_json
 from onepiece_comp.config import TokenizerConfig
@@ -196,3 +197,51 @@ def test_clicks_and_rows_of_the_file_belong_to_the_same_items_whatever_the_order
 def test_another_ending_than_npy_is_named(dataset, tmp_path):
     with pytest.raises(InputError, match="ends in .npy"):
         write_aligned(dataset.path, "emb_81", tmp_path / "aligned")
+
+
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_fitted(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(alignment, "fit_alignment", None)
+    for folder in ("a.npy", "b_ids.npy"):
+        (tmp_path / folder).mkdir()
+    for out, place in (("a.npy", "a.npy"), ("b.npy", "b_ids.npy")):
+        with pytest.raises(InputError, match=f"{place}: found a folder"):
+            write_aligned(dataset.path, "emb_82", tmp_path / out)
+
+
+def without_training(monkeypatch):
+    """The projection before training."""
+    monkeypatch.setattr(alignment, "fit_alignment", lambda vectors, pairs, *, seed: alignment._principal(vectors, seed))
+
+
+def test_a_disk_without_room_is_told_and_what_stood_there_stays(dataset, tmp_path, monkeypatch):
+    without_training(monkeypatch)
+    out = write_aligned(dataset.path, "emb_82", tmp_path / "aligned.npy")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*reserved):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artefacts.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="a full disk while writing"):
+        write_aligned(dataset.path, "emb_82", out, seed=1)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("survives", [0, 1])
+def test_vectors_never_stand_beside_the_ids_of_others(dataset, tmp_path, monkeypatch, survives):
+    """Whenever the process dies while the two files take their names: the vectors come last, and old ones go first."""
+    without_training(monkeypatch)
+    out, replace, renamed = tmp_path / "aligned.npy", artefacts.os.replace, []
+    np.save(out, np.ones((3, 2), np.float32))
+    np.save(tmp_path / "aligned_ids.npy", np.arange(3))
+
+    def dying(source, target):
+        if len(renamed) == survives:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(artefacts.os, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        write_aligned(dataset.path, "emb_82", out)
+    assert not out.exists() or len(np.load(out)) == len(np.load(tmp_path / "aligned_ids.npy"))

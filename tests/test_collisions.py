@@ -243,3 +243,89 @@ def test_an_unknown_rule_is_named():
     with pytest.raises(InputError, match="found 'best', expected one of none, counter, greedy, random, assignment"):
         resolve(vectors, codes, books, "best")
     assert list(RULES)[-1] == "assignment"
+
+
+def hungarian(cost):
+    """The code of each item at the least total: the textbook's O(n^2 m), a row of all codes at a time."""
+    items, size = cost.shape
+    row_price, price, owner = np.zeros(items + 1), np.zeros(size + 1), np.zeros(size + 1, int)
+    for item in range(1, items + 1):
+        owner[0], at, low, done, back = item, 0, np.full(size + 1, np.inf), np.zeros(size + 1, bool), np.zeros(size + 1, int)
+        while owner[at]:
+            done[at] = True
+            reach = np.append(np.inf, cost[owner[at] - 1] - row_price[owner[at]] - price[1:])
+            closer = ~done & (reach < low)
+            low[closer], back[closer] = reach[closer], at
+            to = int(np.where(done, np.inf, low).argmin())
+            step = low[to]
+            row_price[owner[done]] += step
+            price[done] -= step
+            low[~done] -= step
+            at = to
+        while at:
+            owner[at], at = owner[back[at]], back[at]
+    code = np.empty(items, int)
+    code[owner[1:][owner[1:] > 0] - 1] = np.flatnonzero(owner[1:])
+    return code
+
+
+@pytest.mark.parametrize("seed, listed, most", [(0, 16, 1 << 25), (1, 2, 1 << 25), (2, 2, 40), (3, 1, 1)])
+def test_distinct_items_get_the_textbook_s_codes_whatever_the_lists_and_blocks(seed, listed, most, monkeypatch):
+    monkeypatch.setattr(collisions, "_LISTED", listed)
+    monkeypatch.setattr(collisions, "_MOST_LISTED", most)
+    draw, size = np.random.default_rng(seed), 40
+    books = [draw.normal(size=(size, 3)).astype(np.float32), 0.3 * draw.normal(size=(size, 3)).astype(np.float32)]
+    firsts = np.repeat(np.arange(5), [40, 31, 12, 2, 1])
+    vectors = (books[0][firsts] + 0.2 * draw.normal(size=(len(firsts), 3))).astype(np.float32)
+    codes = np.column_stack([firsts, np.zeros(len(firsts), int)])  # all in collision but one
+    ids = resolve(vectors, codes, books, "assignment").codes
+    for first in range(4):
+        rows = np.flatnonzero(firsts == first)
+        cost = np.square((vectors[rows] - books[0][first])[:, None].astype(float) - books[1]).sum(2)
+        assert ids[rows, 1].tolist() == hungarian(cost).tolist()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@settings(max_examples=100, deadline=60_000, derandomize=True)
+@given(seed=st.integers(0, 10 ** 6), rows=st.integers(1, 4), spare=st.integers(0, 3), whole=st.booleans())
+def test_items_that_share_a_row_cost_as_little_as_with_a_row_each(compiled, seed, rows, spare, whole):
+    draw = np.random.default_rng(seed)
+    items = draw.integers(1, 5, rows)
+    size = int(items.sum()) + spare
+    cost = draw.integers(0, 4, (rows, size)).astype(float) if whole else draw.random((rows, size))
+    order, row_of = np.argsort(cost, axis=1, kind="stable"), np.repeat(np.arange(rows), items)
+    run = match if compiled else getattr(match, "py_func", match)
+    for listed in (int(draw.integers(1, size + 1)), size):
+        part = order[:, :listed]
+        code, short = run(np.take_along_axis(cost, part, 1), part, size, items)
+        assert len(set(code[code >= 0].tolist())) == (code >= 0).sum() and len(code) == items.sum()
+        if not short.any():
+            apart = hungarian(cost[row_of])
+            assert cost[row_of, code].sum() == pytest.approx(cost[row_of, apart].sum())
+        assert listed < size or not short.any()
+
+
+def test_equal_items_are_looked_up_once_and_lists_are_bounded(monkeypatch):
+    """Eighty equal items need lists of as many codes: one list for all of them, and no more than asked."""
+    monkeypatch.setattr(collisions, "_MOST_LISTED", 1000)
+    asked, near = [], collisions._near_codes
+    monkeypatch.setattr(collisions, "_near_codes", lambda ask, prefixes, residuals, count: (
+        asked.append((np.unique(prefixes, return_counts=True)[1].max(), len(residuals), count)),
+        near(ask, prefixes, residuals, count))[1])
+    draw, size = np.random.default_rng(0), 128
+    books = [draw.normal(size=(size, 3)).astype(np.float32), 0.3 * draw.normal(size=(size, 3)).astype(np.float32)]
+    equal = np.repeat(books[0][:4] + np.float32(0.1), 80, axis=0)
+    others = (books[0][draw.integers(0, 4, 60)] + 0.2 * draw.normal(size=(60, 3))).astype(np.float32)
+    vectors, firsts = np.concatenate([equal, others]), np.repeat(np.arange(4), 80)
+    codes = np.column_stack([np.append(firsts, draw.integers(0, 4, 60)), np.zeros(380, int)])
+    ids = resolve(vectors, codes, books, "assignment").codes
+    assert len(np.unique(ids, axis=0)) == 380 and (ids[:, 0] == codes[:, 0]).all()
+    assert sum(rows for _, rows, count in asked if count == 16) == 64
+    assert max(count for *_, count in asked) >= 128
+    assert all(rows * count <= 1000 + largest * count for largest, rows, count in asked)
+    np.testing.assert_array_equal(ids, resolve(vectors, codes, books, "assignment").codes)
+    for first in range(4):
+        rows = np.flatnonzero(codes[:, 0] == first)
+        cost = np.square((vectors[rows] - books[0][first])[:, None].astype(float) - books[1]).sum(2)
+        least = cost[np.arange(len(rows)), hungarian(cost)].sum()
+        assert cost[np.arange(len(rows)), ids[rows, 1]].sum() == pytest.approx(least)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from onepiece_comp import quantisers, word_search
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.quantisers import FITS, Additive, in_blocks, restored
 from onepiece_comp.tokenizer import fit_quantiser
+from onepiece_comp.word_search import Codebook
 
 NAMES = sorted(FITS)
 
@@ -119,3 +121,54 @@ def test_an_unknown_quantiser_is_named():
     with pytest.raises(InputError, match="found 'vq', expected one of residual_kmeans, nested_kmeans, opq, fsq, rqvae"):
         fitted("vq", points())
     assert isinstance(fitted("fsq", points()), Additive)
+
+
+@pytest.mark.parametrize("items, width, levels", [(4, 8, 2), (60, 64, 2), (8, 7, 3), (1, 1, 1)])
+def test_too_few_vectors_for_a_rotation_are_quantised_without_one(items, width, levels, monkeypatch, capsys):
+    """faiss's training of a rotation writes past its memory there, so it must not even be called."""
+    monkeypatch.setattr(quantisers.faiss, "OPQMatrix", None)
+    vectors = points(items, width)
+    quantiser = fitted("opq", vectors, size=64, levels=levels)
+    np.testing.assert_array_equal(quantiser.axes, np.eye(width, quantiser.axes.shape[1]))
+    assert error(vectors, quantiser, quantiser.encode(vectors)) < 1e-6
+    assert f"no rotation, as {items} vectors are too few" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("items, width, levels", [(8, 8, 2), (9, 7, 3), (2, 1, 1)])
+def test_as_many_vectors_as_dimensions_are_enough_for_a_rotation(items, width, levels, capsys):
+    quantiser = fitted("opq", points(items, width), levels=levels)
+    np.testing.assert_allclose(quantiser.axes @ quantiser.axes.T, np.eye(width), atol=1e-4)
+    assert "no rotation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 15])
+def test_finite_scalars_are_as_many_as_the_codes_allow(size):
+    vectors = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    quantiser = fitted("fsq", vectors, size=size, levels=2)
+    codes = quantiser.encode(vectors)
+    used = 2 ** int(np.log2(size)) if size != 3 else 3
+    assert len(np.unique(codes[:, 0])) >= used and codes.max() < size
+
+
+@pytest.mark.parametrize("items", [1, 2, 3])
+def test_finite_scalars_of_fewer_items_than_shares_are_the_items_themselves(items):
+    vectors = np.array([[1, 5], [2, 7], [4, 6]], np.float32)[:items]
+    quantiser = fitted("fsq", vectors, size=16, levels=1)
+    assert np.isfinite(quantiser.codebooks[0].words).all()
+    assert error(vectors, quantiser, quantiser.encode(vectors)) < (1e-6 if items < 3 else 0.5)
+
+
+def test_words_that_cannot_be_written_are_copied_for_torch(monkeypatch):
+    """As they come from a folder: torch would share their memory, and say so in a warning, once in a process."""
+    import torch
+
+    shared, share = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: (shared.append(array.flags.writeable), share(array))[1])
+    words, price = np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
+    words.flags.writeable = price.flags.writeable = False
+    before = word_search._device.set("cpu:0")
+    try:
+        assert Codebook(words, price).nearest(np.eye(3, dtype=np.float32))[:, 0].tolist() == [0, 1, 2]
+    finally:
+        word_search._device.reset(before)
+    assert all(shared)

@@ -3,17 +3,23 @@
 import json
 import shutil
 import subprocess
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from onepiece_comp.config import ScoreConfig
 from onepiece_comp.errors import InputError
-from onepiece_comp.item_sections import usage
+from onepiece_comp.item_sections import Names, item_sections, usage
+from onepiece_comp.item_vectors import Space
 from onepiece_comp.metrics import sign_flip_test
-from onepiece_comp.artefacts import names_apart
-from onepiece_comp.report import report
+from onepiece_comp.artefacts import names_apart, write_json
+from onepiece_comp.report import _comparison, report
+from onepiece_comp.report_html import Section, Table, write_report
+from onepiece_comp.scoring import score
+from onepiece_comp.semantic_ids import Tokenizer, write_columns
 from onepiece_comp.svg_drawings import code_rings, funnel_chart, interval_chart
 
 
@@ -92,3 +98,83 @@ def test_a_browser_shows_the_page_without_looking_elsewhere(page, tmp_path):
     made = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=1000",
                            f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     assert "Paired differences" in made.stdout and made.stdout.count("<svg") >= 4
+
+
+def score_of(folder, name="score.json"):
+    return score(folder / "result" / "result.json", folder / "split" / "truth.jsonl", ScoreConfig(resamples=20), out=folder / name)
+
+
+def test_a_page_shows_the_score_that_the_stage_wrote_and_none_of_another_result(tmp_path):
+    folder, text = work(tmp_path / "run", 0), lambda page: "".join(ElementTree.parse(page).getroot().itertext())
+    assert "onepiece-comp score" in text(report([folder], tmp_path / "page.html"))
+    mean = score_of(folder, "result/score.json")["score"]["mean"]
+    assert f"{mean:.4f}" in text(report([folder], tmp_path / "page.html"))
+    shutil.copy(work(tmp_path / "other", 2) / "result" / "result.json", folder / "result" / "result.json")
+    assert "is of another result" in text(report([folder], tmp_path / "page.html"))
+    score_of(folder)
+    with open(folder / "split" / "truth.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"user": "u9", "item": 7, "action": 1, "time": 9}) + "\n")
+    assert "is of another truth" in text(report([folder], tmp_path / "page.html"))
+
+
+def test_settings_of_the_ranking_and_what_the_runs_read_are_compared(tmp_path):
+    folders = [work(tmp_path / name, 0) for name in ("a", "b")]
+    for folder, mode, data in zip(folders, ("cascade", "retrieval"), ("one", "two")):
+        funnel = json.loads((folder / "result" / "funnel.json").read_text())
+        (folder / "result" / "funnel.json").write_text(json.dumps({**funnel, "settings": {"mode": mode, "beam": 20}}))
+        (folder / "retrieval" / "config.json").write_text(json.dumps({"dataset": data, "version": "1", "model": {"width": 8}, "train": {}}))
+    score_of(folders[0])
+    table = next(part for section in _comparison(dict(zip("ab", folders))) for part in section.parts if isinstance(part, Table))
+    assert table.rows == [("infer.mode", "cascade", "retrieval"), ("dataset", "one", "two")]
+
+
+def test_names_of_any_length_stay_inside_their_drawing():
+    names = [f"a run with a long name, number {number}" for number in range(8)]
+    drawn = ElementTree.fromstring(interval_chart([("x" * 60, {name: (0.1, 0.0, 0.2) for name in names})]))
+    width = float(drawn.get("width"))
+    texts = [one for one in drawn.iter() if one.tag.endswith("text")]
+    assert set(names) < {one.text for one in texts}
+    for one in texts:
+        x, long = float(one.get("x")), 7 * len(one.text)
+        assert 0 <= (x - long if one.get("text-anchor") == "end" else x) and (x if one.get("text-anchor") == "end" else x + long) <= width, one.text
+    marks = [(one.tag, one.get("fill")) for one in drawn.iter() if one.tag.endswith(("circle", "rect"))]
+    assert len(set(marks[:8])) == 8  # eight series are told apart
+
+
+def test_names_that_no_page_may_hold_are_replaced(tmp_path):
+    page = write_report(tmp_path / "page.html", "odd \x01 \udcff name", [Section("one", [Table("t", ("a",), [("\x0b",)])])])
+    assert "odd \ufffd \ufffd name" in "".join(ElementTree.parse(page).getroot().itertext())
+
+
+def items_work(folder, items):
+    """A work folder of some items with a tokenizer and vectors, the even ones in another direction than the odd ones."""
+    for name in ("tokenizer", "dataset", "joint"):
+        (folder / name).mkdir(parents=True)
+    creative, codes = np.append(0, 7000 + np.arange(items)), np.column_stack([np.arange(-1, items)] * 2).astype(np.int32)
+    tokenizer = Tokenizer(codes, creative, 2, max(items, 2), "fsq", {}, creative[:0], codes[:0], {}, Space("emb_81", {}, ()))
+    write_json(folder / "tokenizer" / "tokenizer.json", {
+        **write_columns(folder / "tokenizer", tokenizer), "codes_per_level": max(items, 2), "config": {}, "item_space": "",
+        "levels": 2, "quantiser": "fsq", "vectors": "emb_81", "figures": {"after": [{"unique": items, "shared": 0.0}]}})
+    write_json(folder / "dataset" / "schema.json", {})
+    np.save(folder / "dataset" / "creative_id.npy", creative)
+    np.save(folder / "dataset" / "item_count.npy", np.arange(items + 1)[::-1])
+    np.save(folder / "joint" / "item_vectors.npy", np.eye(2, dtype=np.float32)[np.arange(items + 1) % 2])
+    return folder
+
+
+def test_few_items_have_few_neighbours_and_none_is_its_own(tmp_path):
+    _, section, _ = item_sections(items_work(tmp_path, 3))
+    rows = next(part for part in section.parts if isinstance(part, Table)).rows
+    name = lambda number: f"{7000 + number} ‹{number}\N{NO-BREAK SPACE}{number}›"
+    assert [row[0] for row in rows] == [name(0), name(1), name(2)]
+    assert rows[0][2:] == (f"{name(2)}  1.00", f"{name(1)}  0.00", "", "", "")
+
+
+def test_names_of_a_few_items_take_no_memory_for_the_others(tmp_path):
+    items_work(tmp_path, 20_000)
+    tracemalloc.start()
+    names = Names(tmp_path, range(7000, 7100))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000 * 40 + (1 << 20) and names(7099) == "7099 ‹99\N{NO-BREAK SPACE}99›"
+    assert Names(tmp_path, [5])(5) == Names(tmp_path / "nothing", [5])(5) == "5"

@@ -1,5 +1,6 @@
 """A tokenizer folder keeps its ids: keyed by original id, checked, extended without moving any, joined from sources."""
 
+import json
 import subprocess
 import sys
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from test_tokenizer import assert_own_ids, build, write_dataset
 
+from onepiece_comp.artefacts import fingerprint, write_json
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.errors import InputError
-from onepiece_comp.item_vectors import named_sources, open_vectors
+from onepiece_comp.item_vectors import named_sources, open_vectors, same_sources
 from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.tokenizer import build_tokenizer, restored_quantiser
 
@@ -118,5 +120,144 @@ def test_several_sources_stand_side_by_side_white_and_weighted(tmp_path):
 
 @pytest.mark.parametrize("text", ["emb_81:0", "emb_81:-1", "emb_81:x+run", "run:nan"])
 def test_a_weight_is_a_number_above_zero(text):
+    with pytest.raises(InputError, match="NAME or NAME:WEIGHT"):
+        named_sources(text)
+
+
+def two_sources(folder, creative, left, right):
+    """A dataset with emb_81 and emb_82."""
+    write_dataset(folder, creative, left)
+    np.save(folder / "emb_82.npy", np.concatenate([np.zeros((1, right.shape[1])), right]).astype(np.float16))
+    np.save(folder / "emb_82_present.npy", np.arange(len(creative) + 1) > 0)
+    return folder
+
+
+def fused(tmp_path):
+    """A tokenizer `a` of emb_81+emb_82:2 of 60 items, their two sources, and what `build_tokenizer` takes for them."""
+    left, right = VECTORS * [9, 1, 1, 1], np.random.default_rng(3).normal(size=(60, 3)).round(2)
+    dataset = two_sources(tmp_path / "first", 100 + np.arange(60), left, right)
+    build_tokenizer(dataset, tmp_path / "a", TokenizerConfig(codes=64), vectors="emb_81+emb_82:2")
+    return left, right
+
+
+def test_a_fusion_is_extended_in_the_space_of_its_words(tmp_path):
+    """New items with the vectors of old ones come under their first codes, whatever else is new and turns the axes."""
+    left, right = fused(tmp_path)
+    far = np.random.default_rng(4).normal(size=(90, 7)) * [1, 30, 1, 5, 40, 1, 1] + 20
+    ids = np.concatenate([500 + np.arange(60), 900 + np.arange(90)])
+    later = two_sources(tmp_path / "later", ids, np.concatenate([left, far[:, :4]]), np.concatenate([right, far[:, 4:]]))
+    build_tokenizer(later, tmp_path / "b", TokenizerConfig(), vectors="emb_81+emb_82:2", extend=tmp_path / "a")
+    old, new = load_tokenizer(tmp_path / "a"), load_tokenizer(tmp_path / "b")
+    np.testing.assert_array_equal(new.codes_of(500 + np.arange(60))[:, 0], old.codes_of(100 + np.arange(60))[:, 0])
+    assert len(new.space.frames) == 2
+    for kept, frame in zip(new.space.frames, old.space.frames):
+        np.testing.assert_array_equal(kept.mean, frame.mean)
+        np.testing.assert_array_equal(kept.axes, frame.axes)
+
+
+def test_vectors_of_a_fusion_are_the_same_again_in_its_frames(tmp_path):
+    left, right = fused(tmp_path)
+    named, creative = named_sources("emb_81+emb_82:2"), np.append(0, 100 + np.arange(60))
+    first, _ = open_vectors(tmp_path / "first", creative, named, whiten=True)
+    half = two_sources(tmp_path / "half", creative[1:31], left[:30], right[:30])
+    again, _ = open_vectors(half, creative[:31], named, whiten=True, space=load_tokenizer(tmp_path / "a").space)
+    np.testing.assert_allclose(again[:], first[:][:30], rtol=1e-5, atol=1e-6)
+    alone, _ = open_vectors(half, creative[:31], named, whiten=True)
+    assert np.abs(alone[:] - first[:][:30]).max() > 0.1
+    wide = two_sources(tmp_path / "wide", creative[1:], left, np.column_stack([right, right]))
+    with pytest.raises(InputError, match="emb_82: found vectors 6 wide, expected 3 wide"):
+        build_tokenizer(wide, tmp_path / "x", TokenizerConfig(), vectors="emb_81+emb_82:2", extend=tmp_path / "a")
+
+
+def test_a_fusion_s_frames_are_under_the_checksum_and_a_fusion_without_them_is_not_extended(tmp_path):
+    fused(tmp_path)
+    axes, marker = np.load(tmp_path / "a" / "fusion_axes_1.npy"), json.loads((tmp_path / "a" / "tokenizer.json").read_text())
+    np.save(tmp_path / "a" / "fusion_axes_1.npy", 2 * axes)
+    with pytest.raises(InputError, match="differ from their checksum"):
+        load_tokenizer(tmp_path / "a")
+    for file in (tmp_path / "a").glob("fusion_*"):
+        file.unlink()
+    ids = [np.load(tmp_path / "a" / f"{name}.npy") for name in ("codes", "creative_id", "retired_id", "retired_codes")]
+    del marker["columns"]  # as an earlier version wrote it
+    write_json(tmp_path / "a" / "tokenizer.json", {**marker, "checksum": fingerprint(*ids)})
+    assert load_tokenizer(tmp_path / "a").space.frames == ()
+    with pytest.raises(InputError, match="a fusion whose means and axes an earlier version did not keep"):
+        build_tokenizer(tmp_path / "first", tmp_path / "x", TokenizerConfig(), vectors="emb_81+emb_82:2",
+                        extend=tmp_path / "a")
+
+
+@pytest.mark.parametrize("earlier, now, same", [
+    ("emb_81", "emb_81", True), ("emb_81", "emb_82", False), ("emb_81", "emb_81:2", False), ("emb_81", "v.npy", False),
+    ("v.npy", "emb_81", False), ("old/run", "moved/run", True), ("v.npy", "moved/v.npy", True),
+    ("run", "run/item_vectors.npy", True), ("emb_81+run:2", "emb_81+moved:2", True), ("emb_81+run", "run+emb_81", False),
+    ("emb_81+run:2", "emb_81+run:3", False), ("emb_81+emb_82", "emb_82+emb_81", False), ("emb_81+run", "emb_81", False)])
+def test_embeddings_keep_their_names_and_weights_and_other_sources_may_have_moved(earlier, now, same):
+    assert same_sources(earlier, named_sources(now)) == same
+
+
+def test_an_embedding_that_another_dataset_reduced_in_its_own_way_is_refused(tmp_path):
+    first, later = (two_sources(tmp_path / name, 100 + np.arange(60), VECTORS, VECTORS) for name in ("first", "later"))
+    np.save(first / "emb_81_pca.npy", np.ones((5, 9), np.float32))
+    build_tokenizer(first, tmp_path / "a", TokenizerConfig(codes=16), vectors="emb_81")
+    for projection in (None, np.zeros((5, 9), np.float32)):
+        if projection is not None:
+            np.save(later / "emb_81_pca.npy", projection)
+        with pytest.raises(InputError, match="expected the same projection of emb_81"):
+            build_tokenizer(later, tmp_path / "b", TokenizerConfig(), vectors="emb_81", extend=tmp_path / "a")
+    np.save(later / "emb_81_pca.npy", np.ones((5, 9), np.float32))
+    build_tokenizer(later, tmp_path / "b", TokenizerConfig(), vectors="emb_81", extend=tmp_path / "a")
+
+
+def test_a_tokenizer_is_extended_with_the_sources_and_settings_that_it_was_built_with(tmp_path):
+    first = two_sources(tmp_path / "first", 100 + np.arange(60), VECTORS, VECTORS[::-1])
+    build_tokenizer(first, tmp_path / "a", TokenizerConfig(codes=16, balance=0.5), vectors="emb_81")
+    with pytest.raises(InputError, match="found emb_82, expected emb_81, as in the earlier"):
+        build_tokenizer(first, tmp_path / "x", TokenizerConfig(), vectors="emb_82", extend=tmp_path / "a")
+    for asked, message in (({"codes": 32}, "a tokenizer of codes=16, expected codes=32 as asked"),
+                           ({"quantiser": "opq", "seed": 1}, "a tokenizer of quantiser=residual_kmeans, seed=0")):
+        with pytest.raises(InputError, match=message):
+            build_tokenizer(first, tmp_path / "x", TokenizerConfig(**asked), vectors="emb_81", extend=tmp_path / "a")
+    asked = TokenizerConfig(codes=16, device="cpu")
+    build_tokenizer(first, tmp_path / "b", asked, vectors="emb_81", extend=tmp_path / "a")
+    config = [json.loads((tmp_path / name / "tokenizer.json").read_text())["config"] for name in "ab"]
+    assert config[0] == config[1] and config[1]["balance"] == 0.5
+
+
+def test_items_that_share_ids_are_extended_by_counting_the_ids(tmp_path):
+    """Forty items on six ids of 64, and thirty new ones: more items than ids, but not more ids."""
+    old, _ = build(tmp_path, np.repeat(VECTORS[:5], 8, axis=0), codes=8, resolve="none")
+    assert len(np.unique(old, axis=0)) == 5
+    ids = np.concatenate([1000 + np.arange(40), 2000 + np.arange(30)])
+    later = write_dataset(tmp_path / "later", ids, np.concatenate([np.repeat(VECTORS[:5], 8, axis=0), VECTORS[:30]]))
+    build_tokenizer(later, tmp_path / "b", TokenizerConfig(), vectors="emb_81", extend=tmp_path / "a")
+    tokenizer = load_tokenizer(tmp_path / "b")
+    np.testing.assert_array_equal(tokenizer.codes_of(ids[:40]), old)
+    assert_own_ids(np.concatenate([np.unique(old, axis=0), tokenizer.codes_of(ids[40:])]), 8)
+
+
+@pytest.mark.parametrize("lost", ["quantiser_codebook_1", "quantiser_price_0", "prefix_items", "codes"])
+def test_a_folder_that_lost_a_column_is_refused_by_its_name(tmp_path, lost):
+    build(tmp_path, VECTORS, codes=16)
+    (tmp_path / "a" / f"{lost}.npy").unlink()
+    with pytest.raises(InputError, match=f"found no {lost}.npy, expected the columns that tokenizer.json names"):
+        load_tokenizer(tmp_path / "a")
+
+
+def test_a_marker_that_lost_its_checksum_is_refused(tmp_path):
+    _, marker = build(tmp_path, VECTORS, codes=16)
+    del marker["checksum"], marker["levels"]
+    write_json(tmp_path / "a" / "tokenizer.json", marker)
+    with pytest.raises(InputError, match="tokenizer.json: found no checksum, levels"):
+        load_tokenizer(tmp_path / "a")
+
+
+def test_each_source_of_a_fusion_has_a_vector_of_some_item(tmp_path):
+    dataset = two_sources(tmp_path / "dataset", 100 + np.arange(60), VECTORS, np.zeros((60, 2)))
+    with pytest.raises(InputError, match="emb_82: found no vector for any of 60 items"):
+        build_tokenizer(dataset, tmp_path / "x", TokenizerConfig(), vectors="emb_81+emb_82")
+
+
+@pytest.mark.parametrize("text", ["emb_81+", "+emb_81", "", "emb_81+ ", ":2"])
+def test_a_source_has_a_name(text):
     with pytest.raises(InputError, match="NAME or NAME:WEIGHT"):
         named_sources(text)

@@ -202,3 +202,12 @@ def test_real_embeddings_end_without_a_shared_id(tmp_path, data_dir):
     assert_own_ids(codes, 256)
     assert marker["figures"]["before"][-1]["shared"] > 0.2
     assert marker["figures"]["after"][-1]["relative_error"] < 0.15
+
+
+def test_an_output_that_is_not_ours_is_refused_before_anything_is_fitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantisers, "fit_codebook", None)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="something that this tool did not write"):
+        build(tmp_path, checkerboard())
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["thesis.txt"]
