@@ -30,7 +30,7 @@ from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
 _LEAST_TEMPERATURE = 0.01  # a learned one stops here, as in CLIP
-_CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared at once
+CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared at once
 
 
 class Encoded(NamedTuple):
@@ -263,7 +263,7 @@ def _in_user_blocks(part: Callable[[int, int, slice], torch.Tensor], batch: Trai
     Where there are several, each is computed again in the backward pass.
     """
     users, length = batch.history.item_BT.shape
-    step = max(1, _CELLS.get(batch.user_N.device.type, _CELLS["cpu"]) // (length * keys))
+    step = max(1, CELLS.get(batch.user_N.device.type, CELLS["cpu"]) // (length * keys))
     firsts = list(range(0, users, step))
     edges = torch.searchsorted(batch.user_N, torch.tensor([*firsts, users], device=batch.user_N.device)).tolist()
     parts = [(first, min(users, first + step), slice(*edge)) for first, edge in zip(firsts, zip(edges, edges[1:]))]

@@ -181,5 +181,9 @@ def bytes_per_id(model: OnePiece, optimiser: str) -> TableBytes:
     table = model.item_tower.id_table
     if table is None:
         return TableBytes(0, 0)
-    state = {"adamw": 8 * table.embedding_dim, "adam_rows": 8 * table.embedding_dim, "adagrad_rows": 4}[optimiser]
-    return TableBytes(table.embedding_dim * table.weight.element_size(), state)
+    return TableBytes(table.embedding_dim * table.weight.element_size(), row_state_bytes(optimiser, table.embedding_dim))
+
+
+def row_state_bytes(optimiser: str, width: int) -> int:
+    """Of optimiser state for a row of a table: two moments of each number, or one number."""
+    return {"adamw": 8 * width, "adam_rows": 8 * width, "adagrad_rows": 4}[optimiser]

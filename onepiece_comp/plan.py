@@ -18,8 +18,8 @@ from onepiece_comp.config_reading import load_config
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Schema, joint_vocabulary
-from onepiece_comp.model import OnePiece, size
-from onepiece_comp.optim import parameter_groups, prepare_tables
+from onepiece_comp.model import CELLS, OnePiece, size
+from onepiece_comp.optim import parameter_groups, prepare_tables, row_state_bytes
 from onepiece_comp.tokenizer import choose_codes
 from onepiece_comp.training import choose_device
 
@@ -30,10 +30,8 @@ _ITEM_VALUES = {"100": 6, "101": 51, "102": 90_709, "112": 30, "114": 20, "115":
                 "119": 4_191, "120": 3_392, "121": 2_135_891, "122": 90_919}
 _USER_VALUES = {"103": 86, "104": 2, "105": 7, "106": 14, "107": 19, "108": 4, "109": 3, "110": 2}
 _EMBEDDINGS = {"81": 32}
-_STATE = {"adamw": 8, "adam_rows": 8, "adagrad_rows": 0}  # bytes of optimiser state for each weight of a table
 _KEPT = 34  # numbers of the width that a block keeps of a position for the backward pass, beside attention's own
 _LOGIT_ROOMS = 6  # times the cells of the logits that are held at once: two kinds of logits, their gradients, exponentials
-_CELLS = 1 << 28  # of the logits that are held at once (`model.py`)
 _EVENTS_PER_SECOND = 450_000  # preprocess, two cores (benchmarks/results/scale.md: 90 M events in 199 s)
 _VECTORS_PER_SECOND = 4_500  # tokenizer, one core, two levels of 16,384 (benchmarks/results/tokenizer.md: 222 s a million)
 _SHARE_OF_MATMUL = 0.25  # of a plain product's rate that a training step reached (benchmarks/results/train_step.md: .31)
@@ -89,14 +87,14 @@ def model_of(config: Config, schema: Schema, *, semantic: bool = True) -> OnePie
 
 def memory(model: OnePiece, config: Config, scale: Scale, *, on_gpu: bool = True) -> Bytes:
     """Bytes by part; the parameters, their gradients and optimiser state exactly."""
-    groups, state = parameter_groups(model), _STATE[config.train.table_optimiser]
+    groups = parameter_groups(model)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     dense = sum(parameter.numel() for name in ("muon", "decayed", "plain") for parameter in groups[name])
     muon = sum(parameter.numel() for parameter in groups["muon"]) if config.train.muon else 0
-    rows = sum(parameter.numel() * state if state else 4 * len(parameter) for parameter in groups["rows"])
+    rows = sum(len(table) * row_state_bytes(config.train.table_optimiser, table.shape[1]) for table in groups["rows"])
     shape, element, settings = shape_of_step(config, scale), 2 if on_gpu else 4, config.model
     kept = shape.cells * (settings.width * element * _KEPT + settings.heads * shape.positions * element) * settings.layers
-    logits = min(shape.cells * shape.keys, _CELLS) * 4 * _LOGIT_ROOMS
+    logits = min(shape.cells * shape.keys, CELLS["cuda"]) * 4 * _LOGIT_ROOMS
     vectors = scale.candidates * 4 * (settings.width + settings.similarity_width)
     return Bytes(weights, 4 * dense, 4 * muon + 8 * (dense - muon) + rows, model.codes.numel() * 4,
                  scale.candidates * 5 * 2 * 8, vectors, kept + logits)

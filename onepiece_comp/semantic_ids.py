@@ -1,9 +1,8 @@
 """The tokenizer folder: one semantic id per item, keyed by its original id, with what made it. numpy only.
 
 Stands between `item_vectors.py` and `tokenizer.py`, which writes it; training and inference read it here without faiss.
-Columns: `codes` [items + 1, L] by item row, `creative_id` [items + 1], `prefix_codes` [items, L] sorted with
-`prefix_items` (the prefix table of constrained search), `retired_*` (ids of items that the dataset no longer has: never
-given out again), `quantiser_*`, of a fusion `fusion_*`. `tokenizer.json` ends it: it names the columns and holds a
+Columns: `codes` [items + 1, L] by item row, `creative_id` [items + 1], `retired_*` (ids of items that the dataset no
+longer has: never given out again), `quantiser_*`, of a fusion `fusion_*`. `tokenizer.json` ends it: it names the columns and holds a
 checksum of the ids and the fusion. Legend: L levels, C codes.
 """
 
@@ -82,13 +81,10 @@ def _columns(path: Path, marker: dict) -> list[str]:
 
 def write_columns(folder: Path, tokenizer: Tokenizer) -> dict:
     """Write all columns; returns what the marker says of them, `columns` and `checksum`."""
-    codes = tokenizer.codes
-    by_id = np.lexsort(codes[1:].T[::-1])
     ids = {name: getattr(tokenizer, name) for name in _IDS}
     fusion = {f"{what}{number}": array for number, frame in enumerate(tokenizer.space.frames)
               for what, array in zip((_MEAN, _AXES), frame)}
-    columns = {**ids, **fusion, "prefix_codes": codes[1:][by_id], "prefix_items": (1 + by_id).astype(np.int32),
-               **{_QUANTISER + name: array for name, array in tokenizer.arrays.items()}}
+    columns = {**ids, **fusion, **{_QUANTISER + name: array for name, array in tokenizer.arrays.items()}}
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
     return {"columns": sorted(columns), "checksum": _checksum(ids, tokenizer.space.frames)}

@@ -235,7 +235,7 @@ def test_items_that_share_ids_are_extended_by_counting_the_ids(tmp_path):
     assert_own_ids(np.concatenate([np.unique(old, axis=0), tokenizer.codes_of(ids[40:])]), 8)
 
 
-@pytest.mark.parametrize("lost", ["quantiser_codebook_1", "quantiser_price_0", "prefix_items", "codes"])
+@pytest.mark.parametrize("lost", ["quantiser_codebook_1", "quantiser_price_0", "retired_id", "codes"])
 def test_a_folder_that_lost_a_column_is_refused_by_its_name(tmp_path, lost):
     build(tmp_path, VECTORS, codes=16)
     (tmp_path / "a" / f"{lost}.npy").unlink()

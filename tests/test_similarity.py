@@ -131,7 +131,7 @@ def test_a_loss_taken_some_users_at_a_time_equals_that_of_all_at_once(dataset, m
                               codes=codes.numpy() if ids and trend else None)
     batch, found = next(batches.epoch(0)), []
     for cells in (1 << 24, 1):
-        monkeypatch.setattr(model_module, "_CELLS", {"cpu": cells})
+        monkeypatch.setattr(model_module, "CELLS", {"cpu": cells})
         model.zero_grad()
         loss = model.losses(batch, semantic_weight=float(ids)).total
         loss.backward()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onepiece_comp import quantisers
-from onepiece_comp.artefacts import load_column, write_json
+from onepiece_comp.artefacts import write_json
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.embeddings import find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
@@ -122,13 +122,6 @@ def test_few_or_equal_vectors_still_give_every_item_an_id_without_a_warning(tmp_
     codes, marker = build(tmp_path, vectors)
     assert_own_ids(codes, 16)
     assert marker["codes_per_level"] == 16 and "WARNING" not in "".join(capfd.readouterr())
-
-
-def test_the_prefix_table_lists_each_item_once_in_the_order_of_ids(tmp_path):
-    codes, _ = build(tmp_path, np.random.default_rng(1).normal(size=(50, 3)), codes=8)
-    table, items = load_column(tmp_path / "a", "prefix_codes"), load_column(tmp_path / "a", "prefix_items")
-    assert [tuple(row) for row in table.tolist()] == sorted(map(tuple, codes.tolist()))
-    np.testing.assert_array_equal(codes[items - 1], table)
 
 
 @pytest.mark.parametrize("items, levels, size", [(1, 2, 16), (1024, 2, 64), (1025, 2, 128), (1000, 3, 16),
