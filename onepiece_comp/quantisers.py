@@ -234,8 +234,8 @@ def fit_fsq(vectors: Vectors, size: int, config: TokenizerConfig) -> Additive:
     """Finite scalars: each level is a grid over some principal components, cut into equal shares of the items."""
     sample = sample_of(vectors, config.points_per_code * size, [config.seed, 0])
     mean = sample.mean(0)
-    covariance = np.cov(sample - mean, rowvar=False, bias=True, dtype=np.float64)  # by n: one item has one too
-    value, axes = np.linalg.eigh(covariance.reshape(2 * sample.shape[1:]))
+    centred = (sample - mean).astype(np.float64)
+    value, axes = np.linalg.eigh(centred.T @ centred / len(centred))
     axes = axes[:, np.argsort(-value, kind="stable")].astype(np.float32)
     scalars = max(1, min(_MOST_GRID, sample.shape[1] // config.levels, size.bit_length() - 1))  # two cuts for each
     cuts = [int(size ** (1 / scalars) + 1e-9)] * scalars
