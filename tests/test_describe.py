@@ -241,6 +241,8 @@ def test_artefacts_and_files_say_what_they_are(tmp_path, parts, capsys):
     write_json(tmp_path / "mine.json", {"time": 1.5, "top10s": lists, "user": ["a", "b"]})
     told = rows(describe(tmp_path / "mine.json"), "Result", "Lists")
     assert told["lists"] == "2" and told["lists with an item twice"] == "1" and told["zeros (no item)"] == "1"
+    write_json(tmp_path / "mine.json", {"time": 1.5, "top10s": lists, "user": None})
+    assert rows(describe(tmp_path / "mine.json"), "Result", "Lists")["users"] == "0"
 
 
 def test_what_is_not_ours_is_named_with_what_to_type(tmp_path, parts):

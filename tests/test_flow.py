@@ -95,6 +95,14 @@ def test_a_run_is_kept_where_it_cannot_go_on_for_now(world, tmp_path):
     assert (run / "run.json").is_file()
 
 
+def test_trainings_made_stage_by_stage_are_not_trained_anew(world, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(world / "work" / "retrieval", work / "retrieval")
+    with pytest.raises(InputError, match="retrieval without stages.json"):
+        run_all(world / "raw", work, load_config("tiny", None, SETS))
+    assert [path.name for path in work.iterdir()] == ["retrieval"] and (work / "retrieval" / "run.json").is_file()
+
+
 def test_the_flow_twice_gives_the_same_recommendations(world, tmp_path):
     shutil.copytree(world / "raw", tmp_path / "raw")
     run_all(tmp_path / "raw", tmp_path / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))

@@ -1,6 +1,7 @@
 """Artefacts are whole or absent; configuration is strict; one error says it all."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from onepiece_comp import artefacts
+from onepiece_comp import artefacts, console
 from onepiece_comp.artefacts import (
     ColumnWriter, atomic_file, atomic_folder, files_under, fingerprint, load_column, names_apart, read_marker, write_json)
 from onepiece_comp.config import Config, ModelConfig
@@ -234,3 +235,13 @@ def test_a_mean_over_seeds_has_its_sample_deviation_where_the_seeds_differ():
     assert mean_and_spread([0.1, 0.2, 0.3]) == "0.2000 ± 0.1000" and mean_and_spread([0.25]) == "0.2500"
     assert mean_and_spread([0.5, 0.5]) == "0.5000" and mean_and_spread([0.1, -0.3], sign=True) == "-0.1000 ± 0.2828"
     assert mean_and_spread([0.1], sign=True) == "+0.1000"
+
+
+def test_brackets_in_a_table_on_a_terminal_are_text(monkeypatch):
+    from rich.console import Console
+
+    written = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(console, "_console", written)
+    console.table("grid[v2].yaml [/x]", ("row [a]", "b"), [("[bold]x in a row that is wider than the title", 1)])
+    shown = written.file.getvalue()
+    assert all(text in shown for text in ("grid[v2].yaml [/x]", "row [a]", "[bold]x"))
