@@ -60,7 +60,7 @@ def main() -> None:
     took, draw, steps = time.monotonic() - started, random.Random(options.seed), []
     training = json.loads((whole / "run.json").read_text())["figures"]["seconds"]
     for kill in range(options.kills):
-        saved = (broken / "resume.pt").is_file()
+        saved = any((broken / name).is_file() for name in ("resume.pt", "run.json"))  # whole, it says so and ends
         if not saved:
             shutil.rmtree(broken, ignore_errors=True)
         stretch = draw.uniform(0, 1.6 / options.kills) * training  # on average all kills come before the end

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, read_json, read_marker, write_json
 from onepiece_comp.config import Config
 from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
@@ -130,12 +130,17 @@ def _prepare(raw: Path, work: Path, config: Config) -> None:
     make_unless_made(work / "prepared.json", made_of, whole=whole, make=make)
 
 
+def _data_of(work: Path) -> str:
+    """What trainings are of: the columns, whenever they were made."""
+    return read_marker(work / "dataset", "dataset")["fingerprint"]
+
+
 def _one(row: Row, seed: int, first: Row, work: Path, until: float, found: dict[tuple[str, int], Found | None]) -> None:
     """Read what a row reached under a seed, or run it if there is time."""
     folder = work / "rows" / row.folder / f"seed-{seed}"
     config = replace(row.config, train=replace(row.config.train, seed=seed),
                      tokenizer=replace(row.config.tokenizer, seed=seed))
-    key = fingerprint(to_dict(config), row.joint, to_dict(first.config), first.joint, read_json(work / "dataset" / MARKERS["dataset"]))
+    key = fingerprint(__version__, to_dict(config), row.joint, to_dict(first.config), first.joint, _data_of(work))
     done = read_json(folder / "row.json") if (folder / "row.json").is_file() else {}
     if done.get("key") != key:
         if time.monotonic() > until:
@@ -168,7 +173,7 @@ def _run(config: Config, row: Row, folder: Path, work: Path, first: Row | None, 
 def _trained(config: Config, work: Path, *, joint: bool) -> Path:
     """The run of these settings, from an earlier row or trained now."""
     data = work / "dataset"
-    place = work / "runs" / fingerprint(to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]))
+    place = work / "runs" / fingerprint(__version__, to_dict(config.model), to_dict(config.train), _data_of(work))
     run, ids = place / "retrieval", place / f"ids-{fingerprint(to_dict(config.tokenizer))}"
     if not (run / MARKERS["run"]).is_file():
         train_or_resume(data, run, config)

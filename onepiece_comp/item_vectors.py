@@ -42,7 +42,7 @@ class Space(NamedTuple):
     """The space that item vectors stand in; new items must come into that of a tokenizer's words."""
 
     sources: str  # their text
-    reductions: dict[str, str]  # fingerprints of the projections (`reduction.py`) of reduced embeddings, by name
+    reductions: dict[str, str] | None  # fingerprints of reduced embeddings' projections (`reduction.py`), by name; None: not known
     frames: tuple[Frame, ...]  # of a fusion, one for each source; a source that stands alone with weight 1 has none
 
 
@@ -117,7 +117,7 @@ def _check_space(space: Space, named: Sequence[tuple[str, float]], reduced: dict
     if not same_sources(space.sources, named):
         raise InputError("--vectors", found=_sources_text(named), expected=f"{space.sources}, as in the earlier tokenizer",
                          do="give the vectors that it was built from: its words mean nothing among others")
-    if space.reductions != reduced:
+    if space.reductions not in (None, reduced):
         raise InputError("--vectors", found="embeddings reduced in another way than those of the earlier tokenizer",
                          expected=f"the same projection of {', '.join(sorted({*space.reductions, *reduced}))}",
                          do="preprocess both datasets with preprocess.reduce_embeddings_to=0, or build a new tokenizer")

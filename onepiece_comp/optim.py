@@ -80,9 +80,10 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def _by_rate(model: nn.Module, parameters: list[nn.Parameter], trained_rate: float, fresh: Collection[str]) -> list[dict]:
+def _by_rate(model: nn.Module, parameters: list[nn.Parameter], trained_rate: float, fresh: Collection[str] | None) -> list[dict]:
     """The parameters as groups of one rate each."""
-    new = {id(p) for name, p in model.named_parameters() if name.startswith("decoder.") or "code_table" in name or name in fresh}
+    is_fresh = fresh.__contains__ if fresh is not None else lambda name: name.startswith("decoder.") or "code_table" in name
+    new = {id(p) for name, p in model.named_parameters() if is_fresh(name)}
     parts = [{"params": [p for p in parameters if (id(p) in new) == is_new], "rate": 1.0 if is_new else trained_rate}
              for is_new in (False, True)]
     return [part for part in parts if part["params"]]
@@ -93,8 +94,8 @@ class Optimisers:
 
     def __init__(self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float,
                  warmup_steps: int, total_steps: int, trained_rate: float = 1.0, muon: bool = True,
-                 schedule: str = "cosine", tables: str = "adamw", seed: int = 0, fresh: Collection[str] = ()):
-        """`trained_rate` scales the steps of all weights but those that know semantic ids and those named in `fresh`.
+                 schedule: str = "cosine", tables: str = "adamw", seed: int = 0, fresh: Collection[str] | None = None):
+        """`trained_rate` scales the steps of all weights but those named in `fresh`, None for those that know semantic ids.
 
         Without `muon` AdamW steps the hidden matrices too. `tables` steps those with sparse gradients.
         """

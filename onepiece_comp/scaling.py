@@ -110,7 +110,7 @@ def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict
     data = out / "data" / f"share-{cell.share:g}"
     file = out / "rows" / f"{cell.name}.json"
     ids = _ids(cell, out)
-    key = fingerprint(__version__, Point._fields, to_dict(config.model), to_dict(config.train), read_json(data / MARKERS["dataset"]), plan.negatives,
+    key = fingerprint(__version__, Point._fields, to_dict(config.model), to_dict(config.train), read_marker(data, "dataset")["fingerprint"], plan.negatives,
                       ids and read_marker(ids, "tokenizer")["checksum"])
     done = read_json(file) if file.is_file() else {}
     if done.get("key") != key and time.monotonic() > until:

@@ -64,7 +64,7 @@ def load_tokenizer(path: Path, item_space: str | None = None) -> Tokenizer:
     arrays = {name.removeprefix(_QUANTISER): load_column(path, name) for name in names if name.startswith(_QUANTISER)}
     return Tokenizer(levels=marker["levels"], codes_per_level=marker["codes_per_level"], arrays=arrays,
                      quantiser=marker["quantiser"], config=marker["config"],
-                     space=Space(marker["vectors"], marker.get("reductions", {}), frames), **column)
+                     space=Space(marker["vectors"], marker.get("reductions"), frames), **column)
 
 
 def _columns(path: Path, marker: dict) -> list[str]:

@@ -1,4 +1,4 @@
-"""Semantic ids: dataset/ and item vectors in, tokenizer/ out (quantiser, one id per item, prefix table).
+"""Semantic ids: dataset/ and item vectors in, tokenizer/ out (quantiser, one id per item).
 
 A quantiser (`quantisers.py`) is fitted to a sample of the items' vectors and encodes all of them; ids that several
 items share are given apart (`collisions.py`); items without a vector get free ids under the emptiest prefixes. Vectors
@@ -7,7 +7,6 @@ and new items take free ones. Source: OnePiece (arXiv 2512.07424). Legend: n ite
 """
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +48,8 @@ def build_tokenizer(dataset: Path, out: Path, config: TokenizerConfig, *, vector
     old = None if extend is None else load_tokenizer(extend)
     if old is not None:
         _check_settings(old, config, extend)
+    held, present = open_vectors(dataset, creative, named, whiten=config.whiten, space=old.space if old else None)
     with atomic_folder(out, MARKERS["tokenizer"]) as folder, searching_on(config.device):  # `out` is checked before hours
-        held, present = open_vectors(dataset, creative, named, whiten=config.whiten, space=old.space if old else None)
         tokenizer, measured = (_new(held, present, creative, config) if old is None else
                                _extended(held, present, creative, old, extend))
         columns = write_columns(folder, tokenizer)

@@ -6,7 +6,6 @@ TensorBoard), checkpoints, the best one's item vectors for the tokenizer, and `r
 
 import contextlib
 import platform
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from onepiece_comp.table_shards import shard_tables
 from onepiece_comp.training_loop import Loop
 
 
-_BEGUN = ("config.json", "environment.json", "log.jsonl", "events.out.", ".resume.pt.writing-")  # of a run that saved nothing yet
 _SHARED_OUT = ("accumulate", "replicas", "shard_tables")  # who takes a step's batches: another one may go on with a run
 
 
@@ -110,8 +108,10 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
     ranks.wait()  # the others wait until the run is claimed
     if resume and (run / MARKERS["run"]).is_file():
         say(f"{run} is whole: nothing to go on with")
+        if ranks.first:
+            (run / "resume.pt").unlink(missing_ok=True)  # where it was killed before it came to that
         return run
-    settings["warm_start"], settings["fresh"] = warm is not None, []
+    settings["warm_start"], settings["fresh"] = warm is not None, None
     if resume:  # a resumed run is what it was, named again or not
         settings.update({name: value for name, value in read_json(run / "config.json").items() if name in ("warm_start", "fresh")})
         if warm is not None and not settings["warm_start"]:
@@ -150,12 +150,13 @@ def _fingerprint_of(tokenizer: Path | None) -> str | None:
 
 
 def _claim(run: Path, settings: dict, resume: bool) -> None:
-    """A new run needs a free folder; a resumed one the same settings, with a step's batches shared out in any way.
-
-    What was killed before it saved anything makes way.
-    """
+    """A new run needs a free folder; a resumed one the same settings, with a step's batches shared out in any way."""
+    saved = any((run / name).is_file() for name in ("resume.pt", MARKERS["run"]))
+    if not saved and (run / "config.json").is_file():
+        raise InputError(run, found="a run that has saved nothing yet", expected="a new run folder, or a run with a resume.pt",
+                         do="remove the folder if that run was killed, and start without --resume; it may be running still")
     if resume:
-        if not any((run / name).is_file() for name in ("resume.pt", MARKERS["run"])):
+        if not saved:
             raise InputError(run, found="no resume.pt", expected="a run to resume", do="start it without --resume")
         stored = read_json(run / "config.json")
         changed = [f"{part}.{key}" for part in ("model", "train") for key in settings[part]
@@ -168,8 +169,6 @@ def _claim(run: Path, settings: dict, resume: bool) -> None:
                 expected="the same settings",
                 do="resume with the run's own config, data and tokenizer",
             )
-    elif (run / "environment.json").is_file() and all(path.name.startswith(_BEGUN) for path in run.iterdir()):
-        shutil.rmtree(run)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(run, found="a folder that is not empty", expected="a new run folder",
                          do="go on with --resume, or choose another folder")

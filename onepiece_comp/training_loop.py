@@ -53,8 +53,8 @@ class Loop:
     """The state of a run: model, optimisers, data order, progress; saved and restored as one."""
 
     def __init__(self, model: OnePiece, data: Dataset, run: Path, config: Config, device: torch.device, *, warm: bool,
-                 ranks: Ranks, fresh: Sequence[str] = ()):
-        """`warm` says that the run started from another one's weights, all but those named in `fresh`."""
+                 ranks: Ranks, fresh: Sequence[str] | None = None):
+        """`warm` says that the run started from another one's weights, all but those named in `fresh` (None: not known)."""
         self.ranks, self.model, self.data, self.run, self.device, self.started = ranks, model, data, run, device, time.monotonic()
         self.config, settings = config, config.train
         epochs, trained_rate = (settings.warm_start_epochs, settings.warm_start_rate) if warm else (settings.epochs, 1.0)

@@ -132,8 +132,9 @@ def test_the_real_sample_flows_from_log_to_score(data_dir, tmp_path):
     assert tokenizer["figures"]["after"][-1]["shared"] == 0
 
 
-def test_every_command_of_the_readme_exists_with_its_options():
-    lines = [line.split("#")[0].split() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    onepiece-comp ")]
+def test_every_command_of_the_readme_and_the_docs_exists_with_its_options():
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    lines = [line.split("#")[0].split() for page in pages for line in page.read_text().splitlines() if line.startswith("    onepiece-comp ")]
     assert len(lines) >= 10
     for words in lines:
         assert words[1] in COMMANDS

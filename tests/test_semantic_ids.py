@@ -206,6 +206,11 @@ def test_an_embedding_that_another_dataset_reduced_in_its_own_way_is_refused(tmp
             build_tokenizer(later, tmp_path / "b", TokenizerConfig(), vectors="emb_81", extend=tmp_path / "a")
     np.save(later / "emb_81_pca.npy", np.ones((5, 9), np.float32))
     build_tokenizer(later, tmp_path / "b", TokenizerConfig(), vectors="emb_81", extend=tmp_path / "a")
+    marker = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
+    del marker["reductions"]  # an earlier version did not tell
+    write_json(tmp_path / "a" / "tokenizer.json", marker)
+    np.save(later / "emb_81_pca.npy", np.zeros((5, 9), np.float32))
+    build_tokenizer(later, tmp_path / "c", TokenizerConfig(), vectors="emb_81", extend=tmp_path / "a")
 
 
 def test_a_tokenizer_is_extended_with_the_sources_and_settings_that_it_was_built_with(tmp_path):

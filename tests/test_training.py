@@ -388,18 +388,16 @@ def test_a_later_checkpoint_is_kept_unless_the_earlier_one_is_clearly_better():
     assert as_good(np.zeros(0), np.zeros(0)) and as_good(np.zeros(1), np.ones(1))
 
 
-def test_a_run_that_was_killed_before_it_saved_anything_is_begun_anew_and_nothing_else_is(dataset, retrieval, tmp_path):
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_has_saved_nothing_is_left_to_its_owner_who_is_told_so(dataset, retrieval, tmp_path, resume):
+    """It may have been killed, or be running still."""
     run = tmp_path / "run"
     run.mkdir()
     for name in ("config.json", "environment.json", "log.jsonl"):
         (run / name).write_bytes((retrieval / name).read_bytes())
-    (run / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
-        train(dataset.path, run, _config())
-    (run / "notes.txt").unlink()
-    train(dataset.path, run, _config())
-    assert _equal(_weights(retrieval), _weights(run))
-    assert len((run / "log.jsonl").read_text().splitlines()) == len((retrieval / "log.jsonl").read_text().splitlines())
+    with pytest.raises(InputError, match="saved nothing yet.*remove the folder"):
+        train(dataset.path, run, _config(), resume=resume)
+    assert len(list(run.iterdir())) == 3
 
 
 def test_a_whole_run_keeps_no_state_and_is_left_as_it_is(dataset, retrieval, capsys):
@@ -407,6 +405,9 @@ def test_a_whole_run_keeps_no_state_and_is_left_as_it_is(dataset, retrieval, cap
     assert not (retrieval / "resume.pt").exists()
     train(dataset.path, retrieval, _config(), resume=True)
     assert "is whole" in capsys.readouterr().out and (retrieval / "run.json").read_bytes() == before
+    (retrieval / "resume.pt").touch()  # killed before it could remove it
+    train(dataset.path, retrieval, _config(), resume=True)
+    assert not (retrieval / "resume.pt").exists()
 
 
 def test_seconds_count_what_an_ended_call_has_saved(dataset, tmp_path):
