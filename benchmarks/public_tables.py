@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.artefacts import atomic_file, read_json
-from onepiece_comp.benchmark_pairs import BASELINES, pair_cells
+from onepiece_comp.benchmark_pairs import baselines_of, pair_cells
 from onepiece_comp.benchmark_rows import PROTOCOLS, rows
 from onepiece_comp.benchmark_sections import METRICS
 from onepiece_comp.config_reading import read_yaml
@@ -147,7 +147,7 @@ def _section(name: str, found: dict, published: Sequence[dict], peers: Sequence[
                  *_markdown(("row", "items", *MAKE_UP, "best epoch", "wall minutes", "users/s"), [line[1] for line in lines])]
     pairs = [(row, name, *pair_cells(found["against"], row, name)) for row in found["rows"] for name in FILTERS] if lines else []
     if pairs := [pair for pair in pairs if any(pair[2:])]:
-        text += ["", *_markdown(("NDCG@10, row -", "items", *BASELINES), pairs)]
+        text += ["", *_markdown(("NDCG@10, row -", "items", *baselines_of(found["against"])), pairs)]
     if peers:
         text += ["", *_markdown(BESIDE, _beside(found["rows"].get("sasrec-softmax", []), peers))]
     if published:

@@ -14,7 +14,7 @@ from onepiece_comp.artefacts import atomic_file
 from onepiece_comp.full_ranking import FILTERS, Judged
 from onepiece_comp.metrics import bootstrap_difference, bootstrap_mean, ndcg
 
-BASELINES = ("sasrec-softmax", "hstu-softmax")
+BASELINES = ("sasrec-softmax", "hstu-softmax", "onepiece-retrieval")  # the last tells what its ids add to the same weights
 _RESAMPLES, _CUT = 2000, 10
 _DATA = ("data_sha256", "users", "ties", "max_length", "quick")  # of `about`: rows that differ in these are not compared
 
@@ -71,11 +71,16 @@ def _gains(path: Path, found: dict) -> np.ndarray | None:
     return gain if np.allclose(gain.mean(1), told, rtol=0, atol=1e-9) else None
 
 
+def baselines_of(compared: Mapping[str, dict]) -> tuple[str, ...]:
+    """Those that some row is compared with."""
+    return tuple(baseline for baseline in BASELINES if baseline in compared)
+
+
 def pair_cells(compared: Mapping[str, dict], row: str, name: str) -> tuple[str, ...]:
-    """A cell for each baseline: row - baseline with its 95 % interval under a filter, and the seeds."""
+    """A cell for each of `baselines_of`: row - baseline with its 95 % interval under a filter, and the seeds."""
     cells = []
-    for baseline in BASELINES:
-        pair = compared.get(baseline, {}).get(row)
+    for baseline in baselines_of(compared):
+        pair = compared[baseline].get(row)
         cells.append(f"{pair[name]['mean']:+.4f} ({pair[name]['low']:+.4f} .. {pair[name]['high']:+.4f}), {_seeds(pair)}"
                      if pair else "")
     return tuple(cells)

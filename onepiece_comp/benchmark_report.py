@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.artefacts import fingerprint, read_json, write_json
-from onepiece_comp.benchmark_pairs import BASELINES, against_baselines, pair_cells
+from onepiece_comp.benchmark_pairs import against_baselines, baselines_of, pair_cells
 from onepiece_comp.benchmark_rows import PROTOCOLS, rows, told
 from onepiece_comp.benchmark_sections import benchmark_sections
 from onepiece_comp.console import say, table
@@ -42,7 +42,7 @@ def report(out: Path, name: str, asked: Mapping[str, str]) -> Path:
     compared = against_baselines(files)
     pairs = [(row, *cells) for row in files if any(cells := pair_cells(compared, row, "unseen"))]
     if pairs:
-        table("NDCG@10, `unseen`: row - baseline, mean over the seeds of both, 95 % interval over users", ("row", *BASELINES), pairs)
+        table("NDCG@10, `unseen`: row - baseline, mean over the seeds of both, 95 % interval over users", ("row", *baselines_of(compared)), pairs)
     path = out / "result.json"
     write_json(path, {"protocol": name, "version": PROTOCOLS[name].version, "against": compared,
                       "rows": {row: results for row, results in found.items() if results}})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onepiece_comp.benchmark_pairs import BASELINES, own_interval, pair_cells
+from onepiece_comp.benchmark_pairs import BASELINES, baselines_of, own_interval, pair_cells
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.full_ranking import CUTS, FILTERS
 from onepiece_comp.report_html import Cards, Drawing, Plot, Section, Table, Text
@@ -63,7 +63,7 @@ def _differences(ran: Rows, compared: Mapping[str, dict]) -> Section:
             for row, pair in pairs.items()], zero=True)))
     lines = [(row, kind, *pair_cells(compared, row, kind)) for row in ran for kind in FILTERS]
     lines = [line for line in lines if any(line[2:])]
-    return Section("Differences by user", [*parts, Table("", ("row", "items", *BASELINES), lines)] if lines else [
+    return Section("Differences by user", [*parts, Table("", ("row", "items", *baselines_of(compared)), lines)] if lines else [
         Text(f"None of {', '.join(BASELINES)} has been run beside another row.")])
 
 

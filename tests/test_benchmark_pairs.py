@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from onepiece_comp.benchmark_pairs import against_baselines, pair_cells, ranks_path, save_ranks
+from onepiece_comp.benchmark_pairs import against_baselines, baselines_of, pair_cells, ranks_path, save_ranks
 from onepiece_comp.full_ranking import Judged
 
 USERS = 400
@@ -40,8 +40,13 @@ def test_a_difference_is_the_mean_over_users_of_the_mean_over_shared_seeds(tmp_p
         pair, spread = pairs["ours"][name], np.std(slow) / USERS ** 0.5
         assert pair["mean"] == pytest.approx(np.mean(slow))
         assert (pair["high"] - pair["low"]) / 2 == pytest.approx(1.96 * spread, rel=0.1)
-    first, second = pair_cells(against_baselines(rows), "ours", "unseen")
-    assert first.startswith(f"{pairs['ours']['unseen']['mean']:+.4f} (") and first.endswith("2 seeds") and second == ""
+    [cell] = pair_cells(against_baselines(rows), "ours", "unseen")
+    assert cell.startswith(f"{pairs['ours']['unseen']['mean']:+.4f} (") and cell.endswith("2 seeds")
+    rows["onepiece-retrieval"] = [_result(tmp_path, "onepiece-retrieval", 1, ranks["ours", 1])]
+    compared = against_baselines(rows)
+    assert baselines_of(compared) == ("sasrec-softmax", "onepiece-retrieval")  # nothing stands beside one that was not run
+    first, second = pair_cells(compared, "onepiece-retrieval", "unseen")
+    assert first.endswith("1 seed") and second == ""
 
 
 def test_other_data_other_ranks_and_none_are_not_compared(tmp_path, ranks):
