@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, fingerprint, is_made_of, make_unless_made, read_json, write_json
 from onepiece_comp.checkpoint import find_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
@@ -154,7 +154,7 @@ def conditioned(work: Path, config: Config, until: float) -> bool:
 def trained(folder: Path, marker: str, made_of: str, until: float, make: Callable[[], object]) -> bool:
     """Call `make` if `folder` is not whole, or of other things, and there is time; whether it is whole now."""
     note = folder.with_name(f"{folder.name}.made_of.json")
-    held = (folder / marker).is_file() and note.is_file() and read_json(note)["made_of"] == made_of
+    held = (folder / marker).is_file() and is_made_of(note, made_of)
     if held or time.monotonic() > until:
         return held
     say(f"== {folder}")

@@ -40,9 +40,14 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
+def half_written(out: Path) -> Iterator[Path]:
+    """What is being written of `out`, whose name may be a pattern, or was when its process was killed."""
+    return out.parent.glob(f".{out.name}.writing-*")
+
+
 def _sweep(out: Path) -> None:
     """Remove what killed processes left of earlier writes of `out`; those of living ones stay."""
-    for left in out.parent.glob(f".{out.name}.writing-*"):
+    for left in half_written(out):
         pid = left.name.rpartition("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             _remove(left)
@@ -227,12 +232,17 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_made_of(note: Path, made_of: str) -> bool:
+    """Whether the note of `make_unless_made` stands and says that."""
+    return note.is_file() and read_json(note)["made_of"] == made_of
+
+
 def make_unless_made(note: Path, made_of: str, *, whole: bool, make: Callable[[], object]) -> None:
     """Call `make` unless what it makes is `whole` and `note` says that it was made of the same; then write the note.
 
     The note goes before what it tells of is touched, so that it never tells of something half-made.
     """
-    if whole and note.is_file() and read_json(note)["made_of"] == made_of:
+    if whole and is_made_of(note, made_of):
         return
     note.unlink(missing_ok=True)
     make()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from onepiece_comp.artefacts import fingerprint
+from onepiece_comp.artefacts import fingerprint, half_written
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 
@@ -50,7 +50,7 @@ class JobCache:
 
     def _make_room(self) -> None:
         """Remove what killed jobs left half-written, then what was not used for longest and no job uses, until the quota holds."""
-        for half in self.root.glob(_half(f"{_PREFIX}*")):
+        for half in list(half_written(self.root / f"{_PREFIX}*")):
             path = self.root / half.name[1:].partition(".writing-")[0]
             with _unless_used(path) as free:
                 if free:
@@ -69,14 +69,9 @@ class JobCache:
                 "allows, all of it in use")
 
 
-def _half(name: str) -> str:
-    """Pattern of what is being written of an entry, or was when its job was killed."""
-    return f".{name}.writing-*"
-
-
 def _remove_halves(path: Path) -> None:
     """What a killed job left of an entry whose lock we hold, so that nobody is writing it."""
-    for half in path.parent.glob(_half(path.name)):
+    for half in half_written(path):
         say(f"cache: {half.name} removed, half-written by a job that was killed")
         shutil.rmtree(half)
 

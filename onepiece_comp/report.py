@@ -105,4 +105,3 @@ def _pairs(runs: Mapping[str, Path]) -> list:
                   Table("Paired differences of the score", ("runs", "users", "difference", "95 % interval",
                                                             "p (sign flips)", "interval excludes 0"), told)]
     return parts or [Text("No two runs have a result.")]
-

@@ -115,9 +115,6 @@ def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict
     done = read_json(file) if file.is_file() else {}
     if done.get("key") != key and time.monotonic() > until:
         return
-    if done.get("key") == key and "came_apart" in done:
-        points[cell] = None
-        return
     planned, events = planner.planned(config, cell, data)
     if done.get("key") != key:
         known = [point for point in points.values() if point and point.seconds > 0]
@@ -128,11 +125,10 @@ def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict
             done = {"key": key, **_run(config, cell, plan, data, out)._asdict()}
         except Diverged as error:  # a finding of its own; the other cells can be trained
             say(f"came apart: {error}")
-            write_json(file, {"key": key, "came_apart": str(error)})
-            points[cell] = None
-            return
+            done = {"key": key, "came_apart": str(error)}
         write_json(file, done)
-    points[cell] = Point(**{name: done[name] for name in Point._fields})._replace(flops=planned, events=events)
+    points[cell] = None if "came_apart" in done else Point(**{
+        name: done[name] for name in Point._fields})._replace(flops=planned, events=events)
 
 
 def _ids(cell: Cell, out: Path) -> Path | None:
