@@ -1,9 +1,10 @@
-"""Rankings that learn nothing: popularity, popularity of the last day, item-kNN. What a model has to beat.
+"""Rankings that learn nothing, which a model has to beat: popularity, that of the last day, item-kNN, what was seen last.
 
 Reads train/ and eval/ of a split (or the platform's folders) and writes one result file per baseline in the form of
-`submission.py`. All leave out what stands in the user's history, return candidates only and let seen ones back where
-fewer than ten are left. Item-kNN: damped cosine between the sets of users who clicked two items (Deshpande and Karypis
-2004; damped as in Ferrari Dacrema et al. 2019). Memory: a number per user and clicked item, the neighbours, a chunk.
+`submission.py`, candidates alone and under the same filters as a model: with `infer.filter_seen` they leave out what
+stands in the user's history and let it back where fewer than ten are left. Item-kNN: damped cosine between the sets of
+users who clicked two items (Deshpande and Karypis 2004; damped as in Ferrari Dacrema et al. 2019). Memory: a number per
+user and clicked item, the neighbours, a chunk.
 """
 
 import json
@@ -19,13 +20,15 @@ import numpy as np
 
 from onepiece_comp import console
 from onepiece_comp.artefacts import atomic_file
+from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    CLICK, CONVERSION, EXPOSURE, Index, UserLine, read_candidates, read_index, read_sequences)
+    CLICK, CONVERSION, EXPOSURE, Event, Index, UserLine, read_candidates, read_index, read_sequences)
 from onepiece_comp.raw_folder import OriginalIds
 
 LIST = 10
-NAMES = ("popularity", "popularity_day", "popularity_exposure", "item_knn")
+NAMES = ("popularity", "popularity_day", "popularity_exposure", "item_knn", "last_seen")
+LAST_SEEN = 5  # items of a history, the latest, that last_seen puts before the popular ones
 NEIGHBOURS = 200  # similar candidates kept per item
 LATEST = 50  # items kept of a user: their pairs grow with its square
 DAMPING = 50.0  # users; a pair that one user made is no evidence
@@ -76,12 +79,18 @@ class History(NamedTuple):
     """What a user to serve has met."""
 
     user: str  # original id
-    seen: list[int]  # candidate numbers, distinct
+    hidden: list[int]  # candidate numbers that the filters drop, distinct
+    latest: list[int]  # candidate numbers that they let be shown again, distinct, latest first, at most LAST_SEEN
     clicked: list[int]  # train's re-ids, distinct, latest first, at most LATEST
 
 
-def baselines(train: Path, evaluation: Path, out: Path) -> dict[str, Path]:
-    """Write out/{name}.json for each of NAMES; returns their paths.
+def names(config: InferConfig) -> tuple[str, ...]:
+    """The baselines under these filters: where seen items are dropped, what was seen last is no answer."""
+    return tuple(name for name in NAMES if name != "last_seen" or not config.filter_seen)
+
+
+def baselines(train: Path, evaluation: Path, out: Path, config: InferConfig = InferConfig()) -> dict[str, Path]:
+    """Write out/{name}.json for each of `names`; returns their paths. Of `config` the two filters are read.
 
     `train` holds seq.jsonl and indexer.pkl, `evaluation` predict_seq.jsonl, predict_set.jsonl and indexer.pkl.
     InputError for files that are missing or broken, or fewer than ten candidates.
@@ -93,14 +102,15 @@ def baselines(train: Path, evaluation: Path, out: Path) -> dict[str, Path]:
     orders = popularity_orders(log, candidates)
     neighbours = item_neighbours(log.baskets, candidates, items=len(train_index.items))
     sequences = console.progress(read_sequences(evaluation / "predict_seq.jsonl"), total=None, what="users ranked")
-    histories = to_histories(sequences, index, train_index, candidates, actions=log.actions)
-    learned, paths, users = time.monotonic(), {name: out / f"{name}.json" for name in NAMES}, 0
+    histories = to_histories(sequences, index, train_index, candidates, actions=log.actions, config=config)
+    learned, paths, users = time.monotonic(), {name: out / f"{name}.json" for name in names(config)}, 0
     with ExitStack() as stack:
         files = {name: stack.enter_context(ResultWriter(stack.enter_context(atomic_file(path)), started))
                  for name, path in paths.items()}
         while chunk := list(islice(histories, _CHUNK_USERS)):
-            for name, ranked in rank_users(chunk, orders, neighbours).items():
-                files[name].write([history.user for history in chunk], candidates.creative_id[ranked].tolist())
+            ranked = rank_users(chunk, orders, neighbours)
+            for name, file in files.items():
+                file.write([history.user for history in chunk], candidates.creative_id[ranked[name]].tolist())
             users += len(chunk)
         if not users:
             raise InputError(evaluation / "predict_seq.jsonl", found="no users", expected="at least one line",
@@ -109,6 +119,9 @@ def baselines(train: Path, evaluation: Path, out: Path) -> dict[str, Path]:
                   f"{'clicks and conversions' if log.actions == _CLICKS else 'all events'}, {learned - started:.1f} s "
                   f"to count, {users / (time.monotonic() - learned):,.0f} users/s to rank",
                   ("baseline", "written to"), paths.items())
+    if config.filter_seen:
+        (out / "last_seen.json").unlink(missing_ok=True)  # of an earlier call, under another filter than the others
+        console.say("last_seen: none, as infer.filter_seen=true drops what it would answer")
     return paths
 
 
@@ -159,13 +172,18 @@ def _event_blocks(path: Path, items: int, actions: frozenset, baskets: tuple[arr
             raise InputError(f"{path}: user {line.user!r}", found=f"item {wrong}", do="copy both files again",
                              expected=f"1 to {items}, as indexer.pkl numbers them")
         rows.extend((event.item, event.action in actions, event.time) for event in line.events)
-        baskets[0].extend(_latest(event.item for event in reversed(line.events) if event.action in actions))
+        baskets[0].extend(_latest(event.item for event in latest_first(line) if event.action in actions))
         baskets[1].append(len(baskets[0]))
         if len(rows) >= _BLOCK_EVENTS:
             yield np.array(rows, np.int64)
             rows = []
     if rows:
         yield np.array(rows, np.int64)
+
+
+def latest_first(line: UserLine) -> list[Event]:
+    """The events from the latest to the first, of one second the later in the file first: as the model reads them."""
+    return sorted(line.events, key=lambda event: event.time)[::-1]
 
 
 def _latest(items: Iterable[int]) -> list[int]:
@@ -229,28 +247,32 @@ def _top_neighbours(row: np.ndarray, other: np.ndarray, *, number_of: np.ndarray
 
 
 def to_histories(lines: Iterable[UserLine], index: Index, train_index: Index, candidates: Candidates, *,
-                 actions: frozenset) -> Iterator[History]:
+                 actions: frozenset, config: InferConfig) -> Iterator[History]:
     """The users to serve, one at a time; re-ids of the evaluation's index, creative ids of items that it lacks."""
-    names = OriginalIds(index._replace(features={}))
+    ids = OriginalIds(index._replace(features={}))
     number_of = {creative: number for number, creative in enumerate(candidates.creative_id.tolist())}
+    warm = candidates.train_row > 0
     for line in lines:
-        creative = [names.item(event.item) for event in line.events]
-        clicked = (train_index.items.get(item, 0) for item, event in zip(reversed(creative), reversed(line.events))
-                   if event.action in actions)
-        seen = dict.fromkeys(number_of[item] for item in creative if item in number_of)
-        yield History(names.user(line.user), list(seen), _latest(row for row in clicked if row))
+        events = latest_first(line)
+        creative = [ids.item(event.item) for event in events]
+        clicked = (train_index.items.get(item, 0) for item, event in zip(creative, events) if event.action in actions)
+        seen = list(dict.fromkeys(number_of[item] for item in creative if item in number_of))
+        shown = [] if config.filter_seen else [number for number in seen if warm[number] or not config.filter_cold]
+        yield History(ids.user(line.user), seen if config.filter_seen else [], shown[:LAST_SEEN],
+                      _latest(row for row in clicked if row))
 
 
 def rank_users(chunk: Sequence[History], orders: dict[str, np.ndarray], neighbours: Neighbours) -> dict:
     """Candidate numbers [users, LIST] by each baseline of NAMES."""
-    similar = similar_unseen(chunk, neighbours, orders["popularity_day"])
-    ranked = {name: [ten(order, history.seen) for history in chunk] for name, order in orders.items()}
-    ranked["item_knn"] = [ten(orders["popularity_day"], h.seen, first=first) for h, first in zip(chunk, similar)]
+    similar = similar_items(chunk, neighbours, orders["popularity_day"])
+    ranked = {name: [ten(order, history.hidden) for history in chunk] for name, order in orders.items()}
+    ranked["item_knn"] = [ten(orders["popularity_day"], h.hidden, first=first) for h, first in zip(chunk, similar)]
+    ranked["last_seen"] = [ten(orders["popularity"], history.hidden, first=history.latest) for history in chunk]
     return {name: np.array(rows, np.int64) for name, rows in ranked.items()}
 
 
-def similar_unseen(chunk: Sequence[History], neighbours: Neighbours, order: np.ndarray) -> list[list[int]]:
-    """Each user's unseen candidates by summed similarity to the clicked items, at most LIST; ties as in `order`."""
+def similar_items(chunk: Sequence[History], neighbours: Neighbours, order: np.ndarray) -> list[list[int]]:
+    """Each user's best LIST that are not hidden, by summed similarity to the clicked items; ties as in `order`."""
     count = len(order)
     owner = np.repeat(np.arange(len(chunk)), [len(history.clicked) for history in chunk])
     row = np.fromiter(chain.from_iterable(history.clicked for history in chunk), np.int64, len(owner))
@@ -258,23 +280,23 @@ def similar_unseen(chunk: Sequence[History], neighbours: Neighbours, order: np.n
     flat = _slices(neighbours.start[row], length)
     key, place = np.unique(np.repeat(owner, length) * count + neighbours.number[flat], return_inverse=True)
     total = np.bincount(place, weights=neighbours.similarity[flat], minlength=len(key))
-    seen = [user * count + number for user, history in enumerate(chunk) for number in history.seen]
-    unseen = ~np.isin(key, np.array(seen, np.int64))
-    user, number = np.divmod(key[unseen], count)
+    hidden = [user * count + number for user, history in enumerate(chunk) for number in history.hidden]
+    kept = ~np.isin(key, np.array(hidden, np.int64))
+    user, number = np.divmod(key[kept], count)
     rank_of = np.empty(count, np.int64)
     rank_of[order] = np.arange(count)
-    best = np.lexsort((rank_of[number], -total[unseen], user))
+    best = np.lexsort((rank_of[number], -total[kept], user))
     best = best[_first_of_each(user[best], LIST)]
     edges = np.searchsorted(user[best], np.arange(1, len(chunk)))
     return [part.tolist() for part in np.split(number[best], edges)]
 
 
-def ten(order: np.ndarray, seen: Sequence[int], *, first: Sequence[int] = ()) -> list[int]:
-    """LIST distinct numbers: `first`, then `order`, without the seen ones while others are left."""
-    head = order[:LIST + len(seen) + len(first)].tolist()
-    hidden = set(seen)
-    unseen = dict.fromkeys(number for number in chain(first, head) if number not in hidden)
-    return list(islice(chain(unseen, (number for number in head if number in hidden)), LIST))
+def ten(order: np.ndarray, hidden: Sequence[int], *, first: Sequence[int] = ()) -> list[int]:
+    """LIST distinct numbers: `first`, then `order`, without the hidden ones while others are left."""
+    head = order[:LIST + len(hidden) + len(first)].tolist()
+    dropped = set(hidden)
+    kept = dict.fromkeys(number for number in chain(first, head) if number not in dropped)
+    return list(islice(chain(kept, (number for number in head if number in dropped)), LIST))
 
 
 class ResultWriter:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker, write_json
-from onepiece_comp.baselines import baselines
+from onepiece_comp.baselines import NAMES, baselines
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import say, table
@@ -22,10 +22,12 @@ from onepiece_comp.oracle import ceiling, random_ranking
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.ranker_training import train_ranker
 from onepiece_comp.scoring import score
-from onepiece_comp.split import split
+from onepiece_comp.split import repeats, split
 from onepiece_comp.submission import MODES, infer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
+
+_OF_A_WORLD = ("ceiling", "random")  # baselines that only a synthetic world has
 
 
 class _Stages:
@@ -96,11 +98,13 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     inferred = stages.run(
         "infer", result / "result.json", to_dict(settings), [joint],
         lambda: infer(work / "joint", result, settings, data=parts / "eval", truth=parts / "truth.jsonl", beside=MODES))
-    compared = stages.run("baselines", work / "baselines" / "popularity.json", None, [cut],
-                          lambda: _baselines(raw, parts, work / "baselines"))
+    filters = [config.infer.filter_seen, config.infer.filter_cold]
+    compared = stages.run("baselines", work / "baselines" / "popularity.json", filters, [cut],
+                          lambda: _baselines(raw, parts, work / "baselines", config))
     stages.run("score", work / "score.json", to_dict(config.score), [inferred, compared],
                lambda: _score(work, parts, config))
     table("stages", ("stage", "time"), stages.seconds)
+    say(f"{repeats(parts)}; infer.filter_seen={str(config.infer.filter_seen).lower()}, ours and the baselines")
     say(f"submission: {result / 'result.json'}   score: {work / 'score.json'}")
     return work / "score.json"
 
@@ -122,20 +126,20 @@ def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None
     train(data, run, config, **inputs)
 
 
-def _baselines(raw: Path, parts: Path, out: Path) -> None:
-    for name in ("ceiling", "random"):  # of another log that had its truth
+def _baselines(raw: Path, parts: Path, out: Path, config: Config) -> None:
+    for name in _OF_A_WORLD:  # of another log that had its truth
         (out / f"{name}.json").unlink(missing_ok=True)
-    baselines(parts / "train", parts / "eval", out)
+    baselines(parts / "train", parts / "eval", out, config.infer)
     if (raw / "oracle").is_dir():
-        ceiling(raw, parts / "eval", parts / "truth.jsonl", out / "ceiling.json")
-        random_ranking(
-            parts / "eval", parts / "truth.jsonl", out / "random.json", read_marker(raw, "raw").get("seed", 0)
-        )
+        files, seen = (parts / "eval", parts / "truth.jsonl"), config.infer.filter_seen
+        ceiling(raw, *files, out / "ceiling.json", filter_seen=seen)
+        random_ranking(*files, out / "random.json", read_marker(raw, "raw").get("seed", 0), filter_seen=seen)
 
 
 def _score(work: Path, parts: Path, config: Config) -> None:
     against = {mode: work / "result" / f"{mode}.json" for mode in MODES}
-    against |= {path.stem: path for path in sorted((work / "baselines").glob("*.json"))}
+    others = (work / "baselines" / f"{name}.json" for name in sorted((*NAMES, *_OF_A_WORLD)))
+    against |= {path.stem: path for path in others if path.is_file()}
     score(
         work / "result" / "result.json", parts / "truth.jsonl", config.score, against=against, out=work / "score.json"
     )

@@ -94,11 +94,12 @@ def infer(ckpt: Annotated[Path, typer.Option(help="A run or a checkpoint folder.
 
 
 @app.command(epilog="Example: onepiece-comp baselines work/split/train work/split/eval work/baselines")
-def baselines(train: Path, evaluation: Path, out: Path) -> None:
-    """Write result files of popularity, last-day popularity and item-kNN."""
+def baselines(train: Path, evaluation: Path, out: Path, preset: Preset = "tiny", config: ConfigFile = None,
+              sets: Sets = None) -> None:
+    """Write result files of popularity, last-day popularity, item-kNN and what was seen last, under infer's filters."""
     from onepiece_comp.baselines import baselines as stage
 
-    stage(train, evaluation, out)
+    stage(train, evaluation, out, load_config(preset, config, sets or ()).infer)
 
 
 @app.command(

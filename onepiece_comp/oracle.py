@@ -18,6 +18,7 @@ from onepiece_comp import console
 from onepiece_comp.artefacts import ColumnWriter, load_column, read_marker, write_json
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import read_candidates, read_index, read_sequences
+from onepiece_comp.impressions import REPEAT
 from onepiece_comp.raw_folder import OriginalIds
 from onepiece_comp.truths import Truth, read_truth
 from onepiece_comp.world import (
@@ -91,10 +92,11 @@ def load_oracle(raw: Path) -> Oracle:
                   {name: load_column(folder, f"user_{name}") for name in Users._fields})
 
 
-def ceiling(raw: Path, evaluation: Path, truth: Path, out: Path) -> Path:
+def ceiling(raw: Path, evaluation: Path, truth: Path, out: Path, *, filter_seen: bool = True) -> Path:
     """Write `out`, each user's candidates by their true probability of being the next clicked impression.
 
-    InputError where the split was not made from `raw`, or has fewer than ten candidates.
+    Seen ones are left out or, without the filter, as unlikely as the policy makes them. InputError where the split was
+    not made from `raw`, or has fewer than ten candidates.
     """
     started, oracle = time.monotonic(), load_oracle(raw)
     row_of = _row_finder(oracle, evaluation)
@@ -103,19 +105,22 @@ def ceiling(raw: Path, evaluation: Path, truth: Path, out: Path) -> Path:
     is_candidate[candidates] = True
     top10s, users = [], []
     for chunk in _chunks(evaluation, truth, what="users ranked by the truth"):
-        for rows in _rank(oracle, chunk, [row_of(question.seen) for question in chunk], is_candidate):
-            full = rows if len(rows) >= LIST else np.concatenate([rows, candidates[~np.isin(candidates, rows)]])
-            top10s.append(oracle.creative_id[full[:LIST]].tolist())
+        seen = [row_of(question.seen) for question in chunk]
+        for rows, own in zip(_rank(oracle, chunk, seen, is_candidate, again=0.0 if filter_seen else REPEAT), seen):
+            if len(rows) < LIST:
+                others = candidates[~np.isin(candidates, rows)]
+                rows = np.concatenate([rows, others[np.argsort(np.isin(others, own), kind="stable")]])
+            top10s.append(oracle.creative_id[rows[:LIST]].tolist())
         users += [question.user for question in chunk]
     return _write(out, top10s, users, started)
 
 
-def random_ranking(evaluation: Path, truth: Path, out: Path, seed: int) -> Path:
-    """Write `out`, ten candidates at random for each user, none of their history while others are left."""
+def random_ranking(evaluation: Path, truth: Path, out: Path, seed: int, *, filter_seen: bool = True) -> Path:
+    """Write `out`, ten candidates at random for each user; by the filter none of their history while others are left."""
     started, candidates, rng = time.monotonic(), _candidates(evaluation), np.random.default_rng(seed)
     top10s, users = [], []
     for question in itertools.chain.from_iterable(_chunks(evaluation, truth, what="users ranked at random")):
-        seen = set(question.seen)
+        seen = set(question.seen) if filter_seen else set()
         drawn = rng.choice(candidates, min(len(candidates), LIST + len(seen)), replace=False).tolist()
         top10s.append(sorted(drawn, key=seen.__contains__)[:LIST])
         users.append(question.user)
@@ -163,8 +168,9 @@ def _chunks(evaluation: Path, truth: Path, *, what: str) -> Iterator[list[_Quest
                          do="give the evaluation folder and the truth of one split")
 
 
-def _rank(oracle: Oracle, chunk: list[_Question], seen: list[np.ndarray], is_candidate: np.ndarray) -> list[np.ndarray]:
-    """For each user up to ten item rows, best first: alive at the target's time, unseen, a candidate."""
+def _rank(oracle: Oracle, chunk: list[_Question], seen: list[np.ndarray], is_candidate: np.ndarray, *,
+          again: float) -> list[np.ndarray]:
+    """For each user up to ten item rows, best first: alive at the target's time, a candidate; seen ones count `again`."""
     numbers = np.array([_user_number(oracle, question.user) for question in chunk])
     times = np.array([question.truth.time for question in chunk], np.int64)
     ranked: list[np.ndarray] = [np.empty(0, np.int64)] * len(chunk)
@@ -178,7 +184,7 @@ def _rank(oracle: Oracle, chunk: list[_Question], seen: list[np.ndarray], is_can
             score = weight * _click_next(oracle.world, oracle.users(numbers[part]), times[part], rows)
             for line, member in zip(score, part):
                 at = position[seen[member]]
-                line[at[at >= 0]] = 0
+                line[at[at >= 0]] *= again
                 best = np.argsort(-line, kind="stable")[:LIST]
                 ranked[member] = rows[best[line[best] > 0]]
         position[rows] = -1

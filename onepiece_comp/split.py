@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp import console, log_source
-from onepiece_comp.artefacts import MARKERS, atomic_folder, files_under, fingerprint, link_or_copy, write_json
+from onepiece_comp.artefacts import (
+    MARKERS, atomic_folder, files_under, fingerprint, link_or_copy, read_marker, write_json)
 from onepiece_comp.config import SplitConfig
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
@@ -92,7 +93,17 @@ def split(raw: Path, out: Path, config: SplitConfig) -> Path:
     shown = {"cut": cut or "none", **{name: f"{value:,}" for name, value in figures.items()},
              "truth fingerprint": truth_fingerprint, "seconds": seconds}
     console.table(f"Split {raw} into {out} ({config.mode})", ["figure", "value"], shown.items())
+    if figures["targets seen in the history"]:
+        console.say(f"{repeats(out)}: infer.filter_seen=true, the default, never answers them; compare with "
+                    "--set infer.filter_seen=false")
     return out
+
+
+def repeats(folder: Path) -> str:
+    """How many targets of a split stand in their user's own history, for a person."""
+    figures = read_marker(folder, "split")["figures"]
+    found, targets = figures["targets seen in the history"], figures["eval users"]
+    return f"{found:,} of {targets:,} targets ({found / targets:.1%}) stand in their user's own history"
 
 
 def _open_log(raw: Path, config: SplitConfig) -> Log:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onepiece_comp import baselines as module
-from onepiece_comp.baselines import NAMES, Baskets, Candidates, History, baselines, item_neighbours, ten
+from onepiece_comp.baselines import Baskets, Candidates, History, baselines, item_neighbours, names, ten
+from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
     Candidate, Event, Index, SequenceWriter, UserLine, read_index, write_candidates, write_index)
@@ -16,6 +17,7 @@ from onepiece_comp.raw_folder import RawWriter, to_predict
 
 BASE = 20_000_000_000
 DAY = 86400
+NAMES = names(InferConfig())  # under the filter of seen items
 NOW = 100 * DAY  # time of the last training event
 OLD = NOW - 5 * DAY
 
@@ -45,10 +47,10 @@ def write_folders(folder: Path, log: list[UserLine], served: list[UserLine],
     return train, evaluation
 
 
-def run(folder: Path, log: list[UserLine], served: list[UserLine], candidates: list[int]) -> dict[str, dict]:
+def run(folder: Path, log: list[UserLine], served: list[UserLine], candidates: list[int], **filters: bool) -> dict[str, dict]:
     """Baseline to user to item numbers."""
-    paths = baselines(*write_folders(folder, log, served, candidates), folder / "out")
-    assert paths == {name: folder / "out" / f"{name}.json" for name in NAMES}
+    paths = baselines(*write_folders(folder, log, served, candidates), folder / "out", InferConfig(**filters))
+    assert paths == {name: folder / "out" / f"{name}.json" for name in names(InferConfig(**filters))}
     results = {}
     for name, path in paths.items():
         value = json.loads(path.read_text())
@@ -117,6 +119,45 @@ def test_seen_items_return_at_the_end_where_fewer_than_ten_are_unseen(tmp_path):
     ranked = run(tmp_path, log, [user("x", (10, 1, NOW), (9, 0, NOW))], list(range(1, 11)))
     for name in NAMES:
         assert ranked[name]["x"] == [8, 7, 6, 5, 4, 3, 2, 1, 10, 9]
+
+
+FEW = [user(f"u{n}_{i}", (n, 1)) for n in range(1, 13) for i in range(n)]  # item n is clicked by n users
+
+
+def test_without_the_filter_of_seen_items_the_baselines_show_them_too(tmp_path):
+    """Popularity is the same for all users, and item-kNN ranks a seen item by those that were clicked with it."""
+    pairs = [user(f"p{i}", (1, 1), (2, 1)) for i in range(40)]
+    served = [user("x", (12, 1, NOW - 1), (1, 1, NOW), (2, 1, NOW)), user("new")._replace(profile_time=NOW)]
+    ranked = run(tmp_path, FEW + pairs, served, list(range(1, 13)), filter_seen=False)
+    for name in ("popularity", "popularity_day", "popularity_exposure"):
+        assert ranked[name]["x"] == ranked[name]["new"] and {1, 2} <= set(ranked[name]["x"])
+    assert set(ranked["item_knn"]["x"][:2]) == {1, 2}
+    kept = run(tmp_path / "filtered", FEW + pairs, served, list(range(1, 13)))
+    assert all(kept[name]["x"][-1] in (1, 2, 12) and not {1, 2, 12} & set(kept[name]["x"][:9]) for name in kept)
+
+
+def test_last_seen_has_the_five_latest_items_of_the_history_latest_first_then_the_popular_ones(tmp_path):
+    """Latest by time, whatever the order in the file; an item met twice stands where it was met last."""
+    met = [(1, 0, NOW - 9), (2, 1, NOW - 1), (3, 0, NOW - 5), (1, 1, NOW - 2), (4, 0, NOW - 4), (5, 2, NOW - 7), (6, 1, NOW - 8)]
+    strange = (77, 1, NOW)  # no candidate
+    served = [user("x", strange, *met), user("one", (3, 1, NOW)), user("new")._replace(profile_time=NOW)]
+    ranked = run(tmp_path, FEW, served, list(range(1, 13)), filter_seen=False)["last_seen"]
+    assert ranked["x"] == [2, 1, 4, 3, 5, 12, 11, 10, 9, 8]
+    assert ranked["one"] == [3, 12, 11, 10, 9, 8, 7, 6, 5, 4] and ranked["new"] == [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]
+
+
+def test_where_seen_items_are_dropped_there_is_no_last_seen_nor_an_old_one(tmp_path, capsys):
+    folders, out = write_folders(tmp_path, FEW, [user("x", (3, 1, NOW))], list(range(1, 13))), tmp_path / "out"
+    assert "last_seen" in baselines(*folders, out, InferConfig(filter_seen=False))
+    assert "last_seen" not in baselines(*folders, out) and not (out / "last_seen.json").exists()
+    assert "last_seen: none, as infer.filter_seen=true" in capsys.readouterr().out
+
+
+def test_last_seen_follows_the_filter_of_cold_items(tmp_path):
+    served = [user("x", (3, 1, NOW - 1), (50, 1, NOW))]
+    for cold, first in ((False, [50, 3]), (True, [3, 12])):
+        ranked = run(tmp_path / str(cold), FEW, served, [50, *range(1, 13)], filter_seen=False, filter_cold=cold)
+        assert ranked["last_seen"]["x"][:2] == first
 
 
 def test_item_knn_finds_what_was_clicked_together_before_what_is_popular(tmp_path):
@@ -206,8 +247,8 @@ def test_ten_takes_its_first_items_then_the_order_without_repeating_one():
 
 def test_similar_items_tie_in_the_fallback_order():
     neighbours = module.Neighbours(np.array([2, 4], np.int32), np.array([0.5, 0.5], np.float32), np.array([0, 0, 2]))
-    history = [History("a", [], [1]), History("b", [4], [1]), History("c", [], [])]
-    assert module.similar_unseen(history, neighbours, np.array([4, 3, 2, 1, 0])) == [[4, 2], [2], []]
+    history = [History("a", [], [], [1]), History("b", [4], [], [1]), History("c", [], [], [])]
+    assert module.similar_items(history, neighbours, np.array([4, 3, 2, 1, 0])) == [[4, 2], [2], []]
 
 
 def test_too_few_candidates_are_refused_and_nothing_is_written(tmp_path):

@@ -43,10 +43,25 @@ def test_a_second_call_reuses_all_and_a_changed_setting_only_what_follows_it(wor
     before = (world / "work" / "score.json").stat().st_mtime_ns
     run_all(world / "raw", world / "work", load_config("tiny", None, SETS))
     printed = capsys.readouterr().out
+    figures = json.loads((world / "work" / "split" / "split.json").read_text())["figures"]
+    repeats = f"{figures['targets seen in the history']} of {figures['eval users']} targets"
+    assert repeats in printed and "own history; infer.filter_seen=true" in printed
     assert printed.count(": reused") == 8 and (world / "work" / "score.json").stat().st_mtime_ns == before
     run_all(world / "raw", world / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))
     printed = capsys.readouterr().out
     assert "== infer" in printed and "== score" in printed and printed.count(": reused") == 6
+
+
+def test_baselines_are_made_anew_under_another_filter_and_what_else_lies_there_is_not_scored(world, tmp_path, capsys):
+    work = Path(shutil.copytree(world / "work", tmp_path / "work"))
+    (work / "baselines" / "score.json").write_text("{}")  # as `score` on one of them leaves it
+    config = [*SETS, "infer.mode=retrieval", "infer.filter_seen=false"]
+    against = json.loads(run_all(world / "raw", work, load_config("tiny", None, config)).read_text())["against"]
+    printed = capsys.readouterr().out
+    assert "== baselines" in printed and "infer.filter_seen=false, ours and the baselines" in printed
+    assert "last_seen" in against and "score" not in against
+    run_all(world / "raw", work, load_config("tiny", None, [*config, "infer.filter_seen=true"]))
+    assert "== baselines" in capsys.readouterr().out and not (work / "baselines" / "last_seen.json").exists()
 
 
 def test_what_stands_on_a_stage_that_is_done_again_is_done_again_too(world, capsys):

@@ -261,10 +261,11 @@ def test_events_of_a_user_out_of_time_order_are_sorted_and_counted(tmp_path):
     assert figures(out)["users out of time order"] == 1
 
 
-def test_cold_and_repeated_targets_are_counted(tmp_path):
+def test_cold_and_repeated_targets_are_counted_and_repeats_said_with_what_the_filter_does_to_them(tmp_path, capsys):
     lines = [user("a", (1, 0, -5), (1, 1, 5)), user("b", (2, 0, -5), (1, 1, 5)), user("c", (2, 0, -5), (8, 1, 5))]
     found = figures(do_split(tmp_path, lines))
     assert found["targets seen in the history"] == 1 and found["cold targets"] == 1 and found["eval users"] == 3
+    assert "1 of 3 targets (33.3%) stand in their user's own history: infer.filter_seen=true" in capsys.readouterr().out
     assert (found["candidates"], found["candidates, warm"], found["candidates, cold"]) == (3, 2, 1)
     assert found["events in train"] == 3 and found["users in train"] == 3
 

@@ -15,6 +15,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
     UserLine, check_offsets, read_candidates, read_index, read_item_features, read_sequences)
 from onepiece_comp.impressions import show
+from onepiece_comp import oracle as oracle_module
 from onepiece_comp.oracle import Oracle, ceiling, load_oracle, random_ranking
 from onepiece_comp.raw_folder import OriginalIds
 from onepiece_comp.split import split
@@ -224,6 +225,17 @@ def test_random_rankings_hold_ten_unseen_candidates_and_follow_the_seed(raw: Pat
     candidates = {candidate.creative_id for candidate in read_candidates(evaluation / "predict_set.jsonl")}
     for user, seen in seen_by_user(evaluation).items():
         assert len(set(one[user])) == 10 and candidates.issuperset(one[user]) and not seen & set(one[user])
+
+
+def test_without_the_filter_the_ceiling_takes_a_seen_item_as_rarely_as_the_policy_and_random_as_any(
+        raw: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, out, seen = (parts / "eval", parts / "truth.jsonl"), raw.parent / "kept.json", seen_by_user(parts / "eval")
+    shown = lambda lists: sum(not seen[user].isdisjoint(ten) for user, ten in lists.items()) / len(lists)
+    assert shown(rankings(random_ranking(*files, out, 0, filter_seen=False))) > 0.2
+    rarely = shown(rankings(ceiling(raw, *files, out, filter_seen=False)))
+    monkeypatch.setattr(oracle_module, "REPEAT", 1.0)
+    assert shown(rankings(ceiling(raw, *files, out))) == 0
+    assert rarely < 0.5 < shown(rankings(ceiling(raw, *files, out, filter_seen=False)))
 
 
 def test_few_candidates_alive_are_filled_up_with_others(raw: Path, parts: Path, tmp_path: Path) -> None:
