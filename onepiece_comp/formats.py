@@ -267,6 +267,13 @@ class ItemFeatureWriter:
         self._file.close()
 
 
+def _whole(value: object) -> int:
+    """A whole number, or its digits as text; ValueError for others: int() would cut 5.9 to another item."""
+    if _is_int(value) or (isinstance(value, str) and value.isdecimal()):
+        return int(value)
+    raise ValueError(f"the id {value!r} is no whole number")
+
+
 def read_candidates(path: Path) -> Iterator[Candidate]:
     """`predict_set.jsonl`, one candidate at a time; InputError with file and line."""
     if not path.is_file():
@@ -278,7 +285,7 @@ def read_candidates(path: Path) -> Iterator[Candidate]:
             place = f"{path}:{number}"
             try:
                 value = json.loads(line)
-                yield Candidate(int(value["creative_id"]), int(value["retrieval_id"]),
+                yield Candidate(_whole(value["creative_id"]), _whole(value["retrieval_id"]),
                                 _features(value.get("features"), place, "features"))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(place, found=f"no candidate ({type(error).__name__}: {error})",

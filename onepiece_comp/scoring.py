@@ -1,11 +1,12 @@
 """The judge as a stage: a result file against truth.jsonl gives tables and score.json.
 
 HR@k, NDCG@k and score with 95 % bootstrap intervals, the second round's action-weighted forms, the same by history
-length, warm or cold target and action, and paired differences to other results on the same users. Arithmetic:
-`metrics.py`; source: Tencent Advertising Algorithm Challenge 2025 (arXiv 2604.04976), section 6.
+length, repeated or new, warm or cold target and action, and paired differences to other results on the same users. What
+nobody can hit and rankings under different filters are counted and said. Arithmetic: `metrics.py`; source: Tencent
+Advertising Algorithm Challenge 2025 (arXiv 2604.04976), section 6.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +17,16 @@ from onepiece_comp.artefacts import fingerprint, read_json, write_json
 from onepiece_comp.config import ScoreConfig
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, read_index, read_sequences
+from onepiece_comp.formats import (
+    CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, read_candidates, read_index, read_sequences)
 from onepiece_comp.raw_folder import OriginalIds
 from onepiece_comp.truths import Truth, read_truth
 
 LIST = 10
 ACTION_NAMES = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion", UNKNOWN_ACTION: "unknown"}
 HISTORY_BUCKETS = {0: "0", 1: "1-4", 5: "5-9", 10: "10-19", 20: "20-49", 50: "50+"}  # by their first length, in events
-LABELS = {"history": (*HISTORY_BUCKETS.values(), "not in the file"), "target": ("warm", "cold"),
+_ABSENT = "not in the file"
+LABELS = {"history": (*HISTORY_BUCKETS.values(), _ABSENT), "repeat": ("yes", "no", _ABSENT), "target": ("warm", "cold"),
           "action": tuple(ACTION_NAMES.values())}
 
 
@@ -31,8 +34,17 @@ class Ranks(NamedTuple):
     """Where a result has the target of each user of the truth."""
 
     rank: np.ndarray  # int64 [users], 1-based, 0 = not in the list
-    missing: int  # users of the truth that the result lacks: misses
-    ignored: int  # users of the result that the truth lacks
+    items: np.ndarray  # int64 [users, LIST], the lists; -1 for a user that the result lacks
+    missing: list[str]  # users of the truth that the result lacks: misses
+    ignored: list[str]  # users of the result that the truth lacks
+
+
+class Histories(NamedTuple):
+    """What the users of the truth had met before their target."""
+
+    length: dict[str, int]  # events of each user of the file
+    repeats: set[str]  # users whose target is among them
+    shown: list[int]  # of each result: lists that hold one of them
 
 
 def score(result: Path, truth: Path, config: ScoreConfig, *, against: Mapping[str, Path] | None = None,
@@ -52,16 +64,25 @@ def score(result: Path, truth: Path, config: ScoreConfig, *, against: Mapping[st
     train_index = train_index or _existing(truth.parent / "train" / "indexer.pkl")
     ours = read_ranks(result, truths)
     others = {name: (Path(path), read_ranks(Path(path), truths)) for name, path in (against or {}).items()}
-    slices = _slices(truths, history, train_index)
+    rankings = [ours, *(other for _, other in others.values())]
+    met = read_histories(history, truths, rankings) if history else None
+    candidates = _candidate_ids(truth.parent / "eval" / "predict_set.jsonl")
+    judged = [{**_judged(ranks, config), **_counted(number, ranks, met, candidates)}
+              for number, ranks in enumerate(rankings)]
+    slices = _slices(truths, met, train_index)
     report = {
         "result": str(result), "truth": str(truth), "truth_fingerprint": fingerprint(truth), "config": to_dict(config),
-        "users": len(truths), **_judged(ours, config), "weighted": _weighted_forms(ours.rank, truths, config),
+        "users": len(truths), **judged[0], "weighted": _weighted_forms(ours.rank, truths, config),
+        "repeated_targets": None if met is None else len(met.repeats),
         "slices": {kind: _sliced(kind, labels, ours.rank, config) for kind, labels in slices.items()},
-        "against": {name: {"result": str(path), **_judged(other, config),
-                           "difference": _difference(ours, other, config)} for name, (path, other) in others.items()}}
+        "against": {name: {"result": str(path), **values, "difference": _difference(ours, other, config)}
+                    for (name, (path, other)), values in zip(others.items(), judged[1:])}}
     out = Path(out) if out else result.parent / "score.json"
     write_json(out, report)
-    _show(report, out)
+    _show(report)
+    for line in (*_notes(dict(zip(("ours", *others), rankings)), truths, candidates), *_filters(report)):
+        console.say(line)
+    console.say(f"wrote {out}")
     return report
 
 
@@ -84,12 +105,14 @@ def read_ranks(path: Path, truths: list[Truth]) -> Ranks:
     """The rank of each user's target in a result file; InputError where the file is not a whole, valid result."""
     lists = _read_result(path)
     known = {truth.user for truth in truths}
-    ignored = sum(user not in known for user in lists)
-    if ignored == len(lists):
+    ignored = [user for user in lists if user not in known]
+    if len(ignored) == len(lists):
         raise InputError(path, found="none of the users of the truth", expected="a result for the same split",
                          do="check that both paths belong together")
     rank = [_rank(lists.get(truth.user, ()), truth.item) for truth in truths]
-    return Ranks(np.array(rank, np.int64), len(truths) - (len(lists) - ignored), ignored)
+    items = [lists.get(truth.user, [-1] * LIST) for truth in truths]
+    missing = [truth.user for truth in truths if truth.user not in lists]
+    return Ranks(np.array(rank, np.int64), np.array(items, np.int64), missing, ignored)
 
 
 def user_scores(result: Path, truths: list[Truth], k: int = LIST) -> np.ndarray:
@@ -116,9 +139,9 @@ def _read_result(path: Path) -> dict[str, list[int]]:
         if not isinstance(user, str) or user in by_user:
             raise InputError(path, found=f"the user {user!r}" + (" twice" if isinstance(user, str) else ""),
                              expected="original ids as text, each once", do=again)
-        if not isinstance(items, list) or not all(type(item) is int for item in items):
+        if not isinstance(items, list) or not all(type(item) is int and 0 <= item < 1 << 63 for item in items):
             raise InputError(f"{path}: user {user}", found=f"items {items!r}",
-                             expected="whole numbers (creative ids)", do=again)
+                             expected="whole numbers (creative ids) of at most 63 bits", do=again)
         if len(items) != LIST or len(set(items)) != LIST:
             raise InputError(f"{path}: user {user}", found=f"{len(items)} items, {len(set(items))} distinct",
                              expected=f"{LIST} distinct items", do=again)
@@ -138,7 +161,7 @@ def _intervals(values: Mapping[str, np.ndarray], config: ScoreConfig, weight: np
 
 
 def _judged(ranks: Ranks, config: ScoreConfig) -> dict:
-    return {"missing_users": ranks.missing, "ignored_users": ranks.ignored,
+    return {"missing_users": len(ranks.missing), "ignored_users": len(ranks.ignored),
             **_intervals(_measures(ranks.rank, config.k), config)}
 
 
@@ -153,12 +176,13 @@ def _weighted_forms(rank: np.ndarray, truths: list[Truth], config: ScoreConfig) 
             "global": {"users": len(truths), **_intervals(measures, config, weight)}}
 
 
-def _slices(truths: list[Truth], history: Path | None, train_index: Path | None) -> dict[str, list[str]]:
+def _slices(truths: list[Truth], met: Histories | None, train_index: Path | None) -> dict[str, list[str]]:
     """A label for each user of the truth, by each way to slice that the files at hand allow."""
     labels = {}
-    if history:
-        lengths = history_lengths(history)
-        labels["history"] = [bucket(lengths.get(truth.user)) for truth in truths]
+    if met:
+        labels["history"] = [bucket(met.length.get(truth.user)) for truth in truths]
+        labels["repeat"] = [_ABSENT if truth.user not in met.length else "yes" if truth.user in met.repeats else "no"
+                            for truth in truths]
     if train_index:
         known = read_index(train_index).items
         labels["target"] = ["warm" if truth.item in known else "cold" for truth in truths]
@@ -166,11 +190,37 @@ def _slices(truths: list[Truth], history: Path | None, train_index: Path | None)
     return labels
 
 
-def history_lengths(path: Path) -> dict[str, int]:
-    """Events of each user of predict_seq.jsonl by original id; re-ids are undone with the indexer.pkl beside it."""
-    index = read_index(Path(path).with_name("indexer.pkl"))
-    names = OriginalIds(index._replace(items={}, features={}))
-    return {names.user(line.user): len(line.events) for line in read_sequences(path)}
+def read_histories(path: Path, truths: list[Truth], rankings: list[Ranks]) -> Histories:
+    """What predict_seq.jsonl tells of the truth's users and their lists; an indexer.pkl beside it undoes re-ids."""
+    names = OriginalIds(read_index(Path(path).with_name("indexer.pkl"))._replace(features={}))
+    place = {truth.user: number for number, truth in enumerate(truths)}
+    met = Histories({}, set(), [0] * len(rankings))
+    for line in read_sequences(path):
+        user = names.user(line.user)
+        if user in place:
+            number, own = place[user], {names.item(event.item) for event in line.events}
+            met.length[user] = len(line.events)
+            met.repeats.update([user] if truths[number].item in own else ())
+            for which, ranks in enumerate(rankings):
+                met.shown[which] += not own.isdisjoint(ranks.items[number].tolist())
+    return met
+
+
+def _candidate_ids(path: Path) -> np.ndarray | None:
+    """The candidate set beside the truth, int64; None where there is none."""
+    return np.fromiter((one.creative_id for one in read_candidates(path)), np.int64) if path.is_file() else None
+
+
+def _outside(items: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
+    """Which of `items`, of any shape, are no candidates; none where the candidates are not known."""
+    return np.zeros(items.shape, bool) if candidates is None else (items >= 0) & ~np.isin(items, candidates)
+
+
+def _counted(number: int, ranks: Ranks, met: Histories | None, candidates: np.ndarray | None) -> dict[str, int | None]:
+    """How many lists of a ranking hold what their user had met, and what is no candidate; None where none can know."""
+    strange = int(_outside(ranks.items, candidates).any(1).sum())
+    return {"lists_with_seen_items": None if met is None else met.shown[number],
+            "lists_with_no_candidates": None if candidates is None else strange}
 
 
 def bucket(length: int | None) -> str:
@@ -207,7 +257,37 @@ def _range(interval: dict, sign: str = "") -> str:
     return f"{interval['low']:{sign}.5f} .. {interval['high']:{sign}.5f}"
 
 
-def _show(report: dict, out: Path) -> None:
+def _notes(rankings: Mapping[str, Ranks], truths: list[Truth], candidates: np.ndarray | None) -> Iterator[str]:
+    """What nobody can hit or does not belong together, each with a count and an example."""
+    for name, ranks in rankings.items():
+        if ranks.missing or ranks.ignored:
+            yield (f"{name}: {len(ranks.missing):,} users of the truth are missing (counted as misses), "
+                   f"{len(ranks.ignored):,} users that the truth lacks were ignored, for example "
+                   f"{' and '.join(users[0] for users in (ranks.missing, ranks.ignored) if users)}")
+        strange = _outside(ranks.items, candidates)
+        if strange.any():
+            user, place = np.argwhere(strange)[0]
+            yield (f"{name}: the lists of {strange.any(1).sum():,} users hold items that are no candidates, for "
+                   f"example {ranks.items[user, place]} for user {truths[user].user}")
+    lost = np.flatnonzero(_outside(np.array([truth.item for truth in truths], np.int64), candidates))
+    if len(lost):
+        yield (f"{len(lost):,} of {len(truths):,} targets are no candidates, for example {truths[lost[0]].item} of "
+               f"user {truths[lost[0]].user}: nobody can hit them, and they count as misses")
+
+
+def _filters(report: dict) -> Iterator[str]:
+    """How many targets are repeats, and which rankings can have them: a rival under another filter is none."""
+    repeats, users, ours = report["repeated_targets"], report["users"], report["lists_with_seen_items"]
+    if not repeats:
+        return
+    yield f"{repeats:,} of {users:,} targets ({repeats / users:.1%}) stand in their user's own history"
+    unlike = [name for name, other in report["against"].items() if bool(other["lists_with_seen_items"]) != bool(ours)]
+    if unlike:
+        shows = f"shows seen items to {ours:,} users" if ours else "shows nobody a seen item"
+        yield f"ours {shows}, unlike {', '.join(unlike)}: another filter (infer.filter_seen) is part of that difference"
+
+
+def _show(report: dict) -> None:
     k, users = report["config"]["k"], report["users"]
     columns = ("ranking", "users", f"HR@{k}", f"NDCG@{k}", "score", "95 % interval",
                "ours - it", "95 % interval", "differs")
@@ -221,8 +301,3 @@ def _show(report: dict, out: Path) -> None:
     forms = [(f"weighted by action, {form.replace('_', ' ')}", row) for form, row in report["weighted"].items() if row]
     console.table("Ours by slice, and weighted as in the second round", columns[:6],
                   [(name, f"{row['users']:,}", *_figures(row)) for name, row in slices + forms])
-    for name, judged in (("ours", report), *report["against"].items()):
-        if judged["missing_users"] or judged["ignored_users"]:
-            console.say(f"{name}: {judged['missing_users']:,} users of the truth are missing (counted as misses), "
-                        f"{judged['ignored_users']:,} users that the truth lacks were ignored")
-    console.say(f"wrote {out}")

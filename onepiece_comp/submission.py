@@ -131,11 +131,22 @@ def choose_mode(mode: str, checkpoint: Checkpoint) -> str:
 
 
 def _targets(truth: Path, evaluation: Evaluation, ranker: Ranker) -> np.ndarray:
-    """Each user's target as a candidate number, -1 where unknown."""
+    """Each user's target as a candidate number, -1 where unknown; says how many are, InputError where all are."""
     local = {int(creative): row for row, creative in enumerate(evaluation.items.creative_id)}
     target_of = {record.user: record.item for record in read_truth(truth)}
-    rows = [local.get(target_of.get(user, 0), 0) for user in evaluation.users]
-    return ranker.candidates.number[rows]
+    number = ranker.candidates.number[[local.get(target_of.get(user, 0), 0) for user in evaluation.users]]
+    absent = [user for user in evaluation.users if user not in target_of]
+    if len(absent) == len(number):
+        raise InputError(truth, found="none of the users to answer", expected="the truth of the same split",
+                         do="check that truth and evaluation folder belong together")
+    lost = [user for user, place in zip(evaluation.users, number) if place < 0 and user in target_of]
+    if absent:
+        say(f"funnel: {len(absent):,} of {len(number):,} users have no target in {truth}, for example {absent[0]}: "
+            "misses")
+    if lost:
+        say(f"funnel: {len(lost):,} targets are no candidates, for example {target_of[lost[0]]} of user {lost[0]}: "
+            "misses")
+    return number
 
 
 def _funnel(evaluation: Evaluation, ranker: Ranker, mode: str, kept: Counter, survived: Counter | None, filled: Counter,

@@ -17,8 +17,20 @@ class Truth(NamedTuple):
     time: int
 
 
+_KINDS = {"user": (str, "an original id as text"), "item": (int, "a creative id, a whole number"),
+          "action": (int, "a whole number"), "time": (int, "Unix seconds, a whole number")}
+
+
+def _check(truth: Truth, place: str) -> None:
+    """InputError for a value of another type: an item that is a text equals no answer, and would be a miss."""
+    for name, value in truth._asdict().items():
+        kind, expected = _KINDS[name]
+        if type(value) is not kind or (kind is int and not abs(value) < 1 << 63):  # to isinstance True is an int
+            raise InputError(place, found=f"the {name} {value!r}", expected=expected, do="make the split again")
+
+
 def read_truth(path: Path) -> list[Truth]:
-    """`truth.jsonl`; InputError with file and line, also for a user that stands twice."""
+    """`truth.jsonl`; InputError with file and line, also for a value of another type and a user that stands twice."""
     path, truths, seen = Path(path), [], set()
     if not path.is_file():
         raise InputError(path, found="no such file", expected="truth.jsonl of a split", do="check the path")
@@ -29,6 +41,7 @@ def read_truth(path: Path) -> list[Truth]:
             except (ValueError, TypeError) as error:
                 raise InputError(f"{path}:{number}", found=f"no truth record ({error})",
                                  expected="an object with user, item, action and time", do="make the split again") from error
+            _check(truth, f"{path}:{number}")
             if truth.user in seen:
                 raise InputError(f"{path}:{number}", found=f"user {truth.user} twice", expected="each user once",
                                  do="make the split again")

@@ -182,6 +182,17 @@ def test_an_embedding_that_does_not_fit_is_named_with_file_and_line(tmp_path, se
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", [5.9, 5.0, True, None, "five", "5.0", -0.5])
+def test_a_candidate_whose_id_is_no_whole_number_is_refused_and_digits_as_text_are_one(tmp_path, wrong):
+    path = tmp_path / "predict_set.jsonl"
+    path.write_text('{"creative_id": "20000000001", "retrieval_id": "0", "features": {}}\n')
+    assert list(formats.read_candidates(path)) == [Candidate(20_000_000_001, 0, {})]
+    for name in ("creative_id", "retrieval_id"):
+        path.write_text(json.dumps({"creative_id": 5, "retrieval_id": 0, name: wrong}) + "\n")
+        with pytest.raises(InputError, match="predict_set.jsonl:1: .*no whole number"):
+            list(formats.read_candidates(path))
+
+
 def test_candidates_round_trip_and_a_broken_one_is_named(tmp_path):
     candidates = [Candidate(20_000_000_001, 0, {"100": 1, "121": "77"}), Candidate(20_000_000_002, 1, {})]
     formats.write_candidates(tmp_path / "predict_set.jsonl", iter(candidates))

@@ -22,6 +22,7 @@ from onepiece_comp.model import OnePiece
 from onepiece_comp.prefix_table import build_prefix_table
 from onepiece_comp.retrieval import TILE, target_rank, top_k
 from onepiece_comp.submission import recommend
+from onepiece_comp.truths import Truth, write_truth
 
 CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, experts=0, dropout=0.0)
 
@@ -428,6 +429,23 @@ def test_a_funnel_does_not_change_the_ten(model, dataset, evaluation, mode):
     ten, deep = (Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=depth).rank(np.arange(8)).index
                  for depth in (10, 1000))
     np.testing.assert_array_equal(ten, deep)
+
+
+def test_a_funnel_says_which_users_have_no_target_and_refuses_the_truth_of_others(model, dataset, evaluation, tmp_path, capsys):
+    truth, ask = tmp_path / "truth.jsonl", lambda: recommend(
+        _checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval"), truth=tmp_path / "truth.jsonl")
+    first, users = evaluation.users[0], len(evaluation.users)
+    write_truth(truth, (Truth(user, int(evaluation.items.creative_id[evaluation.candidate[0]]), 1, 9) for user in evaluation.users))
+    ask()
+    assert "funnel:" not in capsys.readouterr().out
+    write_truth(truth, iter([Truth(first, 77, 1, 9)]))
+    ask()
+    printed = capsys.readouterr().out
+    assert f"funnel: {users - 1} of {users} users have no target in {truth}, for example {evaluation.users[1]}" in printed
+    assert f"funnel: 1 targets are no candidates, for example 77 of user {first}" in printed
+    write_truth(truth, iter([Truth("stranger", 77, 1, 9)]))
+    with pytest.raises(InputError, match="truth.jsonl: found none of the users to answer"):
+        ask()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from onepiece_comp.artefacts import fingerprint
 from onepiece_comp.config import ScoreConfig
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import CLICK, CONVERSION, UNKNOWN_ACTION, Event, Index, SequenceWriter, UserLine, write_index
+from onepiece_comp.formats import (
+    CLICK, CONVERSION, UNKNOWN_ACTION, Candidate, Event, Index, SequenceWriter, UserLine, write_candidates, write_index)
 from onepiece_comp.scoring import bucket, score
 from onepiece_comp.truths import Truth, write_truth
 
@@ -82,7 +84,65 @@ def test_a_user_that_the_result_lacks_is_a_miss_and_one_that_the_truth_lacks_is_
     report = score(partial, truth, CONFIG)
     assert report["hr"]["mean"] == 0.25
     assert report["missing_users"] == 3 and report["ignored_users"] == 2
-    assert "ours: 3 users of the truth are missing (counted as misses), 2 users" in capsys.readouterr().out
+    assert ("ours: 3 users of the truth are missing (counted as misses), 2 users that the truth lacks were ignored, "
+            "for example b and x") in capsys.readouterr().out
+
+
+def write_candidates_beside(truth: Path, items: list[int]) -> None:
+    (truth.parent / "eval").mkdir(exist_ok=True)
+    write_candidates(truth.parent / "eval" / "predict_set.jsonl", (Candidate(item, n, {}) for n, item in enumerate(items)))
+
+
+def test_targets_and_answers_that_are_no_candidates_are_counted_and_one_of_each_is_said(truth, result, capsys):
+    report = score(result, truth, CONFIG)  # without the candidate set nothing is known
+    assert report["lists_with_no_candidates"] is None and "no candidates" not in capsys.readouterr().out
+    write_candidates_beside(truth, [5, *range(100, 110)])
+    assert score(result, truth, CONFIG)["lists_with_no_candidates"] == 0 and "no candidates" not in capsys.readouterr().out
+    write_candidates_beside(truth, list(range(101, 110)))
+    assert score(result, truth, CONFIG)["lists_with_no_candidates"] == 4
+    printed = capsys.readouterr().out
+    assert "ours: the lists of 4 users hold items that are no candidates, for example 5 for user a" in printed
+    assert "4 of 4 targets are no candidates, for example 5 of user a: nobody can hit them" in printed
+
+
+def write_repeats(folder: Path) -> None:
+    """eval/ in which a had met its target 5, b had met 100, and c has no line."""
+    (folder / "eval").mkdir()
+    write_index(folder / "eval" / "indexer.pkl", Index({"b": 1}, {100: 1}, {}))
+    with SequenceWriter(folder / "eval", "predict_seq") as lines:
+        lines.write(UserLine("a", {}, None, [Event(7, {}, 1, 1), Event(5, {}, 0, 2)]))
+        lines.write(UserLine(1, {}, None, [Event(1, {}, 1, 1)]))
+
+
+def test_repeated_targets_are_a_slice_of_their_own_and_a_ranking_under_another_filter_is_named(truth, tmp_path, capsys):
+    write_repeats(truth.parent)
+    ours = write_result(tmp_path / "ours.json", {"a": 1, "b": 0, "c": 1, "d": 0})  # b is shown 100
+    like = write_result(tmp_path / "like.json", {"a": 0, "b": 0, "c": 0, "d": 0})
+    unlike = tmp_path / "unlike.json"  # lists without a seen item
+    unlike.write_text(json.dumps({"time": 1, "top10s": [list(range(200, 210))], "user": ["a"]}))
+    report = score(ours, truth, CONFIG, against={"like": like, "unlike": unlike})
+    assert report["repeated_targets"] == 1 and report["lists_with_seen_items"] == 2
+    assert [report["against"][name]["lists_with_seen_items"] for name in ("like", "unlike")] == [1, 0]
+    assert {label: (row["users"], row["hr"]["mean"]) for label, row in report["slices"]["repeat"].items()} == {
+        "yes": (1, 1), "no": (1, 0), "not in the file": (2, 0.5)}
+    printed = capsys.readouterr().out
+    assert "1 of 4 targets (25.0%) stand in their user's own history" in printed
+    assert "ours shows seen items to 2 users, unlike unlike: another filter (infer.filter_seen)" in printed
+    score(unlike, truth, CONFIG, against={"like": like})
+    assert "ours shows nobody a seen item, unlike like: another filter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"item": "5"}, "the item '5', expected a creative id, a whole number"), ({"item": None}, "the item None"),
+    ({"item": 5.0}, "the item 5.0"), ({"item": True}, "the item True"), ({"item": 1 << 63}, "the item 9223372036854775808"),
+    ({"user": 7}, "the user 7, expected an original id as text"), ({"user": None}, "the user None"),
+    ({"action": "1"}, "the action '1'"), ({"action": True}, "the action True"), ({"time": None}, "the time None"),
+])
+def test_a_truth_of_another_type_is_refused_with_its_line_instead_of_being_a_miss(truth, result, change, message):
+    line = json.dumps({"user": "z", "item": 5, "action": 1, "time": 9, **change})
+    truth.write_text(truth.read_text() + line + "\n")
+    with pytest.raises(InputError, match=f"truth.jsonl:5: found {re.escape(message)}"):
+        score(result, truth, CONFIG)
 
 
 def test_the_action_weight_cancels_per_user_and_counts_over_all_users(truth, result):
@@ -161,6 +221,8 @@ GOOD = ranked(1)
     ({"time": 1, "top10s": [[str(i) for i in GOOD]], "user": ["a"]}, "user a: found items .*expected whole numbers"),
     ({"time": 1, "top10s": [[True, *GOOD[1:]]], "user": ["a"]}, "expected whole numbers"),
     ({"time": 1, "top10s": [7], "user": ["a"]}, "expected whole numbers"),
+    ({"time": 1, "top10s": [[*GOOD[:9], 1 << 63]], "user": ["a"]}, "expected whole numbers"),
+    ({"time": 1, "top10s": [[*GOOD[:9], -1]], "user": ["a"]}, "expected whole numbers"),
     ({"time": 1, "top10s": [GOOD], "user": [1]}, "found the user 1, expected original ids as text"),
     ({"time": 1, "top10s": [GOOD, GOOD], "user": ["a", "a"]}, "found the user 'a' twice"),
     ({"time": 1, "top10s": [GOOD], "user": ["z"]}, "found none of the users of the truth"),
