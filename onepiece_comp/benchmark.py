@@ -27,7 +27,8 @@ from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.full_ranking import FILTERS, Scorer, figures, judge
 from onepiece_comp.interactions import (
-    LEAST_EVENTS, Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
+    LEAST_EVENTS, Interactions, files_of, first_users, read_interactions, repeats, sha256, targets,
+    train_counts)
 from onepiece_comp.next_item_ranking import code_scorer, ranking_of
 from onepiece_comp.next_item_training import by_length, lacks, scored, scorer
 from onepiece_comp.trained_rows import Learned, Task, check, first_stage, learned_row
@@ -68,7 +69,11 @@ def benchmark(name: str, data: Path, out: Path, *, seeds: Sequence[int] = (0,), 
     for row, config in wanted.items():
         for seed in seeds if config.model in TRAINED else (0,):
             settings[row] = _one(row, config, seed, Task(out, about, log, protocol.max_length))
-    return report(out, name, settings)
+    page = report(out, name, settings)
+    if again := repeats(log, 1):
+        say(f"{again:,} of {log.users:,} test items ({again / log.users:.1%}) stand in their user's own history: `unseen` hides "
+            "what else is there and so gives them away, to every row; read `all`")
+    return page
 
 
 def _able(wanted: dict[str, RowConfig], log: Interactions, name: str) -> dict[str, RowConfig]:

@@ -180,6 +180,13 @@ def targets(log: Interactions, held_out: int) -> np.ndarray:
     return log.item[log.start[1:] - held_out].astype(np.int64)
 
 
+def repeats(log: Interactions, held_out: int) -> int:
+    """Users whose target stands in their own history."""
+    owner = np.repeat(np.arange(log.users), np.diff(log.start))
+    before = np.arange(len(log.item)) < log.start[1:][owner] - held_out
+    return len(np.unique(owner[before & (log.item == targets(log, held_out)[owner])]))
+
+
 def window(log: Interactions, users: np.ndarray, *, held_out: int, longest: int | None = None) -> Window:
     """The last `longest` events of each user before the `held_out` last ones; at least one event each.
 

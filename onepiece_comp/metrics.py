@@ -141,10 +141,16 @@ def bootstrap_seeds(values: Mapping[Hashable, Sequence[np.ndarray]], *, resample
 
 def bootstrap_difference(first: np.ndarray, second: np.ndarray, *, resamples: int, seed: int,
                          level: float = 0.95) -> Interval:
-    """Mean of `first - second` over the same users in the same order, resampled in pairs; exactly 0 if they agree."""
+    """Mean of `first - second` over the same users in the same order, resampled in pairs; exactly 0 if they agree.
+
+    Where so few users differ that all of them on one side would be chance (at 95 %: five, of whom a sign test says
+    2 / 2^5 = .06) it reaches zero: the resamples alone would be sure of a single user.
+    """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     assert first.shape == second.shape, f"{first.shape} and {second.shape} are not the same users"
-    return bootstrap_mean(first - second, resamples=resamples, seed=seed, level=level)
+    found = bootstrap_mean(first - second, resamples=resamples, seed=seed, level=level)
+    by_chance = 2.0 ** (1 - np.count_nonzero(first != second)) > 1 - level
+    return Interval(found.mean, min(found.low, 0.0), max(found.high, 0.0)) if by_chance else found
 
 
 def sign_flip_test(first: np.ndarray, second: np.ndarray, *, resamples: int, seed: int) -> float:

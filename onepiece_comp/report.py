@@ -16,9 +16,9 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.item_sections import item_sections
 from onepiece_comp.metrics import bootstrap_difference, sign_flip_test
 from onepiece_comp.report_html import Drawing, Section, Table, Text, can_plot, write_report
-from onepiece_comp.run_sections import STAGES, missing, read_score, run_sections
+from onepiece_comp.run_sections import STAGES, figures_at, missing, read_score, run_sections
 from onepiece_comp.scaling_sections import scaling_sections
-from onepiece_comp.scoring import user_scores
+from onepiece_comp.scoring import LIST, user_scores
 from onepiece_comp.svg_drawings import interval_chart
 from onepiece_comp.truths import read_truth
 
@@ -54,12 +54,14 @@ def _comparison(runs: Mapping[str, Path]) -> list[Section]:
     read = {name: read_score(work) for name, work in runs.items()}
     reports = {name: found for name, found in read.items() if isinstance(found, dict)}
     parts: list = [found for found in read.values() if isinstance(found, Text)]
-    rows = [(title, {name: tuple(one[key][part] for part in ("mean", "low", "high")) for name, one in reports.items()})
-            for title, key in (("HR@10", "hr"), ("NDCG@10", "ndcg"), ("score", "score"))]
+    rows = [(title, {name: tuple(one[key][part] for part in ("mean", "low", "high"))
+                     for name, one in reports.items() if one["config"]["k"] == k})
+            for k in sorted({one["config"]["k"] for one in reports.values()}) for title, key in figures_at(k)]
     if reports:
         parts.append(Drawing("Figures with 95 % intervals", interval_chart(rows)))
         parts.append(_settings(runs))
-    return [Section("Comparison", parts), Section("Paired differences", _pairs(runs))]
+    cuts = {one["config"]["k"] for one in reports.values()}
+    return [Section("Comparison", parts), Section("Paired differences", _pairs(runs, cuts.pop() if len(cuts) == 1 else LIST))]
 
 
 def _settings(runs: Mapping[str, Path]) -> Table:
@@ -81,14 +83,14 @@ def _flat(work: Path) -> dict[str, object]:
             **{f"{part}.{key}": value for part in ("model", "train") for key, value in config.get(part, {}).items()}}
 
 
-def _pairs(runs: Mapping[str, Path]) -> list:
-    """Differences between runs that answered the same users for the same targets."""
+def _pairs(runs: Mapping[str, Path], k: int) -> list:
+    """Differences between runs that answered the same users for the same targets, lists cut at k."""
     files = {name: (work / "result" / "result.json", work / "split" / "truth.jsonl") for name, work in runs.items()}
     held = {name: pair for name, pair in files.items() if all(file.is_file() for file in pair)}
     truth = {name: read_truth(pair[1]) for name, pair in held.items()}
     same = {name: fingerprint([tuple(one) for one in truths]) for name, truths in truth.items()}
     parts: list = [missing(work, "result/result.json") for name, work in runs.items() if name not in held]
-    values = {name: user_scores(held[name][0], truth[name]) for name in held}
+    values, figure = {name: user_scores(held[name][0], truth[name], k) for name in held}, figures_at(k)[-1][0]
     rows, told = [], []
     for first, second in combinations(held, 2):
         if same[first] != same[second]:
@@ -101,7 +103,7 @@ def _pairs(runs: Mapping[str, Path]) -> list:
                      f"{interval.low:+.5f} .. {interval.high:+.5f}", f"{chance:.4f}",
                      "yes" if interval.excludes_zero else "no"))
     if rows:
-        parts += [Drawing("Difference of the score, paired by user", interval_chart(rows, zero=True)),
-                  Table("Paired differences of the score", ("runs", "users", "difference", "95 % interval",
+        parts += [Drawing(f"Difference of the {figure}, paired by user", interval_chart(rows, zero=True)),
+                  Table(f"Paired differences of the {figure}", ("runs", "users", "difference", "95 % interval",
                                                             "p (sign flips)", "interval excludes 0"), told)]
     return parts or [Text("No two runs have a result.")]

@@ -156,7 +156,7 @@ def target_rank(
     bias_BM: torch.Tensor | None = None,
     hidden: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """1-based rank of each user's target among all candidates; a hidden target has rank M + 1."""
+    """1-based rank of each user's target among all candidates; a hidden one, or one whose score is no number, has M + 1."""
     users = torch.arange(len(query_BD), device=query_BD.device)
     score = query_BD @ candidate_MD.T
     if bias_BM is not None:
@@ -164,10 +164,11 @@ def target_rank(
     if hidden is not None:
         score[hidden] = -torch.inf
     target = score[users, target_B][:, None]
-    ahead = (score > target) | (
+    ahead = ~(score <= target) | (  # a nan is ahead of all
         (score == target) & (torch.arange(len(candidate_MD), device=score.device) < target_B[:, None])
     )
-    return torch.where(target[:, 0] == -torch.inf, len(candidate_MD) + 1, ahead.sum(1) + 1)
+    lost = (target[:, 0] == -torch.inf) | target[:, 0].isnan()
+    return torch.where(lost, len(candidate_MD) + 1, ahead.sum(1) + 1)
 
 
 def recall(exact: torch.Tensor, found: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from onepiece_comp.log_figures import gini
 from onepiece_comp.log_sections import length_bars, rank_curve
 from onepiece_comp.metrics import bootstrap_mean
 from onepiece_comp.report_html import BARS, Cards, Drawing, Plot, Section, Table, Text
-from onepiece_comp.scoring import user_scores
+from onepiece_comp.scoring import LIST, user_scores
 from onepiece_comp.svg_drawings import funnel_chart, interval_chart
 from onepiece_comp.truths import read_truth
 
@@ -63,7 +63,8 @@ def _data(work: Path) -> list:
         ("users in training", "users in train", ""), ("events in training", "events in train", ""),
         ("items in training", "items in train", ""), ("users to answer", "eval users", ""),
         ("candidates", "candidates", f"{figures.get('candidates, cold', 0):,} of them cold"),
-        ("cold targets", "cold targets", "items that training never saw")) if key in figures]
+        ("cold targets", "cold targets", "items that training never saw"),
+        ("repeated targets", "targets seen in the history", "items of the user's own history")) if key in figures]
     cards.append(("Gini of items' events", f"{gini(count[count > 0]):.2f}", "0 = all items alike"))
     cover = [(name, f"{width}", f"{100 * found['items'] / max(1, found['items'] + found['missing']):.1f} %")
              for name, width in marker.get("embeddings", {}).items() if (found := marker["coverage"].get(name))]
@@ -167,12 +168,17 @@ def read_score(work: Path) -> dict | Text:
                 f"{_MAKES['score.json'].format(work=work)}", warning=True)
 
 
+def figures_at(k: int) -> tuple[tuple[str, str], ...]:
+    """(label, key of score.json) of the figures of lists cut at k."""
+    return (f"HR@{k}", "hr"), (f"NDCG@{k}", "ndcg"), ("score" if k == LIST else f"score@{k}", "score")
+
+
 def _slices(work: Path) -> list:
     report = read_score(work)
     if isinstance(report, Text):
         return [report]
     parts = [Cards([(name, f"{report[key]['mean']:.4f}", f"{report[key]['low']:.4f} .. {report[key]['high']:.4f}")
-                    for name, key in (("HR@10", "hr"), ("NDCG@10", "ndcg"), ("score", "score"))])]
+                    for name, key in figures_at(report["config"]["k"])])]
     for kind, labels in report["slices"].items():
         rows = [(f"{label} ({row['users']:,})", {"score": _three(row["score"])}) for label, row in labels.items()]
         parts.append(Drawing(f"Score by {kind}" + (" (events)" if kind == "history" else ""), interval_chart(rows)))
@@ -190,7 +196,9 @@ def target_counts(work: Path) -> np.ndarray:
 
 
 def _popularity(work: Path) -> list:
-    values = user_scores(work / "result" / "result.json", read_truth(work / "split" / "truth.jsonl"))
+    report = read_score(work)
+    k = report["config"]["k"] if isinstance(report, dict) else LIST
+    values = user_scores(work / "result" / "result.json", read_truth(work / "split" / "truth.jsonl"), k)
     bucket, firsts = target_counts(work), list(_POPULARITY)
     place, rows = np.searchsorted(firsts, bucket, side="right") - 1, []
     for number, label in enumerate(_POPULARITY.values()):
@@ -198,4 +206,4 @@ def _popularity(work: Path) -> list:
         if len(chosen):
             interval = bootstrap_mean(chosen, resamples=_RESAMPLES, seed=0)
             rows.append((f"{label} ({len(chosen):,})", {"score": tuple(interval)}))
-    return [Drawing("Score by events of the target in training", interval_chart(rows))]
+    return [Drawing(f"{figures_at(k)[-1][0].capitalize()} by events of the target in training", interval_chart(rows))]

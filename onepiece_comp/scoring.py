@@ -249,8 +249,10 @@ def _difference(ours: Ranks, other: Ranks, config: ScoreConfig) -> dict[str, dic
     return differences
 
 
-def _figures(row: dict) -> tuple[str, ...]:
-    return (*(f"{row[name]['mean']:.5f}" for name in ("hr", "ndcg", "score")), _range(row["score"]))
+def _figures(row: dict, users: int) -> tuple[str, ...]:
+    """The cells of a ranking or a slice; one user has no interval."""
+    interval = _range(row["score"]) if users > 1 else "one user"
+    return (f"{users:,}", *(f"{row[name]['mean']:.5f}" for name in ("hr", "ndcg", "score")), interval)
 
 
 def _range(interval: dict, sign: str = "") -> str:
@@ -291,13 +293,13 @@ def _show(report: dict) -> None:
     k, users = report["config"]["k"], report["users"]
     columns = ("ranking", "users", f"HR@{k}", f"NDCG@{k}", "score", "95 % interval",
                "ours - it", "95 % interval", "differs")
-    rows = [("ours", f"{users:,}", *_figures(report), "", "", "")]
+    rows = [("ours", *_figures(report, users), "", "", "")]
     for name, other in report["against"].items():
         difference = other["difference"]["score"]
-        rows.append((name, f"{users:,}", *_figures(other), f"{difference['mean']:+.5f}", _range(difference, "+"),
+        rows.append((name, *_figures(other, users), f"{difference['mean']:+.5f}", _range(difference, "+"),
                      "yes" if difference["excludes_zero"] else "no"))
     console.table(f"Score of {report['result']}", columns, rows)
     slices = [(f"{kind}: {label}", row) for kind, labels in report["slices"].items() for label, row in labels.items()]
     forms = [(f"weighted by action, {form.replace('_', ' ')}", row) for form, row in report["weighted"].items() if row]
     console.table("Ours by slice, and weighted as in the second round", columns[:6],
-                  [(name, f"{row['users']:,}", *_figures(row)) for name, row in slices + forms])
+                  [(name, *_figures(row, row["users"])) for name, row in slices + forms])

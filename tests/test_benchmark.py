@@ -237,6 +237,16 @@ def _run(circle, out, **options):
     return json.loads(benchmark("leave-one-out", circle, out, **options).read_text())
 
 
+def test_test_items_of_the_own_history_are_counted_and_said(circle, tmp_path, capsys):
+    """The first user of four events sees 1 again, of whose list `unseen` would hide all else."""
+    benchmark("leave-one-out", circle, tmp_path / "circle", models="popularity")
+    assert "own history" not in capsys.readouterr().out
+    again = tmp_path / "again.txt"
+    again.write_text("1 1 2 3 1\n2 2 2 3\n3 3 1 2\n4 2 3 2 1\n")
+    benchmark("leave-one-out", again, tmp_path / "again", models="popularity")
+    assert "1 of 4 test items (25.0%) stand in their user's own history" in capsys.readouterr().out
+
+
 def test_a_row_that_is_done_is_kept_and_a_changed_one_runs_again(circle, tmp_path, capsys):
     settings = {"models": "popularity,sasrec-softmax", "sets": ["width=8", "epochs=2"], "seeds": (0, 1)}
     first = _run(circle, tmp_path / "out", **settings)

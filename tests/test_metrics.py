@@ -127,6 +127,16 @@ def test_pairing_sees_a_small_steady_difference_that_lies_inside_both_intervals(
     assert metrics.bootstrap_difference(second, first, resamples=1000, seed=0).excludes_zero
 
 
+@pytest.mark.parametrize("differ, sure", [(1, False), (5, False), (6, True)])
+@pytest.mark.parametrize("users", [0, 300])
+def test_fewer_than_six_users_who_differ_tell_no_direction(users, differ, sure):
+    """The others agree. Five on one side have p = .06 by their signs alone, whatever the resamples say."""
+    first = np.repeat([1.0, 0.0], [differ, users])
+    interval = metrics.bootstrap_difference(first, np.zeros_like(first), resamples=2000, seed=0)
+    assert interval.excludes_zero == sure and interval.mean == pytest.approx(differ / (differ + users))
+    assert metrics.bootstrap_difference(np.zeros_like(first), first, resamples=2000, seed=0).excludes_zero == sure
+
+
 def test_users_are_paired_so_that_wins_and_losses_spread_the_difference():
     first, second = np.repeat([1.0, 0.0], 50), np.repeat([0.0, 1.0], 50)
     interval = metrics.bootstrap_difference(first, second, resamples=1000, seed=0)

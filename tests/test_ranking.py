@@ -221,6 +221,12 @@ def test_top_k_of_a_user_whose_best_are_few_or_all_hidden_has_minus_infinity_beh
     assert best.index_BK[1].tolist() == list(range(999, 991, -1))
 
 
+def test_a_score_that_is_no_number_finds_no_target_and_stands_before_others():
+    query, candidate = torch.eye(2), torch.tensor([[torch.nan, 3.0], [2.0, 2.0], [1.0, 1.0]])
+    assert target_rank(query, candidate, torch.tensor([0, 0])).tolist() == [4, 4]  # 0 * nan is nan too
+    assert target_rank(query, candidate, torch.tensor([1, 2])).tolist() == [2, 3]
+
+
 def test_target_rank_counts_what_is_better_and_breaks_ties_by_number():
     query, candidate = torch.eye(2), torch.tensor([[1.0, 0], [3, 0], [3, 1], [2, 5]])
     assert target_rank(query, candidate, torch.tensor([2, 3])).tolist() == [2, 1]

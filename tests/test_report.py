@@ -54,6 +54,19 @@ def test_a_page_over_half_made_runs_is_whole_and_names_the_commands_for_the_rest
     assert page.stat().st_size < 1_500_000
 
 
+def test_figures_bear_the_cut_that_they_were_scored_at_and_those_of_other_cuts_stand_apart(tmp_path):
+    places = {"five": work(tmp_path / "five", 0), "ten": work(tmp_path / "ten", 0)}
+    for k, place in zip((5, 10), places.values()):
+        score(place / "result" / "result.json", place / "split" / "truth.jsonl", ScoreConfig(k=k, resamples=10))
+    text = report([places["five"]], tmp_path / "one.html").read_text()
+    assert "HR@5" in text and "score@5" in text and "HR@10" not in text
+    both = report(list(places.values()), tmp_path / "both.html").read_text()
+    assert all(label in both for label in ("HR@5", "HR@10", "score@5", "Paired differences of the score<"))
+    for place in places.values():
+        score(place / "result" / "result.json", place / "split" / "truth.jsonl", ScoreConfig(k=5, resamples=10))
+    assert "Paired differences of the score@5<" in report(list(places.values()), tmp_path / "alike.html").read_text()
+
+
 def test_nothing_on_the_page_comes_from_elsewhere(page):
     assert not [one for one in ElementTree.parse(page).getroot().iter() if one.tag.endswith(("script", "link", "img", "iframe"))]
 

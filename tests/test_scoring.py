@@ -201,6 +201,15 @@ def test_another_result_gets_its_own_figures_and_the_paired_difference(tmp_path)
     assert backwards["mean"] == pytest.approx(-0.2) and backwards["excludes_zero"]
 
 
+def test_one_user_has_no_interval_and_differs_from_nobody(tmp_path, capsys):
+    write_truth(tmp_path / "truth.jsonl", iter([Truth("a", 5, CLICK, 9)]))
+    mine, other = (write_result(tmp_path / f"{name}.json", {"a": place}) for name, place in (("mine", 1), ("other", 0)))
+    difference = score(mine, tmp_path / "truth.jsonl", CONFIG, against={"other": other})["against"]["other"]["difference"]
+    assert difference["score"] == {"mean": 1, "low": 0, "high": 1, "excludes_zero": False}
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["ours", "1", "1.00000", "1.00000", "1.00000", "one", "user"] in rows
+
+
 def test_the_same_seed_gives_the_same_report(truth, result):
     assert score(result, truth, CONFIG) == score(result, truth, CONFIG)
 
