@@ -164,11 +164,10 @@ def target_rank(
     if hidden is not None:
         score[hidden] = -torch.inf
     target = score[users, target_B][:, None]
-    ahead = ~(score <= target) | (  # a nan is ahead of all
+    ahead = ~(score <= target) | (  # so that all are ahead of a nan, and it of all
         (score == target) & (torch.arange(len(candidate_MD), device=score.device) < target_B[:, None])
     )
-    lost = (target[:, 0] == -torch.inf) | target[:, 0].isnan()
-    return torch.where(lost, len(candidate_MD) + 1, ahead.sum(1) + 1)
+    return torch.where(target[:, 0] == -torch.inf, len(candidate_MD) + 1, ahead.sum(1) + 1)
 
 
 def recall(exact: torch.Tensor, found: torch.Tensor) -> float:

@@ -54,13 +54,17 @@ def test_a_page_over_half_made_runs_is_whole_and_names_the_commands_for_the_rest
     assert page.stat().st_size < 1_500_000
 
 
-def test_figures_bear_the_cut_that_they_were_scored_at_and_those_of_other_cuts_stand_apart(tmp_path):
+def test_figures_bear_the_cut_that_they_were_scored_at_and_those_of_other_cuts_stand_apart(tmp_path, monkeypatch):
     places = {"five": work(tmp_path / "five", 0), "ten": work(tmp_path / "ten", 0)}
     for k, place in zip((5, 10), places.values()):
         score(place / "result" / "result.json", place / "split" / "truth.jsonl", ScoreConfig(k=k, resamples=10))
     text = report([places["five"]], tmp_path / "one.html").read_text()
     assert "HR@5" in text and "score@5" in text and "HR@10" not in text
+    drawn = []
+    monkeypatch.setattr("onepiece_comp.report.interval_chart", lambda rows, **more: drawn.extend(rows) or interval_chart(rows, **more))
     both = report(list(places.values()), tmp_path / "both.html").read_text()
+    assert [list(values) for label, values in drawn if "5" in label] == [["five"]] * 3
+    assert [list(values) for label, values in drawn if "10" in label or label == "score"] == [["ten"]] * 3
     assert all(label in both for label in ("HR@5", "HR@10", "score@5", "Paired differences of the score<"))
     for place in places.values():
         score(place / "result" / "result.json", place / "split" / "truth.jsonl", ScoreConfig(k=5, resamples=10))
