@@ -101,7 +101,7 @@ def baselines(train: Path, evaluation: Path, out: Path, config: InferConfig = In
     log = read_log(train / "seq.jsonl", items=len(train_index.items))
     orders = popularity_orders(log, candidates)
     neighbours = item_neighbours(log.baskets, candidates, items=len(train_index.items))
-    sequences = console.progress(read_sequences(evaluation / "predict_seq.jsonl"), total=None, what="users ranked")
+    sequences = console.progress(_each_once(evaluation / "predict_seq.jsonl"), total=None, what="users ranked")
     histories = to_histories(sequences, index, train_index, candidates, actions=log.actions, config=config)
     learned, paths, users = time.monotonic(), {name: out / f"{name}.json" for name in names(config)}, 0
     with ExitStack() as stack:
@@ -244,6 +244,16 @@ def _top_neighbours(row: np.ndarray, other: np.ndarray, *, number_of: np.ndarray
     best = np.lexsort((number_of[other], -similarity, row))
     best = best[_first_of_each(row[best], NEIGHBOURS)]
     return row[best].astype(np.int32), number_of[other[best]].astype(np.int32), similarity[best].astype(np.float32)
+
+
+def _each_once(path: Path) -> Iterator[UserLine]:
+    """The users of the file; InputError for one that stands twice."""
+    users: set[int | str] = set()
+    for line in read_sequences(path):
+        if line.user in users:
+            raise InputError(path, found=f"user {line.user!r} on two lines", expected="one line per user", do="merge them")
+        users.add(line.user)
+        yield line
 
 
 def to_histories(lines: Iterable[UserLine], index: Index, train_index: Index, candidates: Candidates, *,

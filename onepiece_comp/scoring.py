@@ -199,6 +199,8 @@ def read_histories(path: Path, truths: list[Truth], rankings: list[Ranks]) -> Hi
         user = names.user(line.user)
         if user in place:
             number, own = place[user], {names.item(event.item) for event in line.events}
+            if user in met.length:
+                raise InputError(path, found=f"user {user} on two lines", expected="one line per user", do="merge them")
             met.length[user] = len(line.events)
             met.repeats.update([user] if truths[number].item in own else ())
             for which, ranks in enumerate(rankings):
@@ -271,6 +273,8 @@ def _notes(rankings: Mapping[str, Ranks], truths: list[Truth], candidates: np.nd
             user, place = np.argwhere(strange)[0]
             yield (f"{name}: the lists of {strange.any(1).sum():,} users hold items that are no candidates, for "
                    f"example {ranks.items[user, place]} for user {truths[user].user}")
+    if candidates is not None and len(np.unique(candidates)) <= LIST:
+        yield f"{len(np.unique(candidates))} candidates: a list of {LIST} holds them all, so HR@{LIST} tells nothing"
     lost = np.flatnonzero(_outside(np.array([truth.item for truth in truths], np.int64), candidates))
     if len(lost):
         yield (f"{len(lost):,} of {len(truths):,} targets are no candidates, for example {truths[lost[0]].item} of "

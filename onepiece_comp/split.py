@@ -94,8 +94,8 @@ def split(raw: Path, out: Path, config: SplitConfig) -> Path:
              "truth fingerprint": truth_fingerprint, "seconds": seconds}
     console.table(f"Split {raw} into {out} ({config.mode})", ["figure", "value"], shown.items())
     if figures["targets seen in the history"]:
-        console.say(f"{repeats(out)}: infer.filter_seen=true, the default, never answers them; compare with "
-                    "--set infer.filter_seen=false")
+        console.say(f"{repeats(out)}: infer.filter_seen=true, the default, leaves them out while ten others are left; "
+                    "compare with --set infer.filter_seen=false")
     return out
 
 

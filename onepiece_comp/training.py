@@ -30,6 +30,7 @@ from onepiece_comp.run_log import RunLog
 from onepiece_comp.semantic_ids import load_tokenizer
 from onepiece_comp.table_shards import shard_tables
 from onepiece_comp.training_loop import Loop
+from onepiece_comp.validation import repeated
 
 
 _SHARED_OUT = ("accumulate", "replicas", "shard_tables")  # who takes a step's batches: another one may go on with a run
@@ -191,6 +192,8 @@ def _announce(loop: Loop, data: Dataset) -> None:
         f"{loop.total_steps:,} steps of {config.train.batch_users * loop.batches.ranks} users, {loop.total_steps / loop.batches.steps_per_epoch:.3g} epochs; "
         f"{count.dense:,} dense parameters, {count.tables:,} in tables; {len(loop.held_out.user)} validation users; "
         f"{loop.device}, {torch.get_num_threads()} threads")
+    if again := repeated(data, loop.held_out):
+        say(f"{again} of the validation users clicked an item of their own history: the filter of seen items drops it, a miss")
     weights, state = bytes_per_id(loop.model, config.train.table_optimiser)
     say(f"bytes per item id: {weights} of weights, {state} of optimiser state ({config.train.table_optimiser}, "
         f"{config.train.table_precision})")

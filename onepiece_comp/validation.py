@@ -48,6 +48,12 @@ def hold_out(dataset: Dataset, *, users: int, seed: int, one_in: int = 10) -> He
     return HeldOut(chosen, last[chosen], stop)
 
 
+def repeated(dataset: Dataset, held_out: HeldOut) -> int:
+    """Held-out clicks on items of the user's own history: the seen filter drops them, misses of every checkpoint."""
+    start, item = np.asarray(dataset.user_start)[held_out.user], np.asarray(dataset.item_row)
+    return sum(bool((item[a:b] == item[b]).any()) for a, b in zip(start, held_out.event))
+
+
 class Validation(NamedTuple):
     """Judgement of a checkpoint, user by user."""
 

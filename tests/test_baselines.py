@@ -267,6 +267,19 @@ def test_a_line_broken_halfway_leaves_no_result_behind(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_user_on_two_lines_is_refused(tmp_path):
+    folders = write_folders(tmp_path, CROWD, [*SERVED[:2], SERVED[0]], ALL)
+    with pytest.raises(InputError, match="predict_seq.jsonl: found user 1 on two lines"):
+        baselines(*folders, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_users_who_have_met_nothing_get_what_is_popular(tmp_path):
+    served = [user(name)._replace(profile_time=NOW) for name in ("x", "y")]
+    ranked = run(tmp_path, FEW, served, list(range(1, 13)), filter_seen=False)
+    assert ranked["item_knn"]["x"] == ranked["last_seen"]["y"] == ranked["popularity"]["x"] == list(range(12, 2, -1))
+
+
 def test_an_item_beyond_the_index_is_named(tmp_path):
     train, evaluation = write_folders(tmp_path, CROWD, SERVED[:1], ALL)
     with open(train / "seq.jsonl", "a") as file:

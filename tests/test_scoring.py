@@ -105,6 +105,13 @@ def test_targets_and_answers_that_are_no_candidates_are_counted_and_one_of_each_
     assert "4 of 4 targets are no candidates, for example 5 of user a: nobody can hit them" in printed
 
 
+def test_where_a_list_holds_every_candidate_that_is_said(truth, result, capsys):
+    for items, said in ((range(100, 110), True), (range(100, 111), False)):
+        write_candidates_beside(truth, list(items))
+        score(result, truth, CONFIG)
+        assert ("10 candidates: a list of 10 holds them all, so HR@10 tells nothing" in capsys.readouterr().out) == said
+
+
 def write_repeats(folder: Path) -> None:
     """eval/ in which a had met its target 5, b had met 100, and c has no line."""
     (folder / "eval").mkdir()
@@ -130,6 +137,14 @@ def test_repeated_targets_are_a_slice_of_their_own_and_a_ranking_under_another_f
     assert "ours shows seen items to 2 users, unlike unlike: another filter (infer.filter_seen)" in printed
     score(unlike, truth, CONFIG, against={"like": like})
     assert "ours shows nobody a seen item, unlike like: another filter" in capsys.readouterr().out
+
+
+def test_a_history_on_two_lines_is_refused(truth, result):
+    write_repeats(truth.parent)
+    path = truth.parent / "eval" / "predict_seq.jsonl"
+    path.write_text(2 * path.read_text())
+    with pytest.raises(InputError, match="predict_seq.jsonl: found user a on two lines"):
+        score(result, truth, CONFIG)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,6 +215,15 @@ def test_a_loss_that_grows_ends_the_run(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(OnePiece, "losses", growing)
     with pytest.raises(InputError, match="step 10: found a loss of 13 after one of 4 at the start"):
         train(dataset.path, tmp_path / "run", _config())
+
+
+def test_validation_targets_that_the_filter_of_seen_items_drops_are_counted():
+    """Of the first user the last click was met before, of the second the item stands behind it alone."""
+    from onepiece_comp.validation import HeldOut, repeated
+    data = SimpleNamespace(user_start=np.array([0, 3, 7]), item_row=np.array([4, 5, 4, 6, 7, 8, 8]))
+    assert repeated(data, HeldOut(np.array([0, 1]), np.array([2, 5]), np.array([2, 5]))) == 1
+    assert repeated(data, HeldOut(np.array([1]), np.array([6]), np.array([3, 6]))) == 1
+    assert repeated(data, HeldOut(*np.zeros((3, 0), np.int64))) == 0
 
 
 def test_training_ends_after_validations_without_a_better_score(dataset, tmp_path, monkeypatch):
