@@ -162,6 +162,13 @@ class TrainingBatches:
         users = self._by_length(np.concatenate(batches[whole:]))
         return batches[:whole] + np.array_split(users, self.steps_per_epoch * self.ranks - whole)
 
+    def trained_actions(self) -> np.ndarray:
+        """How many events of each action an epoch can draw as targets; of actions without weight there are none."""
+        past = spans(self.stop, self.user_start[1:])  # held out
+        held_out = np.bincount(self.columns.action[past], minlength=len(self.action_weights))
+        counts = np.bincount(self.columns.action, minlength=len(self.action_weights)) - held_out
+        return np.where(self.action_weights > 0, counts, 0)
+
     def padding_share(self, epoch: int = 0, *, bucketed: bool = True) -> float:
         """The share of padded cells in an epoch's histories; `bucketed=False` tells what a plain shuffle would have."""
         return padding_share([np.minimum(self.events[users], self.max_events)

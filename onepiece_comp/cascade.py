@@ -22,8 +22,8 @@ from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation
 from onepiece_comp.filling import fill
-from onepiece_comp.histories import NO_ACTION, Columns
-from onepiece_comp.request import Found, Request, encode_request
+from onepiece_comp.histories import Columns
+from onepiece_comp.request import Found, Request, asked_actions, encode_request
 from onepiece_comp.reranking import Reranker, ranker_input
 from onepiece_comp.retrieval import Logits, recall, top_k
 from onepiece_comp.target_ranker import RankerInput
@@ -61,10 +61,7 @@ class Ranker:
         if config.mode == "beam" and not config.survivors or config.mode == "cascade" and not config.survivors + config.union:
             raise InputError("infer.survivors", found=f"0 in mode {config.mode}", expected="candidates from the beam, or in "
                              "mode cascade from infer.union", do="set one of them above 0")
-        told = evaluation.target_action.astype(np.int64)
-        self.action = (
-            np.where(told >= 0, told, config.action) if self.model.config.next_action else np.full_like(told, NO_ACTION)
-        )
+        self.action = asked_actions(checkpoint, evaluation, config)
         self.candidates = candidates or prepare(checkpoint, evaluation, config, self.action, device, keep=keep)
         self._first = self._first_stage()
         self._columns = Columns(evaluation.item, evaluation.action, evaluation.time_seconds, evaluation.user_token,

@@ -7,6 +7,7 @@ popularity counts and projections of embeddings stand beside it, so the folder i
 
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from onepiece_comp.config import InferConfig, ModelConfig
 from onepiece_comp.config_reading import from_dict, to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Schema
+from onepiece_comp.formats import ACTION_NAMES, CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION
 from onepiece_comp.model import OnePiece
 from onepiece_comp.reduction import Projection, copy_projections, load_projections
 from onepiece_comp.trend import Trend
@@ -36,6 +38,7 @@ class Checkpoint(NamedTuple):
     evaluation: str | None  # the evaluation folder beside the training data, where there was one
     path: Path
     projections: dict[str, Projection] | None = None  # of the embeddings that the dataset reduced, by feature id
+    actions: tuple[int, ...] | None = None  # events of each action that were trained on; None where nobody counted
 
 
 def save_checkpoint(
@@ -49,10 +52,12 @@ def save_checkpoint(
     dataset: str,
     evaluation: str | None,
     columns: Path,
+    actions: Sequence[int] | None = None,
 ) -> Path:
     """Write one checkpoint folder under `run` and return its path; of `trend` the end is kept.
 
-    `columns` is the dataset folder, whose projections of embeddings inference needs too.
+    `columns` is the dataset folder, whose projections of embeddings inference needs too; `actions` are the counts of the
+    events trained on.
     """
     folder = Path(run) / f"global_step{step}.valid_score={score:.4f}"
     with atomic_folder(folder, CONFIG) as out:
@@ -61,7 +66,8 @@ def save_checkpoint(
         copy_projections(columns, out, model.schema.embeddings)
         write_json(out / CONFIG, {
             "version": __version__, "model": to_dict(model.config), "schema": model.schema.to_dict(),
-            "infer": to_dict(infer), "dataset": dataset, "evaluation": evaluation, "step": step, "valid_score": score})
+            "infer": to_dict(infer), "dataset": dataset, "evaluation": evaluation, "step": step, "valid_score": score,
+            "actions": None if actions is None else list(map(int, actions))})
     return folder
 
 
@@ -113,7 +119,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         config = from_dict(ModelConfig, stored["model"], folder / CONFIG)
         infer = from_dict(InferConfig, stored["infer"], folder / CONFIG)
         schema = Schema.from_dict(stored["schema"], folder / CONFIG)
-        dataset, evaluation = stored["dataset"], stored["evaluation"]
+        dataset, evaluation, actions = stored["dataset"], stored["evaluation"], stored.get("actions")
     except (KeyError, TypeError) as error:
         raise InputError(folder / CONFIG, found=f"no {error} in it", expected="the fields of a checkpoint",
                          do="train again with this version") from error
@@ -133,7 +139,28 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     begin = schema.trend_end_second - (counts.shape[1] - 1) * schema.trend_bucket_seconds
     trend = Trend(counts, begin, schema.trend_bucket_seconds)
     return Checkpoint(model.to(device).eval(), trend, infer, dataset, evaluation, folder,
-                      load_projections(folder, schema.embeddings))
+                      load_projections(folder, schema.embeddings), None if actions is None else tuple(actions))
+
+
+def asked_action(checkpoint: Checkpoint, name: str) -> int:
+    """The action that users are asked for: what `infer.action` names, or `auto`, the commonest positive of training.
+
+    Without a positive in training that is exposure, without any known action unknown. An embedding and popularity
+    weights of an action that training never saw have had no gradient: InputError for one that is named.
+    """
+    counts = checkpoint.actions
+    if name == "auto":
+        if counts is None:
+            return CLICK
+        groups = ((CLICK, CONVERSION), (EXPOSURE,), (UNKNOWN_ACTION,))
+        return next((max(group, key=lambda action: counts[action]) for group in groups if any(counts[action] for action in group)),
+                    UNKNOWN_ACTION)
+    action = ACTION_NAMES.index(name) if name in ACTION_NAMES else int(name)
+    if counts is not None and checkpoint.model.config.next_action and not counts[action]:
+        known = ", ".join(f"{other} ({count:,} events)" for other, count in zip(ACTION_NAMES, counts) if count)
+        raise InputError("infer.action", found=f"{ACTION_NAMES[action]}, which no event of the training has",
+                         expected=f"auto, or an action that it has: {known}", do="ask for one of these")
+    return action
 
 
 def warm_start(model: OnePiece, path: Path) -> list[str]:

@@ -178,7 +178,7 @@ class InferConfig:
     cold_ids: bool = True  # candidates that training never saw take the semantic id of the nearest that it saw
     live: bool = True  # read popularity after the training log from all users' histories, up to each user's last event
     filter_cold: bool = False  # drop candidates that training never saw
-    action: int = 1  # action to condition on where user_action_type.json does not tell
+    action: str = "auto"  # asked for where user_action_type.json does not tell: exposure, click, conversion | auto = training's commonest positive
     batch_users: int = 256  # users per step
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # CPU threads; 0 = the cores this process may use

@@ -11,7 +11,8 @@ from onepiece_comp.errors import InputError
 
 _CHOICES = {
     "preprocess.reader": ("auto", "compiled", "plain"), "train.loss": ("info_nce", "bce"),
-    "train.precision": ("auto", "float32", "bfloat16"), "ranker.keep": ("better", "always")}
+    "train.precision": ("auto", "float32", "bfloat16"), "ranker.keep": ("better", "always"),
+    "infer.action": ("auto", "exposure", "click", "conversion", "0", "1", "2")}
 _DEVICES = ("train.device", "infer.device", "ranker.device")  # auto, cpu, cuda, or a card as in cuda:1
 Range = tuple[str, Callable[[float], bool], str]  # in words, what fits, names of settings
 _RANGES: tuple[Range, ...] = (
@@ -38,7 +39,6 @@ _RANGES: tuple[Range, ...] = (
     ("from 0 to 1", lambda value: 0 <= value <= 1,
      "train.duplicate_cosine preprocess.max_odd_share train.hard_after train.warmup infer.semantic_weight synthesize.conversion_rate"),
     ("0, or at least a second", lambda value: value == 0 or 1 / 3600 <= value < inf, "preprocess.trend_bucket_hours"),
-    ("0 to 2: exposure, click or conversion", lambda value: 0 <= value <= 2, "infer.action"),
 )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from onepiece_comp.candidates import Candidates, Counts, Moments, count_prefixes, with_popularity, without_popularity
 from onepiece_comp.cascade import Ranker
-from onepiece_comp.checkpoint import Checkpoint
+from onepiece_comp.checkpoint import Checkpoint, asked_action
 from onepiece_comp.config import InferConfig, TrainConfig
 from onepiece_comp.console import progress
 from onepiece_comp.evaluation import Evaluation
@@ -45,7 +45,7 @@ class PastUsers:
         self.data, self.event, self.device, self.model = data, event, device, checkpoint.model
         self.evaluation = past_evaluation(data, user, event)
         self._asked = _moments(data, user, event, trained, seed,
-                               config.action if checkpoint.model.config.next_action else NO_ACTION)
+                               asked_action(checkpoint, config.action) if checkpoint.model.config.next_action else NO_ACTION)
         self._horizon = trained.horizon_days * 86400 / data.trend.bucket_seconds
         self._still: Candidates = without_popularity(checkpoint, self.evaluation, config, device)
         trend = data.trend._replace(counts=data.trend.counts[1:])

@@ -12,9 +12,12 @@ import torch
 from onepiece_comp.batches import item_batch, move
 from onepiece_comp.beam import Prior
 from onepiece_comp.candidates import Candidates
+from onepiece_comp.checkpoint import Checkpoint, asked_action
 from onepiece_comp.config import InferConfig
+from onepiece_comp.console import say
 from onepiece_comp.evaluation import Evaluation
-from onepiece_comp.histories import Columns, History, build_history, last_position
+from onepiece_comp.formats import ACTION_NAMES
+from onepiece_comp.histories import NO_ACTION, Columns, History, build_history, last_position
 from onepiece_comp.model import Encoded, OnePiece
 from onepiece_comp.similarity import Weighing
 
@@ -71,6 +74,23 @@ class Found(NamedTuple):
         """The `k` best, best first, of equal ones the earlier."""
         order = self.score_BK.argsort(dim=1, descending=True, stable=True)[:, :k]
         return Found(*(None if part is None else part.gather(1, order) for part in self))
+
+
+def asked_actions(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig) -> np.ndarray:
+    """The action that each user [users] is asked for: what the folder tells, else `infer.action`.
+
+    One that the folder tells and training never saw gives way to the latter, with a line that counts them.
+    """
+    told = evaluation.target_action.astype(np.int64)
+    if not checkpoint.model.config.next_action:
+        return np.full_like(told, NO_ACTION)
+    asked = asked_action(checkpoint, config.action)
+    strange = [] if checkpoint.actions is None else np.flatnonzero((told >= 0) & (np.array(checkpoint.actions)[told] == 0))
+    if len(strange):
+        say(f"{len(strange):,} users are asked for an action that no event of the training has, for example "
+            f"{ACTION_NAMES[told[strange[0]]]} of user {evaluation.users[strange[0]]}: answered as {ACTION_NAMES[asked]}")
+        told[strange] = -1
+    return np.where(told >= 0, told, asked)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from onepiece_comp.config_reading import from_dict, override, to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation, read_evaluation
+from onepiece_comp.formats import ACTION_NAMES
 from onepiece_comp.reranking import Reranker, load_ranker
 from onepiece_comp.training import choose_device, set_threads
 from onepiece_comp.truths import read_truth
@@ -161,6 +162,8 @@ def _funnel(evaluation: Evaluation, ranker: Ranker, mode: str, kept: Counter, su
     without = int((np.diff(evaluation.user_start) == 0).sum())
     return {
         "mode": mode,
+        "asked_for": {ACTION_NAMES[action] if action < len(ACTION_NAMES) else "any action": int(count)
+                      for action, count in zip(*np.unique(ranker.action, return_counts=True))},
         "users": users,
         "users_without_history": without,
         "steps": steps,
@@ -253,4 +256,5 @@ def _report(funnel: dict, out: Path) -> None:
         found = ", ".join(f"{100 * value:.1f} % of the best {name.rpartition('_')[2]}"
                           for name, value in funnel["index"].items() if name.startswith("recall"))
         say(f"{funnel['index']['kind']} finds {found} of exact retrieval ({funnel['index']['users']} users)")
+    say("asked for: " + ", ".join(f"{name}, {count:,} users" for name, count in funnel["asked_for"].items()))
     say(f"wrote {out / 'result.json'}")

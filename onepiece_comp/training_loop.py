@@ -250,6 +250,7 @@ class Loop:
                 dataset=self.data.fingerprint,
                 evaluation=_evaluation_of(self.data),
                 columns=self.data.path,
+                actions=self.batches.trained_actions(),
             )
             for older in self.run.glob("global_step*"):
                 if older != folder:

@@ -261,6 +261,15 @@ def test_what_logq_expects_is_how_often_keys_are_drawn(dataset, changes):
         assert abs(drawn[part].sum() / expected[part].sum() - 1) < 0.1
 
 
+def test_actions_that_are_trained_on_are_those_before_the_held_out_that_have_weight(dataset):
+    stop = dataset.user_start[1:] - (np.arange(len(dataset.user_start) - 1) % 2)  # every other user's last event is held out
+    action = np.concatenate([dataset.action[start:end] for start, end in zip(dataset.user_start, stop)])
+    hoped = np.bincount(action, minlength=4)
+    assert _batches(dataset, stop=stop).trained_actions().tolist() == hoped.tolist()
+    light = _batches(dataset, stop=stop, action_weights=(0.0, 1.0, 1.0, 1.0)).trained_actions()
+    assert light.tolist() == [0, *hoped[1:]]
+
+
 def test_negatives_by_popularity_follow_its_power(dataset):
     count = np.asarray(dataset.item_count).astype(float)
     batches = _batches(dataset, popularity=False, sampled_negatives=20_000, negative_power=0.5)

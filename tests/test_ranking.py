@@ -12,7 +12,7 @@ from onepiece_comp.batches import item_batch
 from onepiece_comp.beam import Prior, beam_search, first_log_prob, item_log_prob
 from onepiece_comp.candidates import with_cold_ids
 from onepiece_comp.cascade import Ranker
-from onepiece_comp.checkpoint import Checkpoint
+from onepiece_comp.checkpoint import Checkpoint, asked_action
 from onepiece_comp.conditioned import conditioned_log_prob
 from onepiece_comp.config import InferConfig, ModelConfig
 from onepiece_comp.errors import InputError
@@ -21,6 +21,7 @@ from onepiece_comp.histories import build_history, event_columns
 from onepiece_comp.model import OnePiece
 from onepiece_comp.prefix_table import build_prefix_table
 from onepiece_comp.retrieval import TILE, target_rank, top_k
+from onepiece_comp.request import asked_actions
 from onepiece_comp.submission import recommend
 from onepiece_comp.truths import Truth, write_truth
 
@@ -452,6 +453,31 @@ def test_a_funnel_says_which_users_have_no_target_and_refuses_the_truth_of_other
     write_truth(truth, iter([Truth("stranger", 77, 1, 9)]))
     with pytest.raises(InputError, match="truth.jsonl: found none of the users to answer"):
         ask()
+
+
+@pytest.mark.parametrize(("counts", "action"), [
+    ((900, 5, 4, 9), 1), ((900, 4, 5, 9), 2), ((900, 0, 5, 9), 2), ((900, 0, 0, 9), 0), ((0, 0, 0, 9), 3), (None, 1)])
+def test_auto_asks_for_the_commonest_positive_of_training(model, dataset, counts, action):
+    assert asked_action(_checkpoint(model, dataset)._replace(actions=counts), "auto") == action
+
+
+def test_an_action_that_training_never_saw_is_refused_with_those_that_it_saw(model, dataset, evaluation):
+    checkpoint = _checkpoint(model, dataset)._replace(actions=(900, 0, 5, 9))
+    for name in ("click", "1"):
+        with pytest.raises(InputError, match="found click, which no event .*exposure \\(900 events\\), conversion \\(5 events\\)"):
+            recommend(checkpoint, evaluation, InferConfig(mode="retrieval", action=name))
+    assert asked_action(checkpoint, "conversion") == asked_action(checkpoint, "2") == 2
+
+
+def test_a_told_action_that_training_never_saw_gives_way_and_is_counted(model, dataset, evaluation, capsys):
+    """Users 0 and 3 are asked for what they are told, 1 and 2 for a click that there is none of."""
+    told = np.full(len(evaluation.users), -1, np.int8)
+    told[:4] = (2, 1, 1, 0)
+    checkpoint = _checkpoint(model, dataset)._replace(actions=(900, 0, 5, 9))
+    asked = asked_actions(checkpoint, evaluation._replace(target_action=told), InferConfig())
+    assert asked[:5].tolist() == [2, 2, 2, 0, 2]
+    assert f"2 users are asked for an action that no event of the training has, for example click of user {evaluation.users[1]}: " \
+        "answered as conversion" in capsys.readouterr().out
 
 
 @torch.no_grad()

@@ -87,6 +87,13 @@ def test_a_run_explains_itself(retrieval):
     assert len(vectors) == len(ids) and np.allclose(np.linalg.norm(vectors[1:], axis=1), 1, atol=1e-5)
 
 
+def test_a_checkpoint_keeps_how_many_events_of_each_action_were_trained_on(dataset, retrieval):
+    """All but those held out: the last positive of each validation user, and what comes after it."""
+    kept = load_checkpoint(retrieval, torch.device("cpu")).actions
+    every = np.bincount(dataset.action, minlength=4)
+    assert all(kept <= every) and 5 <= sum(every) - sum(kept) <= 5 * 15 and kept[1] > 0 == kept[2]
+
+
 def test_the_loss_falls(retrieval):
     losses = [json.loads(line)["Loss/retrieval"] for line in (retrieval / "log.jsonl").read_text().splitlines() if "Loss/" in line]
     assert losses[-1] < losses[0] - 0.2
