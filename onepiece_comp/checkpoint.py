@@ -5,8 +5,6 @@ Inference has no architecture options: it reads them here. Semantic ids are a bu
 popularity counts and projections of embeddings stand beside it, so the folder is all that an evaluation job needs.
 """
 
-import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +14,16 @@ import torch
 
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import atomic_folder, load_column, read_json, write_json
-from onepiece_comp.config import InferConfig, ModelConfig
+from onepiece_comp.config import Config, InferConfig, ModelConfig
+from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import from_dict, to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import Schema
-from onepiece_comp.formats import ACTION_NAMES, CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION
+from onepiece_comp.formats import ACTION_NAMES, ACTIONS, CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION
 from onepiece_comp.model import OnePiece
 from onepiece_comp.reduction import Projection, copy_projections, load_projections
 from onepiece_comp.trend import Trend
+from onepiece_comp.weights import load_tensors, load_weights, require_finite, save_tensors
 
 MODEL, CONFIG = "model.pt", "config.json"
 
@@ -92,54 +92,80 @@ def find_checkpoint(path: Path) -> Path:
     return whole[-1]
 
 
-def save_tensors(value: dict, path: Path) -> None:
-    """Write what `load_tensors` reads, through a Python file: its OSError tells a full disk, PyTorch's own does not."""
-    with open(path, "wb") as file:
-        torch.save(value, file)
-
-
-def load_tensors(path: Path) -> dict:
-    """A file of tensors and plain values, never code; InputError when it is cut short or is none."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-        return found
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(path, found=f"no readable weights ({reason})", expected="a whole checkpoint",
-                         do="the file may be cut short: copy it again or use an earlier checkpoint") from error
-
-
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     """Rebuild the model of a run or checkpoint folder in evaluation mode on `device`."""
     folder = find_checkpoint(path)
-    stored = read_json(folder / CONFIG)
-    try:
-        config = from_dict(ModelConfig, stored["model"], folder / CONFIG)
-        infer = from_dict(InferConfig, stored["infer"], folder / CONFIG)
-        schema = Schema.from_dict(stored["schema"], folder / CONFIG)
-        dataset, evaluation, actions = stored["dataset"], stored["evaluation"], stored.get("actions")
-    except (KeyError, TypeError) as error:
-        raise InputError(folder / CONFIG, found=f"no {error} in it", expected="the fields of a checkpoint",
-                         do="train again with this version") from error
-    state = load_tensors(folder / MODEL)
-    codes = state.get("codes")
-    model = OnePiece(config, schema, codes if codes is not None and codes.numel() else None)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            folder / MODEL,
-            found=f"weights of another shape ({str(error).splitlines()[1].strip()[:160]})",
-            expected=f"those of {CONFIG} beside it",
-            do="keep both files of one checkpoint together",
-        ) from error
-    counts = np.array(load_column(folder, "trend_counts"))
+    stored = _described(folder / CONFIG)
+    config, schema = stored.model, stored.schema
+    parts = config.layers + len(config.hash_sizes)
+    model = load_weights(folder / MODEL, lambda state: OnePiece(config, schema, _codes(state, schema, folder / MODEL)), parts=parts,
+                         described=folder / CONFIG)
+    counts = _popularity_counts(folder, schema)
     begin = schema.trend_end_second - (counts.shape[1] - 1) * schema.trend_bucket_seconds
     trend = Trend(counts, begin, schema.trend_bucket_seconds)
-    return Checkpoint(model.to(device).eval(), trend, infer, dataset, evaluation, folder,
-                      load_projections(folder, schema.embeddings), None if actions is None else tuple(actions))
+    return Checkpoint(model.to(device).eval(), trend, stored.infer, stored.dataset, stored.evaluation, folder,
+                      load_projections(folder, schema.embeddings), stored.actions)
+
+
+class _Description(NamedTuple):
+    """What config.json says, as far as it can be held against itself."""
+
+    model: ModelConfig
+    infer: InferConfig
+    schema: Schema
+    dataset: str
+    evaluation: str | None
+    actions: tuple[int, ...] | None
+
+
+def _described(path: Path) -> _Description:
+    """A checkpoint's configuration, types and ranges checked; InputError names the file."""
+    stored = read_json(path)
+    again = {"expected": "the fields of a checkpoint", "do": "train again with this version, or copy the checkpoint again"}
+    if not isinstance(stored, dict):
+        raise InputError(path, found=f"a {type(stored).__name__}", **again)
+    try:
+        config, infer = (from_dict(kind, stored[name], path) for kind, name in ((ModelConfig, "model"), (InferConfig, "infer")))
+        schema = Schema.from_dict(stored["schema"], path)
+        dataset, evaluation, actions = stored["dataset"], stored["evaluation"], stored.get("actions")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(path, found=f"no {error} in it", **again) from error
+    try:
+        check_ranges(Config(model=config, infer=infer))
+    except InputError as error:
+        raise InputError(f"{path}: {error.place}", found=error.found, expected=error.expected, do=error.do) from error
+    whole = actions is None or isinstance(actions, list) and len(actions) == ACTIONS and all(
+        type(count) is int and count >= 0 for count in actions)
+    for name, fits in (("dataset", isinstance(dataset, str)), ("evaluation", evaluation is None or isinstance(evaluation, str)),
+                       ("actions", whole)):
+        if not fits:
+            raise InputError(f"{path}: {name}", found=str(stored[name])[:80], **again)
+    return _Description(config, infer, schema, dataset, evaluation, None if actions is None else tuple(actions))
+
+
+def _codes(state: dict, schema: Schema, path: Path) -> torch.Tensor | None:
+    """The semantic ids among a checkpoint's tensors, None where it has none; InputError when they are none of this catalogue."""
+    codes = state.get("codes")
+    if not isinstance(codes, torch.Tensor) or codes.dim() != 2 or codes.dtype != torch.int32:
+        raise InputError(path, found="no codes [items + 1, levels] of int32", expected="the tensors of a checkpoint",
+                         do="copy the checkpoint again")
+    if not codes.numel():
+        return None
+    if len(codes) != schema.items + 1 or int(codes.min()) < -1 or int(codes.max()) < 0 or int(codes[0].max()) != -1:
+        raise InputError(path, found=f"codes {list(codes.shape)} from {int(codes.min())} to {int(codes.max())}",
+                         expected=f"[{schema.items + 1}, levels] from 0 up, -1 in row 0 and where an item has none",
+                         do="copy the checkpoint again")
+    return codes
+
+
+def _popularity_counts(folder: Path, schema: Schema) -> np.ndarray:
+    """Cumulative counts [items + 1, buckets + 1, 2] of the log's end; InputError when they are others."""
+    counts = np.array(load_column(folder, "trend_counts"))
+    if counts.ndim != 3 or counts.shape[::2] != (schema.items + 1, 2) or not counts.shape[1] or counts.dtype.kind not in "iu" \
+            or counts.size and counts.min() < 0:
+        raise InputError(folder / "trend_counts.npy", found=f"{counts.dtype} {list(counts.shape)}",
+                         expected=f"whole numbers from 0 up [{schema.items + 1}, buckets + 1, 2]", do="copy the checkpoint again")
+    return counts
 
 
 def asked_action(checkpoint: Checkpoint, name: str) -> int:
@@ -167,9 +193,10 @@ def warm_start(model: OnePiece, path: Path) -> list[str]:
     """Copy the weights whose names and shapes match from another run; returns the names of those that are still fresh."""
     source, target = load_tensors(find_checkpoint(path) / MODEL), model.state_dict()
     matching = {name: value for name, value in source.items()
-                if name in target and target[name].shape == value.shape and name != "codes"}
+                if name in target and isinstance(value, torch.Tensor) and target[name].shape == value.shape and name != "codes"}
     if not matching:
         raise InputError(path, found="no weights that fit this model", expected="a run of the same width",
                          do="warm-start from a run with the same model settings")
+    require_finite(matching, find_checkpoint(path) / MODEL)
     model.load_state_dict(matching, strict=False)
     return [name for name in target if name not in matching]

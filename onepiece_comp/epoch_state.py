@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from onepiece_comp.artefacts import atomic_file
-from onepiece_comp.checkpoint import load_tensors, save_tensors
 from onepiece_comp.weight_average import WeightAverage
+from onepiece_comp.weights import load_tensors, save_tensors
 
 
 class Epoch(NamedTuple):

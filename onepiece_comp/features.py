@@ -45,14 +45,32 @@ class Schema(NamedTuple):
     @classmethod
     def from_dict(cls, value: dict, place: object) -> "Schema":
         """The inverse of `to_dict`; InputError names `place` when a field is missing."""
+        again = {"expected": "the schema of this version", "do": "run preprocess again, or copy the artefact again"}
         try:
             fields = {name: value[name] for name in cls._fields if name in value or name not in cls._field_defaults}
-        except KeyError as error:
-            raise InputError(place, found=f"no {error} in it", expected="the schema of this version",
-                             do="run preprocess again") from error
+            for name in ("item_features", "user_features"):
+                fields[name] = [Feature(*feature) for feature in fields[name]]
+        except (KeyError, TypeError) as error:
+            raise InputError(place, found=f"a schema without {error}", **again) from error
+        schema = cls(**fields)
+        for name, fits in schema._checks():
+            if not fits:
+                raise InputError(f"{place}: schema.{name}", found=str(fields[name])[:80], **again)
+        return schema
+
+    def _checks(self) -> Iterable[tuple[str, bool]]:
+        """Each field with whether it can be what it is said to be."""
+        whole = lambda number, least: type(number) is int and least <= number < 1 << 62
         for name in ("item_features", "user_features"):
-            fields[name] = [Feature(*feature) for feature in fields[name]]
-        return cls(**fields)
+            offset, fits = 0, True
+            for feature in getattr(self, name):
+                fits = fits and isinstance(feature.id, str) and whole(feature.size, 1) and feature.offset == offset
+                offset += feature.size if fits else 0
+            yield name, fits
+        yield "embeddings", isinstance(self.embeddings, dict) and all(whole(width, 1) for width in self.embeddings.values())
+        yield "item_space", isinstance(self.item_space, str)
+        yield from ((name, whole(getattr(self, name), least)) for name, least in (
+            ("items", 0), ("trend_bucket_seconds", 1), ("trend_end_second", -(1 << 62)), ("max_array_values", 1)))
 
 
 def creative_by_row(items: dict[int, int]) -> np.ndarray:

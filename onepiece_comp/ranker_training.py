@@ -19,7 +19,7 @@ from onepiece_comp import __version__, metrics
 from onepiece_comp.artefacts import MARKERS, atomic_folder, peak_memory_mib, read_json, write_json
 from onepiece_comp.calibration import (
     calibration_error, first_place_error, fit_platt, fit_temperature, list_loss, log_loss, sigmoid)
-from onepiece_comp.checkpoint import Checkpoint, load_checkpoint, save_tensors
+from onepiece_comp.checkpoint import Checkpoint, load_checkpoint
 from onepiece_comp.config import InferConfig, RankerConfig, TrainConfig
 from onepiece_comp.config_reading import from_dict, to_dict
 from onepiece_comp.console import say, table
@@ -33,6 +33,7 @@ from onepiece_comp.submission import choose_mode
 from onepiece_comp.target_ranker import Judged, TargetRanker, list_losses
 from onepiece_comp.training import choose_device, repeatable, set_threads
 from onepiece_comp.validation import Validation, hold_out
+from onepiece_comp.weights import save_tensors
 
 _LISTS_AT_ONCE = 64
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_marker
-from onepiece_comp.checkpoint import MODEL, Checkpoint, load_tensors
+from onepiece_comp.checkpoint import MODEL, Checkpoint
 from onepiece_comp.config import RankerConfig
 from onepiece_comp.config_reading import from_dict
 from onepiece_comp.errors import InputError
@@ -19,6 +19,7 @@ from onepiece_comp.model import OnePiece
 from onepiece_comp.request import Request
 from onepiece_comp.retrieval import ItemVectors
 from onepiece_comp.target_ranker import RankerInput, TargetRanker
+from onepiece_comp.weights import load_weights
 
 WEIGHTS = "ranker.pt"
 
@@ -66,12 +67,8 @@ def load_ranker(path: Path, checkpoint: Checkpoint, mode: str) -> Reranker:
     if trained_for != mode:
         raise InputError(path, found=f"a ranker trained for mode {trained_for}", expected=f"one for mode {mode}",
                          do=f"infer with --mode {trained_for}, or train it with --set infer.mode={mode}")
-    net = build_ranker(checkpoint.model, config)
-    try:
-        net.load_state_dict(load_tensors(path / WEIGHTS))
-    except RuntimeError as error:
-        raise InputError(path / WEIGHTS, found="weights of another shape",
-                         expected=f"those of {MARKERS['ranker']} beside it", do="train the ranker again") from error
+    net = load_weights(path / WEIGHTS, lambda state: build_ranker(checkpoint.model, config), parts=config.layers,
+                       described=path / MARKERS["ranker"])
     device = next(checkpoint.model.parameters()).device
     return Reranker(net.to(device).eval(), config.depth, kept,
                     fingerprint(path / WEIGHTS, path / MARKERS["ranker"]))

@@ -15,7 +15,6 @@ import torch
 
 from onepiece_comp.artefacts import atomic_file, fingerprint
 from onepiece_comp.benchmark_rows import CodeRowConfig, RowConfig, rows, training_part
-from onepiece_comp.checkpoint import load_tensors, save_tensors
 from onepiece_comp.console import say
 from onepiece_comp.epoch_state import Epoch
 from onepiece_comp.errors import InputError
@@ -24,6 +23,7 @@ from onepiece_comp.next_item_codes import CodeModel, check_codes, codes_of
 from onepiece_comp.next_item_model import NextItemModel
 from onepiece_comp.next_item_ranking import code_scorer, ranking_of, valid_rankings
 from onepiece_comp.next_item_training import Trained, check_row, fit, train_next_item, validate
+from onepiece_comp.weights import load_tensors, save_tensors
 
 
 class Task(NamedTuple):

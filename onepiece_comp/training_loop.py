@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from onepiece_comp.arithmetic import bfloat16_peak, forward_work, shape_of
 from onepiece_comp.artefacts import MARKERS, atomic_file, read_json
 from onepiece_comp.batches import TrainBatch, TrainingBatches, ahead
-from onepiece_comp.checkpoint import load_tensors, save_checkpoint, save_tensors
+from onepiece_comp.checkpoint import save_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.console import say
 from onepiece_comp.end_asked import EndAsked
@@ -32,8 +32,9 @@ from onepiece_comp.parallel import Ranks, Replicas, count_replicas, seed_share
 from onepiece_comp.preprocess import Dataset
 from onepiece_comp.row_optim import clip_gradients
 from onepiece_comp.run_log import RunLog
-from onepiece_comp.table_shards import share_of_state, shards_of, whole_state, whole_tables
+from onepiece_comp.table_shards import shards_of, share_of_state, whole_state, whole_tables
 from onepiece_comp.validation import HeldOut, as_good, hold_out, validate
+from onepiece_comp.weights import load_tensors, require_finite, save_tensors
 
 _DIVERGED, _LINES = 2.0, 5  # times the first log line's loss, and how many lines in a row
 
@@ -275,7 +276,8 @@ class Loop:
         try:
             state = load_tensors(self.run / "resume.pt")
             self.model.load_state_dict(state["model"])
-        except (InputError, RuntimeError) as error:
+            require_finite(state["model"], self.run / "resume.pt")
+        except (InputError, RuntimeError, KeyError) as error:
             if isinstance(error.__cause__, OSError) or not (isinstance(error, InputError) or "state_dict" in str(error)):
                 raise  # the disk or the card, not the state
             raise StaleRun(self.run / "resume.pt", found=f"a state that does not fit ({str(error).splitlines()[0]})",

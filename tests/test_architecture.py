@@ -16,7 +16,7 @@ ORDER = """
     word_search kmeans quantisers free_ids assignment collisions item_vectors semantic_ids id_figures learned_quantisers alignment tokenizer tokenizer_report
     scaling_fit scaling_sections run_sections item_sections report
     histories prefix_table popularity batches losses hstu target_attention target_ranker transformer similarity moe encoder_layer latent_steps item_tower history_inputs sid_decoder
-    model arithmetic row_optim optim parallel table_shards checkpoint retrieval validation run_log end_asked log_window training_loop training
+    model arithmetic row_optim optim parallel table_shards weights checkpoint retrieval validation run_log end_asked log_window training_loop training
     beam
     next_item_blocks next_item_model next_item_losses weight_average epoch_state next_item_training next_item_codes next_item_ranking trained_rows benchmark_sections benchmark_report benchmark
     vector_cache candidates approximate request filling reranking conditioned cascade answer_parts submission past_lists ranker_training ann_export
@@ -26,7 +26,7 @@ ORDER = """
 OTHER_LOGS = set(ORDER[ORDER.index("log_files"):ORDER.index("convert")])
 HOMES = {
     "typer": {"command_options", "data_commands", "model_commands", "platform_commands", "study_commands", "cli"}, "matplotlib": {"report_html"}, "yaml": {"config_reading"}, "rich": {"console"}, "faiss": {"word_search", "quantisers", "approximate"},
-    "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "checkpoint", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
+    "pandas": OTHER_LOGS, "pyarrow": OTHER_LOGS | {"embeddings", "vector_blocks", "parquet_tables", "parquet_release", "parquet_writer"}, "pickle": {"pickles", "weights", "pickle_stream"}, "distributed": {"engine"}, "numba": {"pickle_opcodes", "number_kernels", "line_kernels", "vector_kernels", "assignment"},
     "torch": set(ORDER[ORDER.index("histories"):]) - {"flow", "job_cache", "platform_jobs", "upload", "sandbox", "rehearsal", "pack", "command_options", "data_commands", "model_commands", "platform_commands", "study_commands", "cli"} | {"learned_quantisers", "alignment", "word_search"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 335, 60

@@ -14,13 +14,14 @@ from torch import nn
 
 from onepiece_comp import parallel, training_loop
 from onepiece_comp.batches import TrainingBatches
-from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_tensors
+from onepiece_comp.checkpoint import MODEL, find_checkpoint
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.model import OnePiece
 from onepiece_comp.parallel import Ranks, Replicas, count_replicas
 from onepiece_comp.training import train
 from onepiece_comp.training_loop import Loop
+from onepiece_comp.weights import load_tensors
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",

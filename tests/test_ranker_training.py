@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onepiece_comp.cascade import BEFORE, Ranker
-from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors, save_tensors
+from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint
 from onepiece_comp.config import TokenizerConfig, TrainConfig
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
@@ -21,6 +21,7 @@ from onepiece_comp.reranking import Reranker, build_ranker
 from onepiece_comp.submission import infer
 from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
+from onepiece_comp.weights import load_tensors, save_tensors
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=1", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=6", "train.threads=1",

@@ -15,7 +15,7 @@ from killed import killed_before_it_was_whole
 
 from onepiece_comp import training, training_loop
 from onepiece_comp.arithmetic import forward_work, shape_of
-from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint, load_tensors
+from onepiece_comp.checkpoint import MODEL, find_checkpoint, load_checkpoint
 from onepiece_comp.config import InferConfig, PreprocessConfig, TokenizerConfig
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.end_asked import EndAsked
@@ -29,6 +29,7 @@ from onepiece_comp.tokenizer import build_tokenizer
 from onepiece_comp.training import train
 from onepiece_comp.training_loop import Loop
 from onepiece_comp.validation import Validation
+from onepiece_comp.weights import load_tensors
 
 SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
