@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.pickles import PlainUnpickler
+from onepiece_comp.pickles import PlainUnpickler, check_keys
 
 _MEMO_BYTES, _MEMO_ENTRIES = 8 << 20, 1 << 16  # a generation of the memo ends at either
 _MOST_LINE = 1 << 20  # of a number or a text of protocol 0
@@ -71,14 +71,11 @@ class _Memo:
         return value
 
 
-class _EntryUnpickler(pickle._Unpickler):  # the one in Python: the compiled one cannot be stopped between opcodes
-    allowed = PlainUnpickler.allowed
-    find_class = PlainUnpickler.find_class
-    persistent_load = PlainUnpickler.persistent_load
-    dispatch = dict(pickle._Unpickler.dispatch)
+class _EntryUnpickler(PlainUnpickler):
+    dispatch = dict(PlainUnpickler.dispatch)
 
-    def __init__(self, reader: _Reader):
-        super().__init__(reader)
+    def __init__(self, reader: _Reader, size: int):
+        super().__init__(reader, size)
         self._reader, self._ready, self._target = reader, [], None
 
     def entries(self) -> Iterator[tuple[object, object]]:
@@ -118,12 +115,14 @@ class _EntryUnpickler(pickle._Unpickler):  # the one in Python: the compiled one
     def load_setitem(self) -> None:
         entry = self.stack[-2:]
         del self.stack[-2:]
+        check_keys(entry[:1])
         if not self._hand_out(entry):
             self.stack[-1][entry[0]] = entry[1]
     dispatch[pickle.SETITEM[0]] = load_setitem
 
     def load_setitems(self) -> None:
         entries = self.pop_mark()
+        check_keys(entries[::2])
         if not self._hand_out(entries):
             for i in range(0, len(entries), 2):
                 self.stack[-1][entries[i]] = entries[i + 1]
@@ -141,7 +140,7 @@ def stream_dict(path: Path) -> Iterator[tuple[object, object]]:
         raise InputError(path, found="no such file", expected="a pickled dict", do="check the path")
     reader = _Reader(path)
     try:
-        yield from _EntryUnpickler(reader).entries()
+        yield from _EntryUnpickler(reader, path.stat().st_size).entries()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError,
             ImportError, MemoryError, OverflowError, RecursionError) as error:  # what broken pickle bytes raise
         raise InputError(path, found=f"a pickle that cannot be admitted ({error or type(error).__name__})",

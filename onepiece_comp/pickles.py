@@ -1,62 +1,146 @@
 """Pickles from outside: plain containers, numbers, strings and numeric numpy arrays, nothing that runs.
 
-The competition ships `indexer.pkl`, `*_offsets.pkl` and `emb_81_32.pkl` as pickles. A pickle is a program;
-this unpickler refuses every name in it except the few that rebuild containers and arrays.
+The competition ships `indexer.pkl`, `*_offsets.pkl` and `emb_81_32.pkl` as pickles. A pickle is a program: containers of
+numbers and texts alone are read by Python's own unpickler, anything else by one that admits a few calls with checked
+arguments, scalars as keys, no sets, and no more bytes copied than a file of that size can need.
 """
 
-import collections
 import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.pickle_opcodes import refusal
+from onepiece_comp.pickle_opcodes import walk_opcodes
+
+_SCALARS = (str, bytes, int, float, type(None), np.generic)
+_FREE_BYTES, _TIMES_THE_FILE = 64 << 20, 4  # what calls may copy
 
 
-def _array_rebuilders() -> dict[tuple[str, str], object]:
-    """numpy's own rebuild functions, under the module names of numpy 1 and 2."""
-    rebuild = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    names = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        names[module, "_reconstruct"] = rebuild
-        names[module, "scalar"] = scalar
-    for module in ("numpy.core.numeric", "numpy._core.numeric"):
-        names[module, "_frombuffer"] = _frombuffer
-    return names
+class _Name:
+    """A name that may be passed on, as numpy's rebuilding does with `ndarray`, and never called."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def _reconstruct(kind: object, shape: tuple, code: object) -> np.ndarray:
+    if not isinstance(kind, _Name) or shape != (0,):
+        raise pickle.UnpicklingError("an array that is not rebuilt from its values")
+    return np.empty(0, np.int8)
 
 
 def _frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    if dtype.hasobject:
-        raise pickle.UnpicklingError("an array of Python objects")
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+    return np.frombuffer(buffer, dtype=_numeric(dtype)).reshape(shape, order=order)
 
 
-_CONTAINERS = {
-    ("collections", "defaultdict"): collections.defaultdict,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    **{("builtins", name): kind for name, kind in
-       {"dict": dict, "list": list, "set": set, "tuple": tuple, "int": int, "float": float, "str": str}.items()},
-    **{("__builtin__", name): kind for name, kind in {"dict": dict, "list": list, "int": int}.items()},
+def _scalar(dtype: np.dtype, value: bytes) -> np.generic:
+    return np.frombuffer(value, _numeric(dtype), 1)[0]
+
+
+def _dtype(text: str, align: int = 0, copy: int = 1) -> np.dtype:
+    return _numeric(np.dtype(text))
+
+
+def _numeric(dtype: np.dtype) -> np.dtype:
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf":
+        raise pickle.UnpicklingError("an array of Python objects, texts or records")
+    return dtype
+
+
+def _mapping(*arguments: object) -> dict:
+    """A dict type of `collections`; a default factory is dropped, and Python 2's pairs are keys and values."""
+    pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+    check_keys(pair[0] for pair in pairs)
+    return {key: value for key, value in pairs}
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How protocol 2 stores the bytes of an array."""
+    return text.encode("latin-1")
+
+
+def check_keys(keys: Iterable[object]) -> None:
+    """Keys are scalars: a tuple that holds itself many times over, by memo, takes ages to hash."""
+    for key in keys:
+        if not isinstance(key, _SCALARS):
+            raise pickle.UnpicklingError(f"a {type(key).__name__} as a key")
+
+
+_NAMES: dict[tuple[str, str], object] = {
+    ("collections", "defaultdict"): _mapping, ("collections", "OrderedDict"): _mapping, ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): _Name("ndarray"), ("numpy", "dtype"): _dtype,
+    **{(module, name): _Name(name) for module in ("builtins", "__builtin__") for name in ("dict", "list", "tuple", "int", "float", "str")},
+    **{(f"numpy.{core}.multiarray", name): call for core in ("core", "_core")
+       for name, call in (("_reconstruct", _reconstruct), ("scalar", _scalar))},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
 }
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Admits the names in `allowed` and no other."""
+class PlainUnpickler(pickle._Unpickler):  # the one in Python: the compiled one cannot be asked about keys
+    """Admits the names of `_NAMES`, called with what they check; scalars alone are keys, and there are no sets."""
 
-    allowed = {**_CONTAINERS, **_array_rebuilders()}
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: object, size: int):
+        """`size` is the file's in bytes: of it follows how much calls may copy."""
+        super().__init__(file)
+        self._left = _FREE_BYTES + _TIMES_THE_FILE * size
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 stores the bytes of an array
-            return lambda text, encoding: text.encode("latin-1")
-        if (module, name) not in self.allowed:
+        if (module, name) not in _NAMES:
             raise pickle.UnpicklingError(f"the name {module}.{name}")
-        return self.allowed[module, name]
+        return _NAMES[module, name]
 
     def persistent_load(self, pid: object) -> object:
         raise pickle.UnpicklingError("a persistent id")
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("a set, or an object of a class")
+
+    for _opcode in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST):
+        dispatch[_opcode[0]] = _refuse
+
+    def _spend(self, arguments: object) -> None:
+        parts = arguments if isinstance(arguments, tuple) else ()
+        self._left -= sum(len(part) for part in parts if isinstance(part, (str, bytes, bytearray)))
+        if self._left < 0:
+            raise pickle.UnpicklingError("calls that copy the same bytes over and over")
+
+    def load_reduce(self) -> None:
+        call, arguments = self.stack[-2:]
+        if isinstance(call, _Name) or not callable(call) or not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError(f"a call of {getattr(call, 'name', type(call).__name__)}")
+        self._spend(arguments)
+        super().load_reduce()
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_build(self) -> None:
+        state, built = self.stack[-1], self.stack[-2]
+        if not isinstance(built, (np.ndarray, np.dtype)) or not isinstance(state, tuple):
+            raise pickle.UnpicklingError(f"the state of a {type(built).__name__}")
+        if isinstance(built, np.ndarray):
+            _numeric(state[2])
+        self._spend(state)
+        super().load_build()
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_setitem(self) -> None:
+        check_keys(self.stack[-2:-1])
+        super().load_setitem()
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        check_keys(self.stack[::2])
+        super().load_setitems()
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_dict(self) -> None:
+        check_keys(self.stack[::2])
+        super().load_dict()
+    dispatch[pickle.DICT[0]] = load_dict
 
 
 def load_pickle(path: Path, expected: type) -> object:
@@ -66,9 +150,10 @@ def load_pickle(path: Path, expected: type) -> object:
         raise InputError(path, found="no such file", expected=f"a pickled {expected.__name__}", do="check the path")
     data = path.read_bytes()
     try:
-        if reason := refusal(data):
-            raise pickle.UnpicklingError(reason)
-        value = PlainUnpickler(io.BytesIO(data)).load()
+        opcodes = walk_opcodes(data)
+        if opcodes.wrong:
+            raise pickle.UnpicklingError(opcodes.wrong)
+        value = pickle.loads(data) if opcodes.plain else PlainUnpickler(io.BytesIO(data), len(data)).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError,
             ImportError, MemoryError, OverflowError, RecursionError) as error:  # what broken pickle bytes raise
         raise InputError(path, found=f"a pickle that cannot be admitted ({error or type(error).__name__})",

@@ -10,6 +10,7 @@ import os
 import pickle
 import resource
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -268,7 +269,30 @@ def _stacked(depth: int) -> bytes:
     return text + b"."
 
 
+def _nested_tuples(depth: int) -> bytes:
+    """A tuple of twice the tuple below, 2 ** depth of them to hash, in a few bytes."""
+    text = b"K\x01q\x00"
+    for level in range(depth):
+        text += b"h" + bytes([level]) + b"\x86q" + bytes([level + 1])
+    return text
+
+
+_SEVEN_DEEP = _stacked(7)[2:-1]
 HOSTILE = {
+    "a text of lists in lists": lambda place: b"\x80\x02cbuiltins\nstr\n" + _SEVEN_DEEP + b"\x85R.",
+    "a nested tuple as a key": lambda place: b"\x80\x02}" + _nested_tuples(40) + b"K\x02s.",
+    "a nested tuple among keys": lambda place: b"\x80\x02}(K\x01K\x01" + _nested_tuples(40) + b"K\x02u.",
+    "a nested tuple as a key of a dict made at once": lambda place: b"\x80\x02(" + _nested_tuples(40) + b"K\x02d.",
+    "a nested tuple in pairs of an OrderedDict": lambda place: (
+        b"\x80\x02ccollections\nOrderedDict\n]]" + _nested_tuples(40) + b"aK\x02aa\x85R."),
+    "a nested tuple in a set": lambda place: b"\x80\x04\x8f(" + _nested_tuples(40) + b"\x90.",
+    "a frozen set of a nested tuple": lambda place: b"\x80\x04(" + _nested_tuples(40) + b"\x91.",
+    "a set by its name": lambda place: b"\x80\x02cbuiltins\nset\n](" + _nested_tuples(40) + b"e\x85R.",
+    "a list of lists by its name": lambda place: b"\x80\x02cbuiltins\nlist\n]\x85R.",
+    "the same bytes made a hundred thousand times": lambda place: (
+        b"\x80\x02]c_codecs\nencode\nq\x00(X\x00\x00\x10\x00" + b"x" * (1 << 20) + b"X\x06\x00\x00\x00latin1tq\x01Ra"
+        + b"h\x00h\x01Ra" * 100_000 + b"."),
+    "an array of Python objects": lambda place: pickle.dumps(np.array([[1], "a"], object), 2),
     "a call of os.system": lambda place: pickle.dumps([_Command(place)]),
     "a call by another name": lambda place: b"cposix\nsystem\n(S'touch " + str(place).encode() + b"'\ntR.",
     "eval": lambda place: b"cbuiltins\neval\n(S'__import__(\"os\").system(\"touch " + str(place).encode() + b"\")'\ntR.",
@@ -294,7 +318,7 @@ def test_hostile_pickles_are_refused_without_running_or_growing(what, tmp_path):
     path.write_bytes(HOSTILE[what](place))
     (tmp_path / "creative_emb").mkdir()
     (tmp_path / "creative_emb" / "emb_81_4.pkl").write_bytes(HOSTILE[what](place))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     for read in (lambda: read_index(path), lambda: load_pickle(path, dict),
                  lambda: list(read_embedding(find_embeddings(tmp_path)["81"]))):
         assert isinstance(only_input_errors(read), InputError)
@@ -304,7 +328,7 @@ def test_hostile_pickles_are_refused_without_running_or_growing(what, tmp_path):
         tmp_path / "seq.jsonl", matrix, profiles, most_item=8, offsets=path)))
     assert isinstance(answer, InputError)
     assert not place.exists()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 and time.monotonic() - started < 5  # KiB, s
 
 
 def test_a_plain_pickle_is_admitted(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onepiece_comp import pickle_opcodes
-from onepiece_comp.pickle_opcodes import refusal
+from onepiece_comp.pickle_opcodes import walk_opcodes
 
 VALUE = {"u": {"user_1": 1}, "i": {20_000_000_001: 2}, 3: [1.5, None, True, (), -7, "ä" * 300, b"x" * 70_000, 1 << 200],
          "a": np.arange(5), "again": ["user_1"] * 3}
@@ -18,8 +18,8 @@ def test_what_python_writes_passes(protocol, compiled, monkeypatch):
     monkeypatch.setattr(pickle_opcodes, "_WORTH_COMPILING", 0 if compiled else 1 << 60)
     value = VALUE if protocol > 1 else {**VALUE, 3: [1.5, -7, "plain"]}  # text of a long number is refused
     data = pickle.dumps(value, protocol)
-    assert refusal(data) is None
-    assert "no end" in refusal(data[:-1])
+    assert walk_opcodes(data).wrong is None
+    assert "no end" in walk_opcodes(data[:-1]).wrong
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -30,8 +30,8 @@ def test_what_python_writes_passes(protocol, compiled, monkeypatch):
     (b"I" + b"9" * 50 + b"\n.", "digits"), (b"\x8a\x50" + b"\x01" * 80 + b".", "digits"), (b"\xff.", "no opcode"), (b"", "no end")])
 def test_what_lies_is_named_with_its_place(data, reason, compiled, monkeypatch):
     monkeypatch.setattr(pickle_opcodes, "_WORTH_COMPILING", 0 if compiled else 1 << 60)
-    assert reason in refusal(data) and "at byte" in refusal(data)
+    assert reason in walk_opcodes(data).wrong and "at byte" in walk_opcodes(data).wrong
 
 
 def test_memo_indices_may_come_again_and_in_order():
-    assert refusal(b"\x80\x02]q\x00]q\x01]q\x02]q\x01.") is None
+    assert walk_opcodes(b"\x80\x02]q\x00]q\x01]q\x02]q\x01.").wrong is None
