@@ -5,7 +5,7 @@ sharing a batch; a run goes on from any step, and ranks take turns with the batc
 Legend: B users, T positions, N items of the batch, F features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from onepiece_comp.histories import (
 from onepiece_comp.popularity import (
     TrendPairs, TrendRows, catalogue_trend, code_rows, distinct_pairs, no_trend_rows, trend_rows)
 from onepiece_comp.preprocess import Dataset, ItemTable
+
+_USERS_AT_ONCE = 1 << 16  # whose events are looked at together when draws are counted
 
 
 class ItemBatch(NamedTuple):
@@ -117,8 +119,9 @@ class TrainingBatches:
         self.user_start, self.item_count = np.asarray(dataset.user_start), np.asarray(dataset.item_count)
         self.events = np.asarray(stop - self.user_start[:-1])
         self.users = np.flatnonzero(self.events > 0)
-        self.total = max(1, int(self.item_count.sum()))
         self.bank_batches, self.stochastic_alpha = bank_batches, stochastic_alpha
+        self.target_share = self._share_of_draws(self._kept_share)
+        self.bank_share = self._share_of_draws(np.ones_like) if bank_batches and stochastic_alpha < 2 else self.target_share
         self.shared_negatives = shared_negatives
         self.drawn = None  # how likely each item is drawn; None = all the same
         if negative_power:
@@ -203,14 +206,46 @@ class TrainingBatches:
         """
         if self.stochastic_alpha >= 2:
             return event, count
-        short = max(2, int(self.max_events ** (self.stochastic_alpha / 2)))
-        thin = (count > short) & (rng.random(len(count)) >= (short / np.maximum(count, 1)) ** 2)
+        short = self._short
+        thin = (count > short) & (rng.random(len(count)) >= self._whole_chance(count))
         user = np.repeat(np.arange(len(count)), count)
         order = np.lexsort((rng.random(len(event)), user))  # each user's events shuffled
         rank = np.empty(len(event), np.int64)
         rank[order] = spans(np.zeros_like(count), count)
         kept = ~thin[user] | (rank < short)
         return event[kept], np.bincount(user[kept], minlength=len(count))
+
+    @property
+    def _short(self) -> int:
+        """Events that stochastic length leaves of a long window."""
+        return max(2, int(self.max_events ** (self.stochastic_alpha / 2)))
+
+    def _whole_chance(self, count: np.ndarray) -> np.ndarray:
+        """How likely a window of `count` events stays whole, where it is longer than a short one."""
+        return np.minimum(1.0, self._short / np.maximum(count, 1)) ** 2
+
+    def _kept_share(self, count: np.ndarray) -> np.ndarray:
+        """Which share of its window's events stochastic length is expected to leave of each user."""
+        if self.stochastic_alpha >= 2:
+            return np.ones(len(count))
+        whole = self._whole_chance(count)
+        return whole + (1 - whole) * np.minimum(1.0, self._short / np.maximum(count, 1))
+
+    def _share_of_draws(self, kept_share: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Each item's share [items + 1] of the target events that an epoch is expected to draw.
+
+        An event of a user with n events is within a window of w as often as windows that hold it: the middle of a long
+        history oftener than its ends, and a short history's events always.
+        """
+        share = np.zeros(self.dataset.schema.items + 1)
+        for users in np.split(self.users, range(_USERS_AT_ONCE, len(self.users), _USERS_AT_ONCE)):
+            count, begin = self.events[users], self.user_start[users]
+            event, windows = spans(begin, begin + count), np.maximum(0, count - self.max_events) + 1
+            place, windows_N = event - np.repeat(begin, count), np.repeat(windows, count)
+            holding = np.minimum(place, windows_N - 1) - np.maximum(0, place - self.max_events + 1) + 1
+            chance = holding / windows_N * np.repeat(kept_share(np.minimum(count, self.max_events)), count)
+            share += np.bincount(self.columns.item[event], chance, len(share))
+        return share / max(1.0, share.sum())
 
     def _pick(self, users: np.ndarray, rng: np.random.Generator) -> Picked:
         begin, stop = self._window(users, rng)
@@ -225,10 +260,10 @@ class TrainingBatches:
         found = np.searchsorted(self.drawn_below, rng.random(self.sampled) * self.drawn_below[-1], side="right")
         return np.minimum(found, len(self.drawn) - 1)
 
-    def _expected(self, key: np.ndarray, drawn: int, *, batches: int = 1) -> np.ndarray:
-        """How often each key is to be expected among `drawn` events of users and the samples of `batches` (LogQ)."""
+    def _expected(self, key: np.ndarray, targets: int, *, bank: int = 0, batches: int = 1) -> np.ndarray:
+        """How often each key is to be expected among so many targets, events of the bank and samples of `batches` (LogQ)."""
         sampled = 1 / self.dataset.schema.items if self.drawn is None else self.drawn[key]
-        return drawn * self.item_count[key] / self.total + batches * self.sampled * sampled
+        return targets * self.target_share[key] + bank * self.bank_share[key] + batches * self.sampled * sampled
 
     def batch(self, users: np.ndarray, rng: np.random.Generator, *, bank: Sequence[np.ndarray] = (),
               others: Sequence[Picked] = ()) -> TrainBatch:
@@ -243,7 +278,7 @@ class TrainingBatches:
         step_target = columns.item[step_event]
         key, repeats = np.unique(np.concatenate([step_target, *(picked.sampled for picked in step), *bank]),
                                  return_counts=True)
-        expected = self._expected(key, len(step_target) + sum(map(len, bank)), batches=len(step))
+        expected = self._expected(key, len(step_target), bank=sum(map(len, bank)), batches=len(step))
         step_key = np.searchsorted(key, step_target)
         step_weight = np.bincount(step_key, self.action_weights[columns.action[step_event]], len(key)) / len(step)
         target_key = step_key[:len(event)]

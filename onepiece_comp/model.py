@@ -29,6 +29,7 @@ from onepiece_comp.sid_decoder import SemanticIdDecoder
 from onepiece_comp.similarity import HistorySimilarity, Weighing
 from onepiece_comp.trend import FEATURES as TREND_FEATURES
 
+INPUTS_FIRST = ("_EDF", "_EFD", "_DF", "_FD")  # endings of matrices W of x @ W; an nn.Linear has outputs first
 _LEAST_TEMPERATURE = 0.01  # a learned one stops here, as in CLIP
 CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared at once
 
@@ -284,7 +285,7 @@ def initialise(model: OnePiece) -> None:
         elif name.endswith("code_LCD"):
             parameter.normal_(0, 0.02)
         elif parameter.dim() >= 2 and not name.endswith(("_HC", "trend")):
-            fan_in = parameter.shape[-2] if name.endswith(("_EDF", "_EFD", "_DF", "_FD")) else parameter.shape[-1]
+            fan_in = parameter.shape[-2] if name.endswith(INPUTS_FIRST) else parameter.shape[-1]
             branch_end = (
                 name.endswith(("block.out.weight", "down_EFD", "down_FD")) or ".blocks." in name and "out.weight" in name
             )

@@ -1,8 +1,8 @@
 """Optimisers: Muon for hidden matrices, AdamW for tables, vectors and heads; warm-up and cosine for both.
 
 Source of Muon: Jordan et al. 2024 (Newton-Schulz orthogonalised momentum); used as in OnePiece (arXiv 2512.07424):
-momentum .95 with Nesterov, five steps, scale sqrt(max(1, rows / columns)). Ours also takes stacks of matrices
-(experts), and runs where torch has no Muon of its own.
+momentum .95 with Nesterov, five steps, scale sqrt(max(1, outputs / inputs)). Ours also takes stacks of matrices
+(experts), matrices that stand on either side of their input, and runs where torch has no Muon of its own.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.model import OnePiece
+from onepiece_comp.model import INPUTS_FIRST, OnePiece
 from onepiece_comp.row_optim import RowOptimiser
 
 SCHEDULES = ("cosine", "constant")
@@ -37,10 +37,15 @@ def orthogonalise(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is orthogonalised; parameters of two or more dimensions only."""
+    """Momentum whose step is orthogonalised; matrices and stacks of them only.
+
+    A group with `inputs_first` holds matrices W of x @ W: its step is that of the same map as an nn.Linear, transposed.
+    A matrix of a stack without a gradient, as of an expert without tokens, rests like a parameter without one.
+    """
 
     def __init__(self, parameters: list, *, lr: float, weight_decay: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "rate": 1.0})
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "rate": 1.0,
+                                      "inputs_first": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -51,11 +56,12 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                moved = parameter.grad.ne(0).any(-1, keepdim=True).any(-2, keepdim=True).to(parameter.dtype)
+                state["momentum"].lerp_(parameter.grad, (1 - group["momentum"]) * moved)
                 direction = orthogonalise(parameter.grad.lerp(state["momentum"], group["momentum"]))
-                scale = math.sqrt(max(1.0, parameter.shape[-2] / parameter.shape[-1]))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction, alpha=-group["lr"] * scale)
+                outputs, inputs = parameter.shape[:-3:-1] if group["inputs_first"] else parameter.shape[-2:]
+                parameter.mul_(1 - group["lr"] * group["weight_decay"] * moved)
+                parameter.addcmul_(direction, moved, value=-group["lr"] * math.sqrt(max(1.0, outputs / inputs)))
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -81,12 +87,15 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def _by_rate(model: nn.Module, parameters: list[nn.Parameter], trained_rate: float, fresh: Collection[str] | None) -> list[dict]:
-    """The parameters as groups of one rate each."""
+    """The parameters as groups of one rate and one side of the input each."""
     is_fresh = fresh.__contains__ if fresh is not None else lambda name: name.startswith("decoder.") or "code_table" in name
-    new = {id(p) for name, p in model.named_parameters() if is_fresh(name)}
-    parts = [{"params": [p for p in parameters if (id(p) in new) == is_new], "rate": 1.0 if is_new else trained_rate}
-             for is_new in (False, True)]
-    return [part for part in parts if part["params"]]
+    name_of = {id(p): name for name, p in model.named_parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        name = name_of[id(parameter)]
+        groups.setdefault((is_fresh(name), name.endswith(INPUTS_FIRST)), []).append(parameter)
+    return [{"params": groups[new, first], "rate": 1.0 if new else trained_rate, "inputs_first": first}
+            for new, first in sorted(groups)]
 
 
 class Optimisers:

@@ -270,6 +270,31 @@ def test_actions_that_are_trained_on_are_those_before_the_held_out_that_have_wei
     assert light.tolist() == [0, *hoped[1:]]
 
 
+@pytest.mark.parametrize("alpha", [2.0, 1.0])
+def test_what_logq_expects_of_targets_counts_windows_and_not_the_log(dataset, alpha):
+    """Each item's share, against the windows that are drawn: a window of three events of a history of some eighty."""
+    batches = _batches(dataset, popularity=False, max_events=5, stochastic_alpha=alpha)
+    drawn, rng = np.zeros(dataset.schema.items + 1), np.random.default_rng(5)
+    for _ in range(300):
+        np.add.at(drawn, batches.columns.item[batches._pick(batches.users, rng).event], 1)
+    common = np.argsort(drawn)[-20:]
+    share, of_the_log = batches.target_share[common], np.asarray(dataset.item_count)[common] / dataset.item_count.sum()
+    share_drawn = drawn[common] / drawn.sum()
+    assert abs(batches.target_share.sum() - 1) < 1e-9
+    assert np.abs(np.log(share / share_drawn)).max() < 0.1 < np.abs(np.log(of_the_log / share_drawn)).max()
+
+
+def test_what_logq_expects_by_hand(dataset):
+    """Windows of two of the events a b c stand at a b and b c: b is in both. The ends of a history are drawn less."""
+    user = int(np.argmax(np.diff(dataset.user_start)))
+    start = int(dataset.user_start[user])
+    stop = np.where(np.arange(len(dataset.user_start) - 1) == user, start + 3, dataset.user_start[:-1])
+    batches = _batches(dataset, popularity=False, stop=stop, max_events=2)
+    expected = np.zeros(dataset.schema.items + 1)
+    np.add.at(expected, batches.columns.item[start:start + 3], [0.25, 0.5, 0.25])
+    np.testing.assert_allclose(batches.target_share, expected)
+
+
 def test_negatives_by_popularity_follow_its_power(dataset):
     count = np.asarray(dataset.item_count).astype(float)
     batches = _batches(dataset, popularity=False, sampled_negatives=20_000, negative_power=0.5)

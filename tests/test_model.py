@@ -13,7 +13,7 @@ from onepiece_comp.trend import Trend, extended
 from onepiece_comp.histories import NO_ACTION, build_history, event_columns, last_position
 from onepiece_comp.latent_steps import LatentSteps
 from onepiece_comp.model import OnePiece
-from onepiece_comp.optim import Optimisers, orthogonalise, parameter_groups
+from onepiece_comp.optim import Muon, Optimisers, orthogonalise, parameter_groups
 from onepiece_comp.trend import WINDOW_DAYS
 
 CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, expert_width=8, dropout=0.0,
@@ -276,6 +276,49 @@ def test_orthogonalise_makes_singular_values_one():
     for shape in ((6, 6), (8, 3), (3, 8), (2, 5, 4)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(*shape), steps=12))
         assert float(values.min()) > 0.6 and float(values.max()) < 1.4
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (12, 4), (6, 6), (3, 4, 12)])
+def test_muon_steps_a_matrix_behind_its_input_as_the_same_map_before_it(shape):
+    """W of x @ W and the weight of an nn.Linear are each other's transposes, and so are their steps."""
+    torch.manual_seed(0)
+    gradients = torch.randn(3, *shape)
+
+    def trained(first):
+        weight = torch.nn.Parameter(torch.zeros(shape if first else torch.zeros(shape).mT.shape))
+        muon = Muon([{"params": [weight], "inputs_first": first}], lr=0.1, weight_decay=0.01)
+        for gradient in gradients:
+            weight.grad = gradient if first else gradient.mT.contiguous()
+            muon.step()
+        return weight.detach()
+
+    torch.testing.assert_close(trained(True), trained(False).mT)
+
+
+def test_the_matrices_behind_their_input_are_told_from_the_others(dataset):
+    model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
+    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=1, total_steps=2)
+    behind = {id(p) for group in optimisers.muon.param_groups if group["inputs_first"] for p in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in behind}
+    assert names == {f"layers.{layer}.moe.{matrix}" for layer in range(CONFIG.layers) for matrix in (
+        "gate_up_EDF", "down_EFD", "shared_gate_up_DF", "shared_down_FD")}
+
+
+def test_an_expert_without_tokens_rests(dataset):
+    """Its weights and momentum stay as they are; the other experts move as if they were alone."""
+    torch.manual_seed(0)
+    stack, alone = torch.nn.Parameter(torch.randn(3, 4, 6)), torch.nn.Parameter(torch.zeros(2, 4, 6))
+    alone.data.copy_(stack.data[:2])
+    together, apart = (Muon([{"params": [weight]}], lr=0.1, weight_decay=0.5) for weight in (stack, alone))
+    gradients = torch.randn(4, 3, 4, 6)
+    gradients[1:, 2] = 0  # tokens in the first step only
+    for step, gradient in enumerate(gradients):
+        stack.grad, alone.grad = gradient, gradient[:2]
+        together.step(), apart.step()
+        first = stack.detach()[2].clone() if step == 0 else first
+    assert torch.equal(stack.detach()[2], first)
+    torch.testing.assert_close(together.state[stack]["momentum"][2], 0.05 * gradients[0, 2])
+    torch.testing.assert_close(stack.detach()[:2], alone.detach())
 
 
 def test_bfloat16_autocast_gives_nearly_the_same_losses_and_gradients(dataset):
