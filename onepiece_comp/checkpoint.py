@@ -18,7 +18,7 @@ from onepiece_comp.config import Config, InferConfig, ModelConfig
 from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import from_dict, to_dict
 from onepiece_comp.errors import InputError
-from onepiece_comp.features import Schema
+from onepiece_comp.features import Schema, check_copied_tables
 from onepiece_comp.formats import ACTION_NAMES, ACTIONS, CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION
 from onepiece_comp.model import OnePiece
 from onepiece_comp.reduction import Projection, copy_projections, load_projections
@@ -191,12 +191,15 @@ def asked_action(checkpoint: Checkpoint, name: str) -> int:
 
 def warm_start(model: OnePiece, path: Path) -> list[str]:
     """Copy the weights whose names and shapes match from another run; returns the names of those that are still fresh."""
-    source, target = load_tensors(find_checkpoint(path) / MODEL), model.state_dict()
+    folder = find_checkpoint(path)
+    source, target = load_tensors(folder / MODEL), model.state_dict()
     matching = {name: value for name, value in source.items()
                 if name in target and isinstance(value, torch.Tensor) and target[name].shape == value.shape and name != "codes"}
     if not matching:
         raise InputError(path, found="no weights that fit this model", expected="a run of the same width",
                          do="warm-start from a run with the same model settings")
-    require_finite(matching, find_checkpoint(path) / MODEL)
+    require_finite(matching, folder / MODEL)
+    check_copied_tables(path, _described(folder / CONFIG).schema, model.schema,
+                        with_ids=bool(model.config.id_width or model.config.hash_sizes))
     model.load_state_dict(matching, strict=False)
     return [name for name in target if name not in matching]

@@ -18,10 +18,11 @@ from onepiece_comp.console import progress, say
 from onepiece_comp.embedding_tables import load_embedding
 from onepiece_comp.embeddings import find_embeddings
 from onepiece_comp.errors import InputError
-from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row
+from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row, known_values
 from onepiece_comp.formats import (
     UNKNOWN_ACTION, Candidate, Index, UserLine, check_offsets, read_action_types, read_candidates, read_index,
     read_item_features, read_sequences)
+from onepiece_comp.identity import check_same, numberings, read_names
 from onepiece_comp.log_source import is_release, open_release
 from onepiece_comp.preprocess import ItemTable
 from onepiece_comp.reduction import Projection
@@ -84,7 +85,7 @@ def read_evaluation(folder: Path, schema: Schema, *, projections: dict[str, Proj
         raise InputError(folder, found="no such folder", expected="an evaluation folder with predict_seq.jsonl",
                          do="check the path")
     index = read_index(folder / "indexer.pkl")
-    _check_item_space(folder, index, schema)
+    _check_identity(folder, index, schema)
     local, profiles = _LocalItems(index, schema), Profiles(schema.user_features, schema.max_array_values)
     if is_release(folder):
         log = open_release(folder)
@@ -101,11 +102,14 @@ def read_evaluation(folder: Path, schema: Schema, *, projections: dict[str, Proj
     return Evaluation(candidate=candidate, items=table, target_action=target_action, **histories)
 
 
-def _check_item_space(folder: Path, index: Index, schema: Schema) -> None:
-    if fingerprint(creative_by_row(index.items)) != schema.item_space:
+def _check_identity(folder: Path, index: Index, schema: Schema) -> None:
+    """The index numbers all that the checkpoint knows as training did; what it numbers beyond that is new to both."""
+    creative, do = creative_by_row(index.items)[:schema.items + 1], "give the evaluation folder of the same data as the checkpoint"
+    here = numberings(creative, index, read_names(folder), known_values(schema.item_features, schema.user_features))
+    check_same(folder / "indexer.pkl", here, schema.numberings, other="the checkpoint", do=do)
+    if fingerprint(creative) != schema.item_space:
         raise InputError(folder / "indexer.pkl", found=f"{len(index.items)} items that are not those of the checkpoint",
-                         expected=f"the {schema.items} items that the checkpoint was trained on",
-                         do="give the evaluation folder of the same data as the checkpoint")
+                         expected=f"the {schema.items} items that the checkpoint was trained on", do=do)
 
 
 def _candidates(path: Path, candidates: Iterator[Candidate], local: _LocalItems) -> np.ndarray:
@@ -226,6 +230,7 @@ def _item_table(
 ) -> ItemTable:
     creative = creative_by_row(local.rows)
     id_row = np.array([local.index.items.get(int(creative_id), 0) for creative_id in creative], np.int64)
+    id_row[id_row > schema.items] = 0  # the index goes on where training ended
     embeddings, present = {}, {}
     sources = find_embeddings(folder)
     for fid, width in schema.embeddings.items():

@@ -12,7 +12,7 @@ import numpy as np
 
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import Features, Index
-
+from onepiece_comp.identity import ITEMS, Numbering, check_same, stored_numberings
 
 OUTSIDE_SCHEMA, OUTSIDE_VOCABULARY = "feature outside the schema", "value outside the vocabulary"
 LISTED, BEYOND_MOST = "list-valued user feature", "values beyond max_array_values"
@@ -37,10 +37,12 @@ class Schema(NamedTuple):
     trend_bucket_seconds: int
     trend_end_second: int  # where the training log's last popularity bucket ends
     max_array_values: int = 16  # kept of a list-valued user feature
+    numberings: dict[str, Numbering] = {}  # of items, and of values by feature id; none in earlier versions
 
     def to_dict(self) -> dict:
         return {**self._asdict(), "item_features": [list(f) for f in self.item_features],
-                "user_features": [list(f) for f in self.user_features]}
+                "user_features": [list(f) for f in self.user_features],
+                "numberings": {what: list(numbering) for what, numbering in self.numberings.items()}}
 
     @classmethod
     def from_dict(cls, value: dict, place: object) -> "Schema":
@@ -50,7 +52,8 @@ class Schema(NamedTuple):
             fields = {name: value[name] for name in cls._fields if name in value or name not in cls._field_defaults}
             for name in ("item_features", "user_features"):
                 fields[name] = [Feature(*feature) for feature in fields[name]]
-        except (KeyError, TypeError) as error:
+            fields["numberings"] = stored_numberings(value)
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(place, found=f"a schema without {error}", **again) from error
         schema = cls(**fields)
         for name, fits in schema._checks():
@@ -69,6 +72,8 @@ class Schema(NamedTuple):
             yield name, fits
         yield "embeddings", isinstance(self.embeddings, dict) and all(whole(width, 1) for width in self.embeddings.values())
         yield "item_space", isinstance(self.item_space, str)
+        yield "numberings", all(whole(each.count, 0) and isinstance(each.digest, str) and isinstance(each.named, bool)
+                                and isinstance(each.examples, dict) for each in self.numberings.values())
         yield from ((name, whole(getattr(self, name), least)) for name, least in (
             ("items", 0), ("trend_bucket_seconds", 1), ("trend_end_second", -(1 << 62)), ("max_array_values", 1)))
 
@@ -98,6 +103,11 @@ def vocabulary_size(features: list[Feature]) -> int:
     return features[-1].offset + features[-1].size if features else 0
 
 
+def known_values(*kinds: list[Feature]) -> dict[str, int]:
+    """Number of known values of each feature."""
+    return {feature.id: feature.size - 1 for features in kinds for feature in features}
+
+
 def split_features(
     index: Index, user_feature_ids: set[str], items: int
 ) -> tuple[list[Feature], list[Feature], list[str]]:
@@ -111,6 +121,29 @@ def split_features(
     kept = [(fid, known[fid]) for fid in item_ids if fid not in identity]
     users = [(fid, known.get(fid, 0)) for fid in sorted(user_feature_ids, key=lambda fid: (len(fid), fid))]
     return joint_vocabulary(kept), joint_vocabulary(users), identity
+
+
+def check_copied_tables(place: object, copied: Schema, schema: Schema, *, with_ids: bool) -> None:
+    """InputError where tables of one size, whose rows stand for other items or values, would be copied to `schema`."""
+    do, held = "start from a run on the same data", []
+    if with_ids and copied.items == schema.items:
+        held.append(ITEMS)
+    for ours, theirs in ((schema.item_features, copied.item_features), (schema.user_features, copied.user_features)):
+        if ours and vocabulary_size(ours) == vocabulary_size(theirs):
+            if ours != theirs:
+                raise InputError(place, found=f"features {_sizes(theirs)}", expected=f"{_sizes(ours)}, as in the dataset", do=do)
+            held += [feature.id for feature in ours]
+    if not held:
+        return
+    here, there = ({what: numbering for what, numbering in each.numberings.items() if what in held} for each in (copied, schema))
+    check_same(place, here, there, other="the dataset", do=do)
+    if ITEMS in held and copied.item_space != schema.item_space:
+        raise InputError(place, found=f"{copied.items:,} items that are not those of the dataset", do=do,
+                         expected="a run on the same items")
+
+
+def _sizes(features: list[Feature]) -> str:
+    return ", ".join(f"{feature.id} of {feature.size - 1:,} values" for feature in features)
 
 
 class ItemFeatures:

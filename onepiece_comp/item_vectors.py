@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp.artefacts import fingerprint, load_column
+from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
+from onepiece_comp.identity import original_ids, original_text
 
 _ROWS = 1 << 16
 _WHITENING_SAMPLE = 1 << 16  # vectors that a whitening is fitted on
@@ -208,7 +210,9 @@ def find_source(dataset: Path, creative: np.ndarray, name: str) -> Source:
     """The source of a name: a run's folder, a .npy file, or an embedding column of the dataset."""
     path = Path(name)
     if path.is_dir():
-        return _align(path / "item_vectors.npy", path / "item_ids.npy", creative, every_item=True)
+        source = _align(path / "item_vectors.npy", path / "item_ids.npy", creative, every_item=True)
+        _check_names(path, dataset, creative, source)
+        return source
     if not name.endswith(".npy"):
         return _embedding_column(dataset, name, len(creative))
     for ids_file in (path.with_name(f"{path.stem}_ids.npy"), path.with_name("item_ids.npy")):
@@ -220,6 +224,17 @@ def find_source(dataset: Path, creative: np.ndarray, name: str) -> Source:
                          expected=f"{len(creative):,} rows (items + 1), or creative ids beside the file",
                          do="write the ids, int64, one per row")
     return Source(str(path), matrix, np.arange(1, len(creative)))
+
+
+def _check_names(run: Path, dataset: Path, creative: np.ndarray, source: Source) -> None:
+    """InputError where a run's items have the creative ids of the dataset's and other names."""
+    own, wanted = original_ids(run, creative), original_ids(dataset, creative)[1:]
+    if own.dtype.kind != wanted.dtype.kind:
+        say(f"note: {run}: whether its items are those of {dataset} could not be checked: one of the two tells no original ids")
+    elif own.dtype.kind == "S" and (other := own[source.row] != wanted).any():
+        at = int(other.argmax())
+        raise InputError(run, found=f"{original_text(own[source.row[at]])!r} as the item of creative id {creative[at + 1]}",
+                         expected=f"{original_text(wanted[at])!r}, as in {dataset}", do="train a run on this dataset")
 
 
 def _embedding_column(dataset: Path, name: str, rows: int) -> Source:

@@ -21,7 +21,8 @@ from onepiece_comp.console import progress, say, table
 from onepiece_comp.embedding_tables import coverage_rows, write_embedding_tables
 from onepiece_comp.engine import write_events
 from onepiece_comp.event_columns import bound_odd, count_items
-from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row, split_features
+from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row, known_values, split_features
+from onepiece_comp.identity import NAME_COLUMN, item_names, numberings, read_names
 from onepiece_comp.log_source import Log, open_log
 from onepiece_comp.trend import Trend, choose_bucket_seconds, load_trend, write_counts
 
@@ -78,12 +79,16 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
     index = log.index()
     items, creative = len(index.items), creative_by_row(index.items)
     item_features, user_features, identity = split_features(index, log.user_feature_ids(), items)
-    del index  # millions of Python objects
+    numbered = numberings(creative, index, names := read_names(log.folder), known_values(item_features, user_features))
+    named = item_names(creative, names)
+    del index, names  # millions of Python objects
     with atomic_folder(out, MARKERS["dataset"]) as folder:
         matrix = ItemFeatures(item_features, items + 1, ignored=identity)
         profiles = Profiles(user_features, config.max_array_values)
         notes = _fill_items(log, matrix, items, config)
         np.save(folder / "creative_id.npy", creative)
+        if named is not None:
+            np.save(folder / f"{NAME_COLUMN}.npy", named)
         events = write_events(log, folder, matrix=matrix, profiles=profiles, config=config)
         bound_odd(log, events.corners, matrix, profiles, config.max_odd_share)
         np.save(folder / "item_count.npy", count_items(folder, items))
@@ -99,7 +104,8 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
         write_counts(folder, items=items, bucket_seconds=bucket, first_second=events.first_second,
                      last_second=events.last_second)
         end = events.first_second + (span // bucket + 1) * bucket
-        schema = Schema(items, item_features, user_features, widths, fingerprint(creative), bucket, end, config.max_array_values)
+        schema = Schema(items, item_features, user_features, widths, fingerprint(creative), bucket, end,
+                        config.max_array_values, numbered)
         source = {"path": str(Path(train).resolve()), "layout": log.layout, "notes": notes,
                   "profile records": {what: n for what, n in corners.items() if "profile record" in what},
                   "seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak_memory_mib())}

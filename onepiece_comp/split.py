@@ -1,9 +1,9 @@
 """Withhold one target per user, as the organisers did: raw/ to train/, eval/ and truth.jsonl.
 
 Stands between `convert` or `synthesize` and `preprocess`; the rules are in `targets.py`. train/ is written from
-events before the cut alone and has an index of its own, so that nothing later can reach it; only the embeddings,
-which bear no times, are raw's own in both folders. The log is read twice, line by line; memory holds the id maps and
-one record of features per item.
+events before the cut alone and has an index of its own, so that nothing later can reach it; only the embeddings
+and the texts behind ids, which bear no times, are raw's own in both folders. The log is read twice, line by line;
+memory holds the id maps and one record of features per item.
 """
 
 import json
@@ -27,6 +27,7 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
     ACTIONS, CLICK, CONVERSION, UNKNOWN_ACTION, Candidate, Event, Features, Index, SequenceWriter, UserLine,
     check_offsets, read_item_features, read_sequences, write_candidates)
+from onepiece_comp.identity import NAMES, stated_names
 from onepiece_comp.raw_folder import OriginalIds, RawWriter, to_predict, to_predict_features
 from onepiece_comp.targets import NEVER, Window, check_config, divide, end_of_log, find_window, iso_time
 from onepiece_comp.truths import Truth, read_truth, write_truth
@@ -262,7 +263,10 @@ def _write_action_types(folder: Path) -> None:
 
 
 def _link_shared_files(raw: Path, folder: Path) -> None:
-    """The evaluation folder sees train's index and features; both see the embeddings of the raw folder."""
+    """The evaluation folder sees train's index and features; both see raw's embeddings and the texts behind its ids."""
+    stated = stated_names(raw)
+    for side in ("train", "eval") if stated else ():
+        write_json(folder / side / NAMES, stated, indent=None)
     for name in ("indexer.pkl", "item_feat_dict.json", "item_feat_num.json", "user_feat_num.json"):
         link_or_copy(folder / "train" / name, folder / "eval" / name)
     for source in (path for name in ("creative_emb", "mm_emb") for path in files_under(raw / name)):

@@ -20,6 +20,7 @@ from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.free_ids import emptiest_ids
 from onepiece_comp.id_figures import figure_rows, measure
+from onepiece_comp.identity import ITEMS, original_ids, original_text
 from onepiece_comp.item_vectors import ItemVectors, named_sources, open_vectors, places_of
 from onepiece_comp.quantisers import FITS, Quantiser, in_blocks, restored
 from onepiece_comp.semantic_ids import Tokenizer, load_tokenizer, write_columns
@@ -48,16 +49,18 @@ def build_tokenizer(dataset: Path, out: Path, config: TokenizerConfig, *, vector
     old = None if extend is None else load_tokenizer(extend)
     if old is not None:
         _check_settings(old, config, extend)
+    original = original_ids(dataset, creative)
     held, present = open_vectors(dataset, creative, named, whiten=config.whiten, space=old.space if old else None)
     with atomic_folder(out, MARKERS["tokenizer"]) as folder, searching_on(config.device):  # `out` is checked before hours
-        tokenizer, measured = (_new(held, present, creative, config) if old is None else
-                               _extended(held, present, creative, old, extend))
+        tokenizer, measured = (_new(held, present, creative, original, config) if old is None else
+                               _extended(held, present, creative, original, old, extend))
         columns = write_columns(folder, tokenizer)
         figures = {**measured, "items": len(present), "items_without_vector": int((~present).sum()),
                    "retired": len(tokenizer.retired_id), "seconds": round(time.monotonic() - started, 2),
                    "peak_memory_mib": round(peak_memory_mib())}
         write_json(folder / MARKERS["tokenizer"], {
             "version": __version__, "config": tokenizer.config, "item_space": marker["item_space"], **columns,
+            "numberings": {what: held for what, held in marker.get("numberings", {}).items() if what == ITEMS},
             "vectors": held.space.sources, "reductions": held.space.reductions, "quantiser": tokenizer.quantiser,
             "levels": tokenizer.levels, "codes_per_level": tokenizer.codes_per_level, "extends": str(extend or ""),
             "figures": figures})
@@ -119,8 +122,8 @@ def restored_quantiser(tokenizer: Tokenizer) -> Quantiser:
     return restored(tokenizer.quantiser, tokenizer.arrays, tokenizer.levels)
 
 
-def _new(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, config: TokenizerConfig,
-         ) -> tuple[Tokenizer, dict]:
+def _new(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, original: np.ndarray,
+         config: TokenizerConfig) -> tuple[Tokenizer, dict]:
     check_rule(config)  # before hours of fitting, not after
     size = choose_codes(len(present), config)
     quantiser = fit_quantiser(vectors, size, config)
@@ -130,7 +133,7 @@ def _new(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, config
     codes = np.full((len(creative), levels), -1, np.int32)
     codes[1 + order[present]] = resolved.codes
     codes[1 + order[~present]] = ids_without_vector(resolved.codes, config.levels, size, len(present) - len(vectors))
-    tokenizer = Tokenizer(codes, creative, levels, size, config.quantiser, quantiser.arrays(), np.zeros(0, np.int64),
+    tokenizer = Tokenizer(codes, creative, levels, size, config.quantiser, quantiser.arrays(), original, original[:0],
                           np.zeros((0, levels), np.int32), to_dict(config), vectors.space)
     return tokenizer, measure(vectors, quantiser, before, resolved, codes[1:])
 
@@ -154,21 +157,28 @@ def _check_settings(old: Tokenizer, config: TokenizerConfig, place: Path) -> Non
                          do="leave that setting out: extending keeps the words as they were fitted")
 
 
-def _extended(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, old: Tokenizer, place: Path,
-              ) -> tuple[Tokenizer, dict]:
-    """The ids of `old`, and ids for the dataset's other items; an id once given is not given to another item."""
+def _extended(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, original: np.ndarray, old: Tokenizer,
+              place: Path) -> tuple[Tokenizer, dict]:
+    """The ids of `old`, and ids for the dataset's other items; an id once given is not given to another item.
+
+    Items are the same where their original ids are.
+    """
     quantiser, size = restored_quantiser(old), old.codes_per_level
     _check_extensible(vectors, quantiser, old, place)
-    everyone = np.concatenate([old.creative_id[1:], old.retired_id])
+    own, wanted = _keys(creative, original, old, place)
+    everyone = np.concatenate([own, old.retired_id.astype(own.dtype)])
     ids_of_all = np.concatenate([old.codes[1:], old.retired_codes])
     taken = np.unique(ids_of_all, axis=0)  # shared ones stand once
     codes = np.full((len(creative), old.levels), -1, np.int32)
-    at = places_of(everyone, creative[1:])
+    at = places_of(everyone, wanted)
     known = at >= 0
     codes[1:][known] = ids_of_all[at[known]]
     if len(taken) + (~known).sum() > size ** old.levels:
         raise InputError(place, found=f"{len(taken):,} ids in use and {(~known).sum():,} new items",
                          expected=f"at most {size ** old.levels:,} ids", do="build a new tokenizer with more codes")
+    if not known.any():
+        say(f"note: {place} knows none of the dataset's {len(wanted):,} items, whose first is {original_text(wanted[0])}; its own "
+            f"first is {original_text(own[0])}: the words are kept, no id is")
     order = np.argsort(creative[1:], kind="stable")
     with_vector, new = order[present], ~known
     before = in_blocks(vectors, quantiser.encode, "codes")
@@ -177,11 +187,24 @@ def _extended(vectors: ItemVectors, present: np.ndarray, creative: np.ndarray, o
     codes[1 + with_vector[newcomers]] = placed
     bare = order[~present][new[order[~present]]]
     codes[1 + bare] = emptiest_ids(np.concatenate([taken, placed]), size, len(bare))
-    final, left = codes[1 + with_vector], ~np.isin(everyone, creative[1:])
+    final, left = codes[1 + with_vector], ~np.isin(everyone, wanted)
     resolved = Resolved(final, int((final != before).any(axis=1).sum()), 0)
-    tokenizer = old._replace(codes=codes, creative_id=creative, retired_id=everyone[left],
-                             retired_codes=ids_of_all[left], space=vectors.space)
+    tokenizer = old._replace(codes=codes, creative_id=creative, original_id=original,
+                             retired_id=everyone[left].astype(original.dtype), retired_codes=ids_of_all[left], space=vectors.space)
     return tokenizer, measure(vectors, quantiser, before, resolved, codes[1:])
+
+
+def _keys(creative: np.ndarray, original: np.ndarray, old: Tokenizer, place: Path) -> tuple[np.ndarray, np.ndarray]:
+    """By what the items of `old` and of the dataset are matched: original ids, where both sides have them."""
+    if old.original_id.dtype.kind == original.dtype.kind:
+        return old.original_id[1:], original[1:]
+    if old.original_id.dtype.kind == "S":
+        raise InputError(place, found=f"a tokenizer of named items, for example {original_text(old.original_id[1])}",
+                         expected=f"items like the dataset's, which have creative ids alone, for example {creative[1]}",
+                         do="run preprocess again on a folder that has original_ids.json")
+    say(f"note: {place} tells no original ids (an earlier version made it): its items are matched by creative id, which a "
+        "log that was converted anew may have given to others")
+    return old.creative_id[1:], creative[1:]
 
 
 def _check_extensible(vectors: ItemVectors, quantiser: Quantiser, old: Tokenizer, place: Path) -> None:

@@ -20,6 +20,7 @@ from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import be_quiet, say, table
 from onepiece_comp.errors import InputError, StaleRun
 from onepiece_comp.heap import kept_heap
+from onepiece_comp.identity import NAME_COLUMN, original_ids
 from onepiece_comp.model import OnePiece, size
 from onepiece_comp.optim import bytes_per_id
 from onepiece_comp.parallel import Ranks, count_replicas
@@ -179,7 +180,7 @@ def _claim(run: Path, settings: dict, resume: bool) -> None:
 def _build(data: Dataset, config: Config, tokenizer: Path | None) -> OnePiece:
     codes = None
     if tokenizer is not None:
-        codes = torch.from_numpy(np.array(load_tokenizer(tokenizer, data.schema.item_space).codes))
+        codes = torch.from_numpy(np.array(load_tokenizer(tokenizer, data.schema.item_space, data.schema.numberings).codes))
     model = OnePiece(config.model, data.schema, codes)
     model.inputs.time.fit(np.asarray(data.time_seconds))
     return model
@@ -206,8 +207,11 @@ def _finish(loop: Loop, settings: dict) -> Path:
     run = loop.run
     best = load_checkpoint(find_checkpoint(run / loop.progress.best_checkpoint), loop.device).model
     _write_item_vectors(run / "item_vectors.npy", best, loop.data, loop.device)
-    with atomic_file(run / "item_ids.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, np.asarray(loop.data.items.creative_id))
+    creative = np.asarray(loop.data.items.creative_id)
+    named = original_ids(loop.data.path, creative)
+    for name, column in (("item_ids", creative), *([(NAME_COLUMN, named)] if named is not creative else [])):
+        with atomic_file(run / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, column)
     count = size(best)
     figures = {
         "steps": loop.progress.step,
