@@ -293,9 +293,7 @@ class TrainingBatches:
         local[packed.start_B[:-1]] = 0
         tensor = torch.from_numpy
         packed = packed._replace(item_N=tensor(local))
-        negative = target_key
-        if len(sampled):
-            negative = np.searchsorted(key, sampled)[rng.integers(0, len(sampled), len(event))]
+        negative = np.searchsorted(key, sampled)[rng.integers(0, len(sampled), len(event))] if len(sampled) else target_key
         trend = self._trend(packed, columns.time_seconds[event], key, target_key, rng)
         return TrainBatch(
             item_batch(self.dataset.items, np.concatenate([[0], key]), self.dataset.schema.item_features),
