@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
 KINDS = {  # in the order in which `detect_log` asks: the general forms last
     "kuairand": Kind(convert_kuairand, (), is_kuairand, "a folder with video_features_basic*.csv"),
-    "recbole": Kind(convert_recbole, ("user", "item", "time"), is_recbole, "NAME.inter"),
+    "recbole": Kind(convert_recbole, ("user", "item", "time", "action", "action_map"), is_recbole, "NAME.inter"),
     "movielens": Kind(convert_movielens, (), is_movielens, "ratings.dat, u.data or ratings.csv"),
     "amazon": Kind(convert_amazon, ("item_features",), is_amazon, "reviews as .json, .jsonl or .csv"),
     "sequences": Kind(convert_sequences, ("interactions",), is_sequences, "a .txt of user and item numbers"),

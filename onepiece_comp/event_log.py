@@ -24,8 +24,8 @@ from onepiece_comp.log_files import Rows
 from onepiece_comp.raw_folder import RawWriter
 
 ITEM_OFFSET = 10_000_000_000
-LIKED = 4  # stars from which a rating counts as a click
 ORDINAL_START, ORDINAL_STEP = 1_000_000_000, 3600  # seconds, for logs that tell the order alone
+STATED = ("times", "actions", "lines", "separated by", "not read")  # what raw.json and the printed table both tell
 _PLAIN_NUMBER = re.compile("0|[1-9][0-9]{0,16}")
 
 
@@ -140,13 +140,8 @@ def positions_as_seconds(user: np.ndarray) -> np.ndarray:
 def write_raw(out: Path, log: Log, about: dict, extras: Extras) -> Path:
     """Write the log as a raw folder with its marker and show what is in it; returns `out`.
 
-    `about` must name the `source`; it enters raw.json as it is. InputError for times that are none.
+    `about` must name the `source`; it enters raw.json as it is. The log has events, and times of `log_times.py`.
     """
-    if not len(log.user):
-        raise InputError(about["source"], found="a log without events", expected="events", do="check the source")
-    if log.time.min() < 0 or log.time.max() >= 1 << 40:
-        raise InputError(out, found=f"times from {log.time.min()} to {log.time.max()}", expected="Unix seconds",
-                         do="correct the times in the source")
     tables = (extras.user_features, extras.item_features)
     with atomic_folder(out, MARKERS["raw"]) as folder:
         with RawWriter(folder) as writer:
@@ -166,7 +161,7 @@ def write_raw(out: Path, log: Log, about: dict, extras: Extras) -> Path:
             "feature_bins": {fid: edges for table in tables for fid, edges in table.bins.items()}})
     rows = [(name, pd.Timestamp(value, unit="s") if name in ("first time", "last time") else f"{value:,}")
             for name, value in figures.items()]
-    stated = [(name, about[name]) for name in ("times", "actions") if isinstance(about.get(name), str)]
+    stated = [(name, about[name]) for name in STATED if isinstance(about.get(name), str)]
     console.table(f"Converted {about['source']} into {out}", ["figure", "value"], rows + stated)
     return out
 

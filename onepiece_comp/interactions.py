@@ -1,8 +1,8 @@
 """Interactions of a public benchmark as columns: users in order, the items of each in order of time, split leave-one-out.
 
 Stands beside the conversion to a raw folder, which public protocols do not need: they know order and ids alone. Reads
-sequences (SASRec, S3-Rec, P5), MovieLens ratings, and any Parquet or CSV table of user, item, time; numpy columns out.
-Legend: U users, E events, B users of a batch, T positions.
+sequences (SASRec, S3-Rec, P5), MovieLens ratings, and any Parquet, CSV or TSV table of user, item, time (in any form
+that the converters read); numpy columns out. Legend: U users, E events, B users of a batch, T positions.
 """
 
 import hashlib
@@ -12,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.log_files import candidates, is_parquet, read_frame
+from onepiece_comp.event_log import Ids, ids
+from onepiece_comp.log_files import Rows, candidates
 from onepiece_comp.log_movielens import is_movielens, ratings_file, read_ratings
 from onepiece_comp.log_sequences import join_times, read_attributes, read_lines, sequence_file
+from onepiece_comp.log_table import SUFFIXES, read_events
+from onepiece_comp.log_times import Ticks, ticks
 
 FORMS = ("sequences", "ratings", "any")
 TIES = ("file", "shuffled")  # the order of a user's events of the same time
-_LATEST = 1e11  # seconds, the year 5138: larger ones are milliseconds
 LEAST_EVENTS = 3  # one to train on, one to validate, one to test
 
 
@@ -64,21 +66,21 @@ def read_interactions(source: Path, *, form: str = "any", ties: str = "file", se
     source = Path(source)
     in_order, attributes = False, None
     if form == "ratings" or (form == "any" and is_movielens(source)):
-        user, item, names, seconds = _from_ratings(source)
-    elif form == "any" and source.is_file() and (is_parquet(source) or ".csv" in source.suffixes):
-        user, item, names, seconds = _from_table(source)
+        user, item, names, moments = _from_ratings(source)
+    elif form == "any" and source.is_file() and source.name.endswith(SUFFIXES):
+        user, item, names, moments = _from_table(source)
     else:
-        user, item, names, seconds = _from_sequences(source)
+        user, item, names, moments = _from_sequences(source)
         attributes = _attributes(read_attributes(sequence_file(source)), names)
         in_order = ties == "file"  # the lines are the published order, whatever their times
-    if ties == "shuffled" and seconds is None:
+    if ties == "shuffled" and moments is None:
         raise InputError(source, found="no times", expected="times, to know which events are tied",
                          do="put interactions.parquet (user, item, time) beside it")
     order = np.arange(len(user))
-    if seconds is not None and not in_order:
+    if moments is not None and not in_order:
         tie = order if ties == "file" else np.random.default_rng(seed).permutation(len(user))
-        order = np.lexsort((tie, seconds, user))
-    log = _columns(user[order], item[order], None if seconds is None else seconds[order], names)
+        order = np.lexsort((tie, moments.values, user))  # by the exact times: whole seconds would tie
+    log = _columns(user[order], item[order], None if moments is None else moments.seconds()[order], names)
     return log._replace(attributes=attributes)
 
 
@@ -103,33 +105,32 @@ def sha256(paths: list[Path]) -> dict[str, str]:
     return found
 
 
-def _from_ratings(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+def _from_ratings(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], Ticks]:
     """Every rating is an event, however many stars it gave, as the sequence benchmarks have it."""
     rows = read_ratings(*ratings_file(source))
-    rows.require("user", "movie", "time")
-    user, movie, seconds = (rows.table.column(name).to_numpy() for name in ("user", "movie", "time"))
-    return _first_use(user), *_numbered(movie), seconds
+    rows.require("user", "movie")
+    return _from_rows(rows, "user", "movie", ticks(rows, "time", unit="seconds"))
 
 
-def _from_table(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
-    table = read_frame(source, ["user", "item", "time"], texts=("user", "item"))
-    if table.isna().to_numpy().any():
-        raise InputError(source, found="an empty user, item or time", expected="all three in every row",
-                         do="fill in or remove these rows")
-    time = table["time"].to_numpy()
-    if time.dtype.kind not in "iuf" or not (np.abs(time) < _LATEST).all():
-        raise InputError(source, found=f"times of type {table['time'].dtype}, such as {table['time'].iloc[0]}",
-                         expected="Unix seconds", do="turn them into seconds")
-    seconds = time.astype(np.int64)
-    return _first_use(table["user"].to_numpy(str)), *_numbered(table["item"].to_numpy(str)), seconds
+def _from_table(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], Ticks]:
+    rows = read_events([source], user="user", item="item", time="time")
+    return _from_rows(rows, "user", "item", ticks(rows, "time"))
 
 
-def _from_sequences(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray | None]:
+def _from_rows(rows: Rows, user: str, item: str, moments: Ticks) -> tuple[np.ndarray, np.ndarray, list[str], Ticks]:
+    users, items = _by_first_use(ids(rows, user)), _by_first_use(ids(rows, item))
+    return users.codes, items.codes, items.originals, moments
+
+
+def _from_sequences(source: Path) -> tuple[np.ndarray, np.ndarray, list[str], Ticks | None]:
     path = sequence_file(source)
     held, beside = read_lines(path), candidates(path.parent, "interactions.parquet")
-    places = np.arange(len(held.user), dtype=np.int64)
-    seconds = join_times(beside[0], held, ordinal=places)[0] if beside else None
-    return held.user, np.asarray(held.item.codes), held.item.originals, seconds
+    moments = None
+    if beside:
+        moments, timed, _ = join_times(beside[0], held)
+        places = np.arange(len(held.user), dtype=np.int64) * moments.per_second  # of users without any time
+        moments = moments._replace(values=np.where(timed, moments.values, places))
+    return held.user, np.asarray(held.item.codes), held.item.originals, moments
 
 
 def _attributes(lists: dict[str, list[int]] | None, names: list[str]) -> Attributes | None:
@@ -140,17 +141,13 @@ def _attributes(lists: dict[str, list[int]] | None, names: list[str]) -> Attribu
     return Attributes(value, np.concatenate([[0, 0], np.cumsum([len(own) for own in held])]), len(distinct))
 
 
-def _first_use(values: np.ndarray) -> np.ndarray:
-    """Numbers from 0 in order of first use."""
-    return _numbered(values)[0]
-
-
-def _numbered(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    distinct, first, code = np.unique(values, return_index=True, return_inverse=True)
+def _by_first_use(held: Ids) -> Ids:
+    """The ids numbered from 0 in order of first use."""
+    distinct, first, code = np.unique(held.codes, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    return rank[code], [str(value) for value in distinct[order]]
+    return Ids(rank[code], [held.originals[distinct[place]] for place in order])
 
 
 def _columns(user: np.ndarray, item: np.ndarray, seconds: np.ndarray | None, names: list[str]) -> Interactions:

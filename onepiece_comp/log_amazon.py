@@ -17,11 +17,12 @@ import pyarrow.compute as compute
 
 from onepiece_comp import console
 from onepiece_comp.errors import InputError
-from onepiece_comp.event_log import LIKED, Extras, Ids, ids, number_log, write_raw
-from onepiece_comp.formats import CLICK, EXPOSURE
+from onepiece_comp.event_log import Extras, Ids, ids, number_log, write_raw
+from onepiece_comp.log_actions import liked
 from onepiece_comp.log_features import (
     FIRST_VALUES, ITEM_FEATURES_FROM, NO_FEATURES, FeatureTable, feature_table, spread)
 from onepiece_comp.log_files import Rows, delimited, header, json_columns, json_records
+from onepiece_comp.log_times import ticks
 
 NAME = re.compile(r"(?:reviews_)?(?P<category>.+?)(?:_5)?\.(?P<kind>jsonl?|csv)(?:\.gz)?$")
 _AMOUNT = re.compile(r"\s*(?:from\s+)?\$?\s*(\d[\d,]*(?:\.\d+)?)")
@@ -36,12 +37,12 @@ class Edition(NamedTuple):
     item: str
     rating: str
     time: str
-    ticks_per_second: int
+    unit: str
     verified: str
 
 
-OLD = Edition("2014 or 2018", "reviewerID", "asin", "overall", "unixReviewTime", 1, "verified")
-NEW = Edition("2023", "user_id", "parent_asin", "rating", "timestamp", 1000, "verified_purchase")
+OLD = Edition("2014 or 2018", "reviewerID", "asin", "overall", "unixReviewTime", "seconds", "verified")
+NEW = Edition("2023", "user_id", "parent_asin", "rating", "timestamp", "milliseconds", "verified_purchase")
 NEW_BY_ASIN = NEW._replace(item="asin")  # without the number that joins a product's variants
 
 
@@ -57,14 +58,13 @@ def convert_amazon(source: Path, out: Path, *, item_features: Path | None = None
     rows = _rows(path, edition)
     rows.require(edition.rating, edition.time)
     users, items = ids(rows, edition.user), ids(rows, edition.item)
-    action = np.where(rows.table.column(edition.rating).to_numpy() >= LIKED, CLICK, EXPOSURE).astype(np.int8)
-    log, original_ids, counts = number_log(users, items, action=action, ticks_per_second=edition.ticks_per_second,
-                                           ticks=rows.table.column(edition.time).to_numpy())
+    actions, moments = liked(rows, edition.rating, do="check the ratings"), ticks(rows, edition.time, unit=edition.unit)
+    log, original_ids, counts = number_log(users, items, action=actions.values, ticks=moments.values,
+                                           ticks_per_second=moments.per_second)
     if edition.verified in rows.table.column_names:
         verified = compute.sum(rows.table.column(edition.verified)).as_py()
         counts |= {"reviews of verified purchases": int(verified)} if verified else {}
-    about = {"source": "amazon", "edition": edition.name, "actions": f"0 any review, 1 at least {LIKED} stars",
-             "times": "seconds" if edition.ticks_per_second == 1 else "seconds, cut from milliseconds"}
+    about = {"source": "amazon", "edition": edition.name, "actions": actions.stated, "times": moments.stated}
     meta = Path(item_features) if item_features else _meta_file(path)
     about["items"] = f"features from {meta.name}" if meta else "no features: no meta file beside the reviews"
     features = _items(meta, items) if meta else NO_FEATURES

@@ -50,7 +50,9 @@ class Rows(NamedTuple):
         raise AssertionError(f"row {row} beyond the table")
 
     def require(self, *names: str) -> None:
-        """InputError with the place of the first row where one of these columns has nothing."""
+        """InputError where there are no rows, or with the place of the first where one of these columns has nothing."""
+        if not self.table.num_rows:
+            raise InputError(self.parts[0][0], found="a log without events", expected="events", do="check the source")
         for name in names:
             column = self.table.column(name)
             if column.null_count:

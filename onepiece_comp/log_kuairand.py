@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from onepiece_comp.errors import InputError
 from onepiece_comp.event_log import ITEM_OFFSET, Extras, Ids, number_log, write_raw
 from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE
 from onepiece_comp.log_features import ITEM_FEATURES_FROM, USER_FEATURES_FROM, FeatureTable, feature_table
-from onepiece_comp.log_files import UNREADABLE, candidates, one_file, read_frame
+from onepiece_comp.log_files import UNREADABLE, Rows, candidates, one_file, read_frame
+from onepiece_comp.log_times import Ticks, ticks
 
 LOG_PATTERNS = ("splits_*.parquet", "*interactions*.parquet", "log_standard*.csv*")
 STRONG = ["is_like", "is_follow", "is_comment", "is_forward"]
@@ -38,17 +40,16 @@ def convert_kuairand(source: Path, out: Path) -> Path:
     merged into their strongest action. InputError for missing files and columns.
     """
     folder, paths = _log_files(Path(source))
-    rows = pd.concat([_numbers(path, read_frame(path, [*EVENT, *SIGNALS]), SIGNALS) for path in paths],
-                     ignore_index=True)
-    if not all(pd.api.types.is_integer_dtype(rows[name]) for name in EVENT) or rows[EVENT].isna().any(axis=None):
-        raise InputError(folder, found="events without a whole user, video or time", expected=f"numbers in {EVENT}",
-                         do="copy the log again")
-    rows = rows.sort_values("time_ms", kind="stable", ignore_index=True)
+    parts = [_numbers(path, read_frame(path, [*EVENT, *SIGNALS]), SIGNALS) for path in paths]
+    rows = pd.concat(parts, ignore_index=True)
+    moments = _moments(rows, list(zip(paths, map(len, parts))))
+    order = np.argsort(moments.values, kind="stable")
+    rows = rows.iloc[order].reset_index(drop=True)
     strong, clicked = ((rows[names].fillna(0) > 0).any(axis=1) for names in (STRONG, ["is_click"]))
     action = np.where(strong, CONVERSION, np.where(clicked, CLICK, EXPOSURE)).astype(np.int8)
     log, _, counts = number_log(_ids(rows["user_id"]), _ids(rows["video_id"]), action=action,
-                                ticks=rows["time_ms"].to_numpy(np.int64), ticks_per_second=1000)
-    about = {"source": "kuairand", "times": "seconds, cut from milliseconds",
+                                ticks=moments.values[order], ticks_per_second=moments.per_second)
+    about = {"source": "kuairand", "times": moments.stated,
              "actions": "0 exposure, 1 click, 2 like, follow, comment or forward"}
     return write_raw(Path(out), log, about, Extras(
         _users(folder), _items(folder), vectors=_vectors(folder), counts={"repeats merged": 0, **counts}))
@@ -57,6 +58,17 @@ def convert_kuairand(source: Path, out: Path) -> Path:
 def is_kuairand(source: Path) -> bool:
     """Whether a folder holds a KuaiRand log: the table of videos is what only it has."""
     return any(candidates(folder, "video_features_basic*.csv") for folder in (source, source / "data"))
+
+
+def _moments(rows: pd.DataFrame, parts: list[tuple[Path, int]]) -> Ticks:
+    """The times of the events; InputError with the place of a row without a whole user, video and time."""
+    events = Rows(pa.Table.from_pandas(rows[EVENT], preserve_index=False), parts)
+    events.require(*EVENT)
+    for name in EVENT:
+        if not pd.api.types.is_integer_dtype(rows[name]):
+            raise InputError(parts[0][0], found=f"a column {name} of {rows[name].dtype}", expected="whole numbers",
+                             do="copy the log again")
+    return ticks(events, "time_ms", unit="milliseconds")
 
 
 def _ids(column: pd.Series) -> Ids:

@@ -6,16 +6,16 @@ Source: Harper and Konstan, The MovieLens Datasets, 2015, and the README of each
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.event_log import LIKED, Extras, ids, number_log, write_raw
-from onepiece_comp.formats import CLICK, EXPOSURE
+from onepiece_comp.event_log import Extras, ids, number_log, write_raw
+from onepiece_comp.log_actions import liked
 from onepiece_comp.log_features import (
     ITEM_FEATURES_FROM, NO_FEATURES, USER_FEATURES_FROM, FeatureTable, feature_table)
 from onepiece_comp.log_files import Rows, candidates, delimited, header, one_file, read_frame, split_lines
+from onepiece_comp.log_times import ticks
 
 RATINGS = {"dat": "ratings*.dat", "100k": "u.data", "csv": "ratings*.csv"}
 RATING_TYPES = {"user": pa.int32(), "movie": pa.int32(), "rating": pa.float32(), "time": pa.int64()}
@@ -32,14 +32,13 @@ def convert_movielens(source: Path, out: Path) -> Path:
     form, path = ratings_file(Path(source))
     rows = read_ratings(form, path)
     rows.require(*RATING_TYPES)
-    stars = rows.table.column("rating").to_numpy()
-    log, _, counts = number_log(
-        ids(rows, "user"), ids(rows, "movie"), ticks=rows.table.column("time").to_numpy(),
-        action=np.where(stars >= LIKED, CLICK, EXPOSURE).astype(np.int8))
-    del rows, stars  # the log is enough: a set may have 32 million ratings
+    moments, actions = ticks(rows, "time", unit="seconds"), liked(rows, "rating", do="if these are no stars, convert "
+                                                                  "it as a table with --action rating and --map")
+    log, _, counts = number_log(ids(rows, "user"), ids(rows, "movie"), ticks=moments.values, action=actions.values)
+    del rows  # the log is enough: a set may have 32 million ratings
     users, items = {"dat": (_dat_users, _dat_items), "100k": (_100k_users, _100k_items),
                     "csv": (lambda folder: NO_FEATURES, _csv_items)}[form]
-    about = {"source": "movielens", "times": "seconds", "actions": f"0 any rating, 1 a rating of at least {LIKED}"}
+    about = {"source": "movielens", "times": moments.stated, "actions": actions.stated}
     return write_raw(Path(out), log, about, Extras(users(path.parent), items(path.parent), counts=counts))
 
 

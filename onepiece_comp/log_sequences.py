@@ -1,7 +1,8 @@
-"""Sequences of items, as SASRec, S3-Rec and P5 publish them, as a raw folder: a line is a user and then items in order.
+"""Sequences of items, as SASRec, S3-Rec and P5 publish them, as a raw folder: each user's items in order, without times.
 
-A converter of `convert.py`. Beside the lines may stand `item2attributes.json` (S3-Rec puts the data set's name before
-it) and P5's `datamaps.json`, which names the numbers; where there are no times, positions stand for them.
+A converter of `convert.py`. A line is a user and then items (S3-Rec, P5) or a user and one item (SASRec). Beside the
+lines may stand `item2attributes.json` (S3-Rec puts the data set's name before it) and P5's `datamaps.json`, which names
+the numbers; where there are no times, positions stand for them.
 """
 
 import json
@@ -11,41 +12,45 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from onepiece_comp.errors import InputError
 from onepiece_comp.event_log import (
     ORDINAL_START, ORDINAL_STEP, Extras, Ids, Log, number_items, positions_as_seconds, write_raw)
 from onepiece_comp.formats import CLICK
 from onepiece_comp.log_features import FIRST_VALUES, ITEM_FEATURES_FROM, NO_FEATURES, FeatureTable, feature_table
-from onepiece_comp.log_files import candidates, read_frame, text_lines
+from onepiece_comp.log_files import Rows, candidates, read_frame, text_lines
+from onepiece_comp.log_times import Ticks, ticks
 
-FORM = "a user and then items, each user once"
+FORM = "a user and then items, each user once, or a user and an item in every line"
 
 
 class Sequences(NamedTuple):
     """The lines of a file as columns: users in their order, the number of each event's user, the events' items."""
 
     users: list[str]
-    user: np.ndarray
+    user: np.ndarray  # ascending
     item: Ids
+    lines: str  # what a line is
 
 
 def convert_sequences(source: Path, out: Path, interactions: Path | None = None) -> Path:
-    """A text file (may be gzipped), a line = a user then items in order, as a raw folder; returns `out`.
+    """A text file (may be gzipped), a line = a user then items in order, or an event, as a raw folder; returns `out`.
 
     Every event is a click; `source` may be a folder with one such file. `interactions` (Parquet or CSV with user, item,
-    time in Unix seconds) gives the times; its items of each user must be the line's, in order, and a null time takes
-    the one before it. Without it positions stand for times. InputError for what does not fit.
+    time) gives the times; its items of each user must be the lines', in order, and a null time takes the one before
+    it. Without it positions stand for times. InputError for what does not fit.
     """
     source = sequence_file(Path(source))
     held = read_lines(source)
     creative_ids, original_ids = number_items(held.item)
     times = positions_as_seconds(held.user)
-    about, counts = {"source": "sequences", "actions": "1, all", "times": "order only",
+    about, counts = {"source": "sequences", "actions": "1, all", "times": "order only", "lines": held.lines,
                      "ordinal_start": ORDINAL_START, "ordinal_step": ORDINAL_STEP}, {}
     if interactions is not None:
-        times, counts = join_times(Path(interactions), held, ordinal=times)
-        about["times"] = "seconds, from the interactions"
+        moments, timed, counts = join_times(Path(interactions), held)
+        times = np.where(timed, moments.seconds(), times)
+        about["times"] = f"from the interactions: {moments.stated}"
     log = Log(held.users, held.user, creative_ids, np.full(len(held.user), CLICK, np.int8), times)
     return write_raw(Path(out), log, about, Extras(
         item_features=_attributes(source), original_ids=original_ids, counts=counts,
@@ -79,32 +84,41 @@ def _starts_with_numbers(path: Path) -> bool:
 
 
 def read_lines(path: Path) -> Sequences:
+    """The lines of a file: a user and all items, or, where every line is a user and one item, an event a line.
+
+    InputError with the line for what is neither.
+    """
     users: dict[str, int] = {}
     numbers: dict[str, int] = {}
-    lengths, codes, blank = array("q"), array("q"), 0
+    owners, lengths, codes, blank, again, longer = array("q"), array("q"), array("q"), 0, None, False
     for number, line in enumerate(text_lines(path), start=1):
         user, *items = line.split() or [""]
         if not user:
             blank = blank or number  # lines without anything are fine at the end of a file, and only there
-        elif blank or not items or user in users:
-            place, found = (blank, "an empty line") if blank else (number, f"user {user!r} a second time")
-            raise InputError(f"{path}:{place}", found=found if blank or items else "a line without items",
+            continue
+        if blank or not items:
+            raise InputError(f"{path}:{blank or number}", found="an empty line" if blank else "a line without items",
                              expected=FORM, do="correct the line")
-        else:
-            users[user] = len(users)
-            lengths.append(len(items))
-            codes.extend([numbers.setdefault(item, len(numbers)) for item in items])
+        again = again or (user in users and (number, user))
+        longer = longer or len(items) > 1
+        if again and longer:
+            raise InputError(f"{path}:{again[0]}", found=f"user {again[1]!r} a second time", expected=FORM,
+                             do="correct the line")
+        owners.append(users.setdefault(user, len(users)))
+        lengths.append(len(items))
+        codes.extend([numbers.setdefault(item, len(numbers)) for item in items])
     if not users:
         raise InputError(path, found="an empty file", expected="a line per user", do="check the path")
-    user = np.repeat(np.arange(len(users)), np.frombuffer(lengths, np.int64))
-    return Sequences(list(users), user, Ids(np.frombuffer(codes, np.int64), list(numbers)))
+    user = np.repeat(np.frombuffer(owners, np.int64), np.frombuffer(lengths, np.int64))
+    order = np.argsort(user, kind="stable")
+    item = Ids(np.frombuffer(codes, np.int64)[order], list(numbers))
+    return Sequences(list(users), user[order], item, "an event each" if again else "a user's items each")
 
 
-def join_times(path: Path, held: Sequences, *, ordinal: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """The time of each event in the order of the lines, and how many had none.
+def join_times(path: Path, held: Sequences) -> tuple[Ticks, np.ndarray, dict[str, int]]:
+    """The time of each event in the order of the lines, which have one, and how many had none.
 
-    A null time takes the one before it of the same user, at the start the one after it; a user without any time keeps
-    the ordinal ones.
+    A null time or zero takes the one before it of the same user, at the start the one after it; a user may be without.
     """
     table = read_frame(path, ["user", "item", "time"], texts=("user", "item"))
     place = {user: number for number, user in enumerate(held.users)}
@@ -113,19 +127,16 @@ def join_times(path: Path, held: Sequences, *, ordinal: np.ndarray) -> tuple[np.
     if len(strange):
         raise InputError(path, found=f"user {strange.iloc[0]}", expected="the users of the sequence file",
                          do="check both files")
-    table = table.sort_values("place", kind="stable", ignore_index=True)
-    _check_order(path, table, held)
-    try:
-        seconds = pd.to_numeric(table["time"]).astype("Float64")
-    except ValueError as error:
-        raise InputError(path, found=f"a time that is no number ({error})", expected="Unix seconds or null",
-                         do="correct the times") from error
-    known = seconds.groupby(table["place"]).ffill()
-    known = known.groupby(table["place"]).bfill()
-    timeless = known.isna().to_numpy()
-    counts = {"times filled in": int(seconds.isna().sum()),
-              "users without any time": table["place"][timeless].nunique()}
-    return np.where(timeless, ordinal, known.fillna(0).to_numpy(np.int64)), counts
+    rows = Rows(pa.Table.from_pandas(table[["time"]], preserve_index=False), [(path, len(table))])
+    moments = ticks(rows, "time", gaps=True)
+    order = np.argsort(table["place"].to_numpy(), kind="stable")
+    _check_order(path, table.iloc[order].reset_index(drop=True), held)
+    given = pd.Series(moments.values[order], dtype="Int64").replace(0, pd.NA)
+    known = given.groupby(held.user).ffill()
+    known = known.groupby(held.user).bfill()
+    timed = known.notna().to_numpy()
+    counts = {"times filled in": int(given.isna().sum()), "users without any time": len(np.unique(held.user[~timed]))}
+    return moments._replace(values=known.fillna(0).to_numpy(np.int64)), timed, counts
 
 
 def _check_order(path: Path, table: pd.DataFrame, held: Sequences) -> None:

@@ -1,21 +1,18 @@
 """A table of events with named columns (CSV, TSV or Parquet, a file or a folder of parts) as a raw folder.
 
 A converter of `convert.py`: the way in for any log without a format of its own. Units of time are guessed and said
-(`log_times.py`); the words of an action column are looked up, never guessed.
+(`log_times.py`); the words of an action column are looked up, never guessed (`log_actions.py`).
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from onepiece_comp.errors import InputError
 from onepiece_comp.event_log import Extras, ids, number_log, write_raw
-from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE
+from onepiece_comp.log_actions import SHOWN_VALUES, actions_of, all_clicks, map_of
 from onepiece_comp.log_features import (
     ITEM_FEATURES_FROM, NO_FEATURES, USER_FEATURES_FROM, FeatureTable, feature_table, spread_lists)
 from onepiece_comp.log_files import (
@@ -23,21 +20,6 @@ from onepiece_comp.log_files import (
 from onepiece_comp.log_times import ticks
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-WORDS = {  # letters alone, small
-    EXPOSURE: "exposure exposed expose impression impressions imp view viewed show shown display displayed",
-    CLICK: "click clicked clicks",
-    CONVERSION: "conversion converted convert purchase purchased buy bought order ordered transaction checkout payment "
-                "cart addtocart like liked favorite favourite fav follow share comment forward subscribe install",
-}
-KNOWN_WORDS = {word: action for action, words in WORDS.items() for word in words.split()}
-SHOWN_VALUES = 20
-
-
-class Actions(NamedTuple):
-    """The action of each row, and what the values of the column were taken for."""
-
-    values: np.ndarray
-    stated: str
 
 
 def convert_table(source: Path, out: Path, *, user: str = "", item: str = "", time: str = "", action: str = "",
@@ -57,13 +39,15 @@ def convert_table(source: Path, out: Path, *, user: str = "", item: str = "", ti
                          expected="a column each for --user, --item and --time", do="name them")
     if action_map and not action:
         raise InputError("--map", found="values of actions without --action", expected="both", do="name the column")
-    rows = _read(paths, user=user, item=item, time=time, action=action)
+    rows = read_events(paths, user=user, item=item, time=time, action=action)
     users, items, moments = ids(rows, user), ids(rows, item), ticks(rows, time)
-    actions = _actions(rows, action, _parse_map(action_map))
+    actions = actions_of(rows, action, map_of(action_map)) if action else all_clicks(rows, "no column of actions was named")
     log, original_ids, counts = number_log(users, items, action=actions.values, ticks=moments.values,
                                            ticks_per_second=moments.per_second, exact=True)
     about = {"source": "table", "files": [path.name for path in paths], "times": moments.stated,
              "actions": actions.stated, "columns": {"user": user, "item": item, "time": time, "action": action}}
+    unread = [name for name in column_names(paths[0]) if name not in about["columns"].values()]
+    about |= {"not read": ", ".join(unread)} if unread else {}
     held_users = _features(user_features, user, users.originals, is_item=False, about=about, counts=counts)
     held_items = _features(item_features, item, items.originals, is_item=True, about=about, counts=counts)
     return write_raw(Path(out), log, about, Extras(held_users, held_items, original_ids=original_ids, counts=counts))
@@ -98,7 +82,7 @@ def is_table(source: Path) -> bool:
         return False
 
 
-def _read(paths: list[Path], *, user: str, item: str, time: str, action: str) -> Rows:
+def read_events(paths: list[Path], *, user: str, item: str, time: str, action: str = "") -> Rows:
     """The named columns of all parts as one table."""
     names = [name for name in (user, item, time, action) if name]
     if len(set(names)) < len(names):
@@ -123,45 +107,6 @@ def _read_text(path: Path, types: dict[str, pa.DataType], time: str) -> Rows:
             if f"conversion error to {name}" not in error.found:
                 raise
     return delimited(path, {**types, time: pa.string()}, delimiter=delimiter_of(path))
-
-
-def _parse_map(texts: Sequence[str]) -> dict[str, int]:
-    actions = {}
-    for text in texts:
-        value, equals, action = text.rpartition("=")
-        if not equals or action not in ("0", "1", "2"):
-            raise InputError(f"--map {text}", found="no VALUE=ACTION", expected="for example purchase=2; 0 exposure, "
-                             "1 click, 2 conversion", do="write it so")
-        actions[value] = int(action)
-    return actions
-
-
-def _actions(rows: Rows, name: str, mapped: dict[str, int]) -> Actions:
-    """Numbers 0 to 2 as they are, words by `mapped`, then by KNOWN_WORDS."""
-    if not name:
-        return Actions(np.full(rows.table.num_rows, CLICK, np.int8), "1, all: no column of actions was named")
-    held = ids(rows, name)
-    counts = dict(zip(held.originals, np.bincount(held.codes, minlength=len(held.originals)).tolist()))
-    listed = ", ".join(f"{value!r} {times:,}" for value, times in
-                       sorted(counts.items(), key=lambda pair: -pair[1])[:SHOWN_VALUES])
-    for value in mapped:
-        if value not in counts:
-            raise InputError(rows.parts[0][0], found=f"no {name} {value!r} (but {listed})",
-                             expected="the values of --map in the column", do="correct the option")
-    found = {value: mapped.get(value, _known(value)) for value in counts}
-    unknown = [value for value, action in found.items() if action is None]
-    if unknown:
-        raise InputError(rows.parts[0][0], found=f"{name} {unknown[0]!r} (of {listed})",
-                         expected="0 to 2, a known word (click, impression, purchase, ...) or a value of --map",
-                         do=f"say what it is, for example --map {unknown[0]}=2")
-    stated = ", ".join(f"{value} = {action}" for value, action in found.items())
-    return Actions(np.array(list(found.values()), np.int8)[held.codes], f"{name}: {stated}")
-
-
-def _known(value: str) -> int | None:
-    if value.strip() in ("0", "1", "2"):
-        return int(value)
-    return KNOWN_WORDS.get(re.sub(r"[^a-z]", "", value.lower()))
 
 
 def _features(path: Path | None, key: str, held: list[str], *, is_item: bool, about: dict,

@@ -2,17 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from converted import events as converted_events
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from onepiece_comp.artefacts import fingerprint
 from onepiece_comp.benchmark import benchmark
 from onepiece_comp.benchmark_baselines import knn_scorer
 from onepiece_comp.benchmark_rows import RowConfig, chosen, rows, told
+from onepiece_comp.cli import app
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.errors import InputError
@@ -43,6 +47,9 @@ def circle(tmp_path):
     return _circle(tmp_path / "sequences.txt")
 
 
+SECOND = 1_600_000_000
+
+
 def _timed(path, rows_):
     path.write_text("user,item,time\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows_))
     return path
@@ -61,8 +68,8 @@ def test_the_last_event_tests_the_one_before_validates_and_training_reads_neithe
 
 
 def test_events_are_in_order_of_time_and_ties_in_order_of_the_file_unless_shuffled(tmp_path):
-    tied = [("a", f"i{place}", 5) for place in range(12)]
-    path = _timed(tmp_path / "t.csv", [("a", "last", 9), *tied, ("a", "first", 1)])
+    tied = [("a", f"i{place}", SECOND + 5) for place in range(12)]
+    path = _timed(tmp_path / "t.csv", [("a", "last", SECOND + 9), *tied, ("a", "first", SECOND)])
     kept = read_interactions(path)
     assert [kept.item_id[row - 1] for row in kept.item] == ["first", *(f"i{place}" for place in range(12)), "last"]
     shuffled = read_interactions(path, ties="shuffled", seed=3)
@@ -71,16 +78,17 @@ def test_events_are_in_order_of_time_and_ties_in_order_of_the_file_unless_shuffl
 
 
 def test_the_next_time_is_the_one_of_the_event_that_follows(tmp_path):
-    log = read_interactions(_timed(tmp_path / "t.csv", [("a", f"i{step}", 10 ** step) for step in range(5)]))
+    log = read_interactions(_timed(tmp_path / "t.csv", [("a", f"i{step}", SECOND + 10 ** step) for step in range(5)]))
     seen = window(log, np.array([0]), held_out=1)
-    assert seen.time_BT.tolist() == [[1, 10, 100, 1000]] and seen.next_time_BT.tolist() == [[10, 100, 1000, 10000]]
+    assert (seen.time_BT - SECOND).tolist() == [[1, 10, 100, 1000]]
+    assert (seen.next_time_BT - SECOND).tolist() == [[10, 100, 1000, 10000]]
 
 
 @pytest.mark.parametrize("row", ["sasrec", "ligr", "hstu", "hstu-time"])
 def test_a_query_depends_on_no_batch_mate_no_padding_and_no_later_event(tmp_path, row):
     rng = np.random.default_rng(0)
     log = read_interactions(_timed(tmp_path / "t.csv", [
-        (f"u{user}", int(rng.integers(0, 30)), int(t)) for user, length in enumerate((12, 4, 8))
+        (f"u{user}", int(rng.integers(0, 30)), SECOND + int(t)) for user, length in enumerate((12, 4, 8))
         for t in np.cumsum(rng.integers(1, 10 ** 6, length))]))
     config = replace(TINY, block=row.split("-")[0], time="last" if "-" in row else "none", heads=2)
     torch.manual_seed(1)
@@ -389,11 +397,33 @@ def test_a_log_that_is_too_short_is_an_error(tmp_path, lines, said):
         _run(tmp_path / "short.txt", tmp_path / "out", models="popularity,sasrec-softmax")
 
 
-@pytest.mark.parametrize("time", ["2021-01-01", "1609459200000", "inf"])
-def test_times_that_are_no_seconds_are_an_error(tmp_path, time):
-    path = _timed(tmp_path / "events.csv", [("a", item, time) for item in "xyzw"])
-    with pytest.raises(InputError, match="Unix seconds"):
-        read_interactions(path)
+@pytest.mark.parametrize("time", ["1600000000", "1600000000000", "2020-09-13", "2020-09-13 12:26:40 UTC"])
+def test_times_are_read_as_a_conversion_reads_them(tmp_path, time):
+    assert read_interactions(_timed(tmp_path / "events.csv", [("a", item, time) for item in "xyzw"])).items == 4
+
+
+@pytest.mark.parametrize("time", ["20200913", "inf", "9", "soon"])
+def test_times_that_are_none_are_an_error(tmp_path, time):
+    with pytest.raises(InputError, match=f"events.csv:2: found time '?{time}"):
+        read_interactions(_timed(tmp_path / "events.csv", [("a", item, time) for item in "xyzw"]))
+
+
+@pytest.mark.parametrize("written", ["1600000000.{:03d}", "1600000000{:03d}", "2020-09-13T12:26:40.{:03d}Z"])
+def test_the_same_rows_in_reverse_have_the_same_last_events_and_the_same_converted_log(tmp_path, written):
+    """All within one second, which whole seconds would leave in the order of the file: 12 of 42 users end on what is popular."""
+    common = [f"c{number}" for number in range(6)]
+    of = lambda user: [common[(user + place) % 6] for place in range(3)]
+    histories = [[*of(user), "hot"] for user in range(12)] + [["hot", *of(user), f"rare{user}"] for user in range(30)]
+    events = [(f"u{user}", item, written.format(place)) for user, own in enumerate(histories) for place, item in enumerate(own)]
+    for name, rows_ in (("a", events), ("b", events[::-1])):
+        source, out = _timed(tmp_path / f"{name}.csv", rows_), tmp_path / name
+        for command in (f"benchmark leave-one-out --data {source} --out {out} --models popularity --threads 1",
+                        f"convert table {source} {out}-raw --user user --item item --time time"):
+            assert CliRunner().invoke(app, command.split()).exit_code == 0
+        (row,) = json.loads((out / "result.json").read_text())["rows"]["popularity"]
+        assert row["figures"]["all"]["hr@5"] == pytest.approx(12 / 42)
+        held = converted_events(Path(f"{out}-raw"))
+        assert [[item for item, _, _ in held[f"u{user}"]] for user in range(42)] == histories
 
 
 def test_what_cannot_be_run_is_an_error(circle, tmp_path):

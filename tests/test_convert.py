@@ -25,6 +25,7 @@ from onepiece_comp.split import split
 USER_ROW = {**dict.fromkeys(USER_COLUMNS, 5), "user_active_degree": "full_active", "is_live_streamer": -124}
 ITEM_ROW = dict(zip(ITEM_COLUMNS, (77, "NORMAL", "2022-04-10", "Web", 900, 9.0, "39,68", 20_000.0, 720.0, 1280.0)))
 MS = 1_650_000_000_000
+SECOND = 1_650_000_000
 
 
 def kuairand(folder: Path, *events: tuple, name: str = "splits_val.parquet") -> Path:
@@ -120,15 +121,17 @@ def test_creative_ids_are_larger_than_any_re_id_and_give_the_original_back(tmp_p
 
 
 def test_ratings_from_four_stars_are_clicks_and_equal_times_keep_the_order_of_the_file(tmp_path):
-    source = movielens(tmp_path / "in", "2::9::3::50\n1::1::5::100\n1::9::4::90\n1::7::3::100\n1::4::1::100\n")
+    source = movielens(tmp_path / "in", "".join(
+        f"{rating}::{SECOND + time}\n" for rating, time in (("2::9::3", 50), ("1::1::5", 100), ("1::9::4", 90), ("1::7::3", 100),
+                                                           ("1::4::1", 100))))
     raw = convert_movielens(source, tmp_path / "raw")
     assert {user: short(line) for user, line in lines(raw).items()} == {
         "2": [(9, 0)], "1": [(9, 1), (1, 1), (7, 0), (4, 0)]}
-    assert [event.time for event in lines(raw)["1"].events] == [90, 100, 100, 100]
+    assert [event.time for event in lines(raw)["1"].events] == [SECOND + time for time in (90, 100, 100, 100)]
 
 
 def test_movielens_features_are_people_genres_and_decade(tmp_path):
-    raw = convert_movielens(movielens(tmp_path / "in", "2::9::3::50\n1::1::5::100\n1::7::5::101\n"), tmp_path / "raw")
+    raw = convert_movielens(movielens(tmp_path / "in", f"2::9::3::{SECOND}\n1::1::5::{SECOND}\n1::7::5::{SECOND + 1}\n"), tmp_path / "raw")
     assert named(raw, lines(raw)["2"].profile) == {"gender": "M", "age": "56", "occupation": "16", "zip prefix": "70"}
     toys, unknown = (event.features for event in lines(raw)["1"].events)
     assert named(raw, toys) == {"genre": "Animation", "second genre": "Comedy", "decade": 1990} and unknown == {}
@@ -152,13 +155,13 @@ def test_positions_stand_for_times_where_a_log_has_the_order_alone(tmp_path):
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_times_come_from_the_interactions_and_a_missing_one_from_the_event_before(tmp_path, kind):
     (tmp_path / "log.txt.gz").write_bytes(gzip.compress(b"8 5 3 4\n2 3 9\n7 3\n"))
-    rows = [(2, 3, None), (8, 5, 10), (8, 3, None), (8, 4, 30), (2, 9, 7), (7, 3, None)]
+    rows = [(2, 3, None), (8, 5, SECOND + 10), (8, 3, None), (8, 4, SECOND + 30), (2, 9, SECOND + 7), (7, 3, 0)]
     table = pd.DataFrame(rows, columns=["user", "item", "time"]).astype({"time": "Int64"})
     path = tmp_path / f"times.{kind}"
     table.to_parquet(path) if kind == "parquet" else table.to_csv(path, index=False)
     raw = convert_sequences(tmp_path / "log.txt.gz", tmp_path / "raw", path)
     times = {user: [event.time for event in line.events] for user, line in lines(raw).items()}
-    assert times == {"8": [10, 10, 30], "2": [7, 7], "7": [1_000_000_000]}
+    assert times == {"8": [SECOND + 10, SECOND + 10, SECOND + 30], "2": [SECOND + 7] * 2, "7": [1_000_000_000]}
     figures = marker(raw)["figures"]
     assert figures["times filled in"] == 3 and figures["users without any time"] == 1
 
@@ -169,7 +172,7 @@ def test_interactions_of_another_log_are_refused(tmp_path):
                           ([(8, 5), (8, 3)], "user 2: found item missing"),
                           ([(8, 5), (8, 3), (2, 3), (4, 4)], "user 4")):
         path = tmp_path / "times.csv"
-        pd.DataFrame(rows, columns=["user", "item"]).assign(time=1).to_csv(path, index=False)
+        pd.DataFrame(rows, columns=["user", "item"]).assign(time=SECOND).to_csv(path, index=False)
         with pytest.raises(InputError, match=message):
             convert_sequences(tmp_path / "log.txt", tmp_path / "raw", path)
 
@@ -200,9 +203,9 @@ def test_attributes_beside_the_sequences_become_item_features(tmp_path, item):
 
 def test_the_kind_of_the_log_chooses_the_converter(tmp_path):
     (tmp_path / "log.txt").write_text("8 5\n")
-    (tmp_path / "times.csv").write_text("user,item,time\n8,5,44\n")
+    (tmp_path / "times.csv").write_text(f"user,item,time\n8,5,{SECOND}\n")
     sources = {"kuairand": kuairand(tmp_path / "in", (0, 3, 1)), "sequences": tmp_path / "log.txt",
-               "movielens": movielens(tmp_path / "ml", "1::1::5::9\n")}
+               "movielens": movielens(tmp_path / "ml", f"1::1::5::{SECOND}\n")}
     for kind, source in sources.items():
         assert marker(convert(kind, source, tmp_path / kind))["source"] == kind
     timed = convert(
@@ -211,7 +214,7 @@ def test_the_kind_of_the_log_chooses_the_converter(tmp_path):
         tmp_path / "timed",
         options=ConvertOptions(interactions=tmp_path / "times.csv"),
     )
-    assert lines(timed)["8"].events[0].time == 44
+    assert lines(timed)["8"].events[0].time == SECOND
     with pytest.raises(InputError, match="sequences or table"):
         convert("netflix", tmp_path / "in", tmp_path / "raw")
     with pytest.raises(InputError, match="--interactions for movielens, expected for movielens no"):
@@ -223,12 +226,12 @@ def test_the_kind_of_the_log_chooses_the_converter(tmp_path):
 def test_each_kind_is_known_by_its_files_and_auto_takes_it(tmp_path, capsys):
     one_event = {
         "kuairand": lambda folder: kuairand(folder, (0, 3, 1)),
-        "movielens": lambda folder: movielens(folder, "1::1::5::9\n"),
+        "movielens": lambda folder: movielens(folder, f"1::1::5::{SECOND}\n"),
         "recbole": lambda folder: (folder / "x.inter").write_text("user_id:token\titem_id:token\n1\t2\n"),
         "amazon": lambda folder: (folder / "X_5.json").write_text(
-            '{"reviewerID": "A", "asin": "B", "overall": 5, "unixReviewTime": 9}\n'),
+            '{"reviewerID": "A", "asin": "B", "overall": 5, "unixReviewTime": 1650000000}\n'),
         "sequences": lambda folder: (folder / "Beauty.txt").write_text("1 5\n"),
-        "table": lambda folder: pd.DataFrame({"u": [1], "i": [2], "t": [3]}).to_parquet(folder / "part-0.parquet"),
+        "table": lambda folder: pd.DataFrame({"u": [1], "i": [2], "t": [SECOND]}).to_parquet(folder / "part-0.parquet"),
     }
     assert list(one_event) and set(one_event) == set(KINDS)
     for kind, write in one_event.items():
@@ -250,7 +253,7 @@ def test_each_kind_is_known_by_its_files_and_auto_takes_it(tmp_path, capsys):
 
 
 def test_each_option_of_the_command_reaches_its_converter(tmp_path):
-    (tmp_path / "log.csv").write_text("u,i,t,a\n1,x,9,pv\n")
+    (tmp_path / "log.csv").write_text(f"u,i,t,a\n1,x,{SECOND},pv\n")
     (tmp_path / "users.csv").write_text("u,age\n1,30\n")
     (tmp_path / "items.csv").write_text("i,size\nx,4\n")
     words = [
@@ -320,7 +323,7 @@ def test_what_is_no_log_is_refused_with_its_place_and_leaves_nothing_behind(tmp_
     refuses("splits_val.parquet: found no column video_id", convert_kuairand, source, tmp_path / "raw")
     kuairand(source, (0, 3, 1))
     pd.read_parquet(source / "splits_val.parquet").assign(video_id=[None]).to_parquet(source / "splits_val.parquet")
-    refuses("events without a whole user", convert_kuairand, source, tmp_path / "raw")
+    refuses("splits_val.parquet: row 1: found no video_id", convert_kuairand, source, tmp_path / "raw")
     kuairand(source, (0, 3, 1))
     pd.read_parquet(source / "splits_val.parquet").assign(is_like="x").to_parquet(source / "splits_val.parquet")
     refuses("splits_val.parquet: found is_like 'x', expected a column of numbers", convert_kuairand, source,
@@ -338,7 +341,7 @@ def test_what_is_no_log_is_refused_with_its_place_and_leaves_nothing_behind(tmp_
     (source / "ratings.dat").write_text("")
     refuses("Empty CSV", convert_movielens, source, tmp_path / "raw")
     (source / "ratings.dat").write_text("1::1::5::-4\n")
-    refuses("Unix seconds", convert_movielens, source, tmp_path / "raw")
+    refuses("ratings.dat:1: found time -4, expected Unix time from 1990", convert_movielens, source, tmp_path / "raw")
     (tmp_path / "log.txt").write_text("8 5 3\n2\n")
     refuses("log.txt:2: found a line without items", convert_sequences, tmp_path / "log.txt", tmp_path / "raw")
     (tmp_path / "log.txt").write_text("8 5 3\n8 1\n")

@@ -12,13 +12,13 @@ def test_the_csv_sets_have_movies_and_no_people(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     (source / "ratings.csv").write_text(
-        "userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n1,306,3.5,1147868817\n2,1,4.0,9\n"
+        "userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n1,306,3.5,1147868817\n2,1,4.0,1147800000\n"
     )
     (source / "movies.csv").write_text('movieId,title,genres\n296,"Pulp Fiction (1994)",Comedy|Crime|Drama\n'
                                        '306,"Three Colors: Red, a film (1994) ",Drama\n1,Nameless,(no genres listed)\n')
     (source / "tags.csv").write_text("userId,movieId,tag,timestamp\n3,260,classic,1439472355\n")
     raw = convert_movielens(source, tmp_path / "raw")
-    assert events(raw) == {"1": [("306", 0, 1147868817), ("296", 1, 1147880044)], "2": [("1", 1, 9)]}
+    assert events(raw) == {"1": [("306", 0, 1147868817), ("296", 1, 1147880044)], "2": [("1", 1, 1147800000)]}
     assert item_features(raw) == {"296": {"genre": "Comedy", "second genre": "Crime", "decade": 1990},
                                   "306": {"genre": "Drama", "decade": 1990}, "1": {}}
     assert lines(raw)["1"].profile == {} and not {fid for fid in marker(raw)["features"] if fid.startswith("2")}
@@ -28,14 +28,14 @@ def test_the_csv_sets_have_movies_and_no_people(tmp_path):
 def test_the_set_of_1998_has_flags_for_genres(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    (source / "u.data").write_text("196\t242\t3\t881250949\n196\t1\t5\t881250949\n7\t242\t4\t5\n")
+    (source / "u.data").write_text("196\t242\t3\t881250949\n196\t1\t5\t881250949\n7\t242\t4\t881250000\n")
     flags = lambda *places: "|".join("1" if place in places else "0" for place in range(19))
     (source / "u.item").write_bytes(f"242|Kolya, l'été (1996)|24-Jan-1997||http://x|{flags(0, 5)}\n"
                                     f"1|Toy Story (1995)|01-Jan-1995||http://y|{flags(3, 4, 5)}\n".encode("latin-1"))
     (source / "u.genre").write_text("\n".join(f"{name}|{number}" for number, name in enumerate(GENRES_100K)) + "\n\n")  # as published
     (source / "u.user").write_text("196|49|M|writer|55105\n7|57|F|administrator|T8H1N\n")
     raw = convert_movielens(source, tmp_path / "raw")
-    assert events(raw) == {"196": [("242", 0, 881250949), ("1", 1, 881250949)], "7": [("242", 1, 5)]}
+    assert events(raw) == {"196": [("242", 0, 881250949), ("1", 1, 881250949)], "7": [("242", 1, 881250000)]}
     assert item_features(raw) == {"242": {"genre": "Comedy", "decade": 1990},
                                   "1": {"genre": "Animation", "second genre": "Children's", "decade": 1990}}
     assert named(raw, lines(raw)["7"].profile) == {"age": "57", "gender": "F", "occupation": "administrator",
@@ -45,10 +45,10 @@ def test_the_set_of_1998_has_flags_for_genres(tmp_path):
 def test_half_stars_and_a_set_without_people(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    (source / "ratings.dat.gz").write_bytes(gzip.compress(b"1::2::3.5::10\n1::3::4::9\n1::3::4::9\n"))
+    (source / "ratings.dat.gz").write_bytes(gzip.compress(b"1::2::3.5::881250010\n1::3::4::881250009\n1::3::4::881250009\n"))
     (source / "movies.dat").write_text("2::Heat: a film (1995)::Action\n3::B (2001)::Drama\n")
     raw = convert_movielens(source, tmp_path / "raw")
-    assert events(raw) == {"1": [("3", 1, 9), ("2", 0, 10)]} and marker(raw)["figures"]["repeats merged"] == 1
+    assert events(raw) == {"1": [("3", 1, 881250009), ("2", 0, 881250010)]} and marker(raw)["figures"]["repeats merged"] == 1
     assert item_features(raw)["2"] == {"genre": "Action", "decade": 1990}
 
 
@@ -61,6 +61,10 @@ def test_half_stars_and_a_set_without_people(tmp_path):
     ("ratings.dat", "1::2::3::4\n1;2;3;4\n", "ratings.dat:2: .*expected UserID::MovieID"),
     ("ratings.dat", "1::2::3::4\n1:x:2::3::4\n", "ratings.dat:2: "),
     ("u.data", "1\t2\t3\t\n", "u.data:1: found no time"),
+    ("u.data", "1\t2\t3\t881250949\n1\t2\t3\t881250949000\n", "u.data:2: found time 881250949000, expected seconds from 1990"),
+    ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,4,20200901\n", "ratings.csv:2: found time 20200901.*2020-09-01"),
+    ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,1,1147880044\n1,3,0,1147880045\n",
+     "ratings.csv: found rating from 0 to 1, and so no click .*at least 4; .*convert it as a table with --action"),
 ])
 def test_a_broken_rating_is_refused_with_its_line(tmp_path, name, text, message):
     (tmp_path / "in").mkdir()

@@ -1,5 +1,6 @@
 """RecBole's atomic files keep their events, ratings, order and features."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_other_names_are_found_by_their_type_or_given(tmp_path):
         (INTER + f"u\t1\t5\t{TIME}\nu\t1\t5\t\n", "toy.inter:3: found no timestamp:float"),
         (
             INTER + f"u\t1\t5\t{TIME}\nu\t1\t5\t{TIME}\nu\t1\t5\t{TIME}000\n",
-            "toy.inter:4: found .* expected seconds, as in most",
+            "toy.inter:4: found .* expected seconds from 1990 to 2100, as in most",
         ),
         ("user_id\titem_id\n", "toy.inter:1: found the field 'user_id', expected name:type"),
         ("a:token\ta:token\n", "'a:token' a second time"),
@@ -131,3 +132,77 @@ def test_one_inter_file_is_expected(tmp_path):
     (source / "other.inter").write_text(INTER)
     refuses(r"2 files \*.inter \(other.inter, toy.inter\)", convert_recbole, source, tmp_path / "raw")
     refuses("no such file", convert_recbole, tmp_path / "none.inter", tmp_path / "raw")
+
+
+@pytest.mark.parametrize("field, values, actions", [
+    ("rating:token", "5 3 4", [1, 0, 1]), ("stars:float", "5.0 3.5 4.0", [1, 0, 1]), ("label:float", "1.0 0.0 1.0", [1, 0, 1]),
+    ("label:float", "1 0 0", [1, 0, 0]), ("behavior_type:token", "click buy view", [1, 2, 0]),
+    ("behavior_type:token", "1 2 0", [1, 2, 0]), ("is_click:token", "0 1 0", [0, 1, 0])])
+def test_an_outcome_is_read_whatever_it_is_called(tmp_path, field, values, actions):
+    rows = "".join(f"u\ti{place}\t{value}\t{TIME + place}\n" for place, value in enumerate(values.split()))
+    raw = convert_recbole(atomic(tmp_path / "in", INTER.replace("rating:float", field) + rows), tmp_path / "raw")
+    assert [action for _, action, _ in events(raw)["u"]] == actions
+
+
+def test_words_of_behaviour_are_mapped_and_never_guessed_and_two_of_one_second_are_two_events(tmp_path):
+    inter = INTER.replace("rating:float", "kind:token") + "".join(
+        f"u\ta\t{kind}\t{TIME}\n" for kind in ("pv", "buy", "pv")) + f"u\tb\tfav\t{TIME + 1}\n"
+    source = atomic(tmp_path / "in", inter)
+    raw = convert_recbole(source, tmp_path / "raw", action="kind", action_map=["pv=0"])
+    assert events(raw)["u"] == [("a", 0, TIME), ("a", 2, TIME), ("b", 2, TIME + 1)]
+    assert marker(raw)["figures"]["repeats merged"] == 1
+    refuses("toy.inter:2: found kind:token 'pv' .*--map pv=0 for an exposure", convert_recbole, source, tmp_path / "out", action="kind")
+    refuses("--map: found values of actions without --action", convert_recbole, source, tmp_path / "out", action_map=["pv=0"])
+    refuses("expected knd:token; .*--action", convert_recbole, source, tmp_path / "out", action="knd")
+
+
+def test_what_is_not_read_is_named_and_two_outcomes_ask_for_one(tmp_path):
+    rows = f"u\ta\t5\t{TIME}\t1\t7\n"
+    source = atomic(tmp_path / "in", INTER.replace("\n", "\tlabel:float\tprice:float\n") + rows)
+    refuses("toy.inter:1: found the outcomes rating, label, expected one; .*--action", convert_recbole, source, tmp_path / "out")
+    about = marker(convert_recbole(source, tmp_path / "raw", action="label"))
+    assert about["not read"] == "rating, price" and about["actions"].startswith("label:float: ")
+
+
+@pytest.mark.parametrize("field, values", [("rating:float", "0 1"), ("stars:float", "1 3")])
+def test_ratings_that_never_reach_a_click_are_refused_with_the_way_to_tell_their_scale(tmp_path, field, values):
+    rows = "".join(f"u\ti{value}\t{value}\t{TIME}\n" for value in values.split())
+    source = atomic(tmp_path / "in", INTER.replace("rating:float", field) + rows)
+    low, high = values.split()
+    refuses(f"toy.inter: found {field} from {low} to {high}, and so no click at all, expected one of at least 4; .*--action",
+            convert_recbole, source, tmp_path / "out")
+
+
+def test_files_of_histories_are_refused_for_a_row_there_is_a_whole_history(tmp_path):
+    inter = "user_id:token\titem_id_list:token_seq\titem_id:token\nu\ta b c\td\n"
+    refuses(r"toy.inter:1: found a history in each row \(item_id_list:token_seq\), expected an event a row.*sequences",
+            convert_recbole, atomic(tmp_path / "in", inter), tmp_path / "out")
+
+
+@pytest.mark.parametrize("separator, said", [(" ", "spaces"), (",", "commas"), ("\t", None)])
+def test_fields_between_commas_or_spaces_are_read_and_said(tmp_path, separator, said):
+    text = (INTER + f"u\ta\t5\t{TIME}\nu\tb\t1\t{TIME + 1}\n").replace("\t", separator)
+    raw = convert_recbole(atomic(tmp_path / "in", text), tmp_path / "raw")
+    assert events(raw) == {"u": [("a", 1, TIME), ("b", 0, TIME + 1)]} and marker(raw).get("separated by") == said
+
+
+def test_gzipped_files_are_the_same_log_with_the_same_features(tmp_path):
+    texts = {"inter": INTER + f"u\ta\t5\t{TIME}\n", "item": "item_id:token\tbrand:token\na\tx\n",
+             "user": "user_id:token\tage:token\nu\t30\n"}
+    (tmp_path / "in").mkdir()
+    for suffix, text in texts.items():
+        (tmp_path / "in" / f"toy.{suffix}.gz").write_bytes(gzip.compress(text.encode()))
+    for source in (tmp_path / "in", tmp_path / "in" / "toy.inter.gz"):
+        raw = convert_recbole(source, tmp_path / source.name / "raw")
+        assert events(raw) == {"u": [("a", 1, TIME)]} and item_features(raw) == {"a": {"brand": "x"}}
+        assert named(raw, lines(raw)["u"].profile) == {"age": "30"}
+    (tmp_path / "in" / "toy.item").write_text(texts["item"])
+    refuses("found toy.item and toy.item.gz, expected one", convert_recbole, tmp_path / "in", tmp_path / "out")
+
+
+def test_feature_files_of_another_name_are_said_and_those_of_other_ids_refused(tmp_path):
+    source = atomic(tmp_path / "in", INTER + f"u\ta\t5\t{TIME}\n")
+    (source / "other.item").write_text("item_id:token\tbrand:token\na\tx\n")
+    assert marker(convert_recbole(source, tmp_path / "raw"))["not read"] == "other.item"
+    (source / "toy.item").write_text("item_id:token\tbrand:token\nB\tx\n")
+    refuses("toy.item: found no item of the log: item_id 'B', expected items such as 'a'", convert_recbole, source, tmp_path / "out")

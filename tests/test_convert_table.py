@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from converted import events, item_features, lines, marker, named, refuses
+from onepiece_comp.errors import InputError
+from onepiece_comp.log_actions import KNOWN_WORDS
 from onepiece_comp.log_files import Rows
-from onepiece_comp.log_table import KNOWN_WORDS, convert_table
+from onepiece_comp.log_table import convert_table
 from onepiece_comp.log_times import ticks
 
 NAMES = {"user": "who", "item": "what", "time": "ts"}
@@ -67,17 +69,20 @@ def of_times(values: object) -> Rows:
 @pytest.mark.parametrize(
     "values, unit, per_second",
     [
-        ([TIME, 0], "seconds", 1),
+        ([TIME, TIME + 4e8], "seconds", 1),
         ([TIME * 1000 + 7], "milliseconds", 1000),
         ([TIME * 10**6], "microseconds", 10**6),
         ([TIME * 10**9], "nanoseconds", 10**9),
-        ([TIME + 0.5], "seconds", 10**6),
-        ([TIME * 1e3 + 0.5], "milliseconds", 10**6),
+        ([TIME + 0.5], "seconds", 10**9),
+        ([TIME * 1e3 + 0.5], "milliseconds", 10**9),
         ([float(TIME)], "seconds", 1),
-        (["2022-04-15T05:20:00Z"], "ISO", 10**6),
-        (["2022-04-15 07:20:00+02:00"], "ISO", 10**6),
-        (["2022-04-15 05:20"], "ISO", 10**6),
-        (np.array([TIME * 1000], "datetime64[ms]"), "timestamp", 10**6),
+        (["2022-04-15T05:20:00Z"], "ISO", 10**9),
+        (["2022-04-15 07:20:00+02:00"], "ISO", 10**9),
+        (["2022-04-15 05:20"], "ISO", 10**9),
+        (["2022-04-15 05:20:00 UTC"], "ISO", 10**9),
+        (["2022-04-15 05:20:00.250 GMT"], "ISO", 10**9),
+        (["2022-04-15 05:20:00,250"], "ISO", 10**9),
+        (np.array([TIME * 1000], "datetime64[ms]"), "timestamp", 10**9),
         ([str(TIME), f"{TIME}.0"], "seconds", 1),
     ],
 )
@@ -88,16 +93,44 @@ def test_the_unit_of_times_is_told_by_their_size_and_said_with_the_range(values,
 
 
 @pytest.mark.parametrize("values, message", [
-    ([TIME, TIME * 1000, TIME], r"log.csv:3: found ts 1650000000000.*expected seconds, as in most"),
+    ([TIME, TIME * 1000, TIME], r"log.csv:3: found ts 1650000000000.*expected seconds from 1990 to 2100, as in most"),
     ([TIME * 1000, TIME * 1000, TIME], "log.csv:4: found ts 1650000000,* expected milliseconds"),
-    ([TIME, -5], "log.csv:3: found ts -5, expected a time since 1970"), ([TIME, None], "log.csv:3: found no ts"),
-    ([1.5, float("inf")], "log.csv:3"), ([str(TIME), "x", str(TIME)], "log.csv:3: found ts 'x', expected a number"),
+    ([TIME, -5], "log.csv:3: found ts -5, expected seconds from 1990"), ([TIME, None], "log.csv:3: found no ts"),
+    ([TIME, 0], "log.csv:3: found ts 0, expected a time in every row: zero is a missing one"),
+    (["1970-01-01T00:00:00Z"], "log.csv:2: found ts '1970-01-01.*missing"),
+    ([TIME + 0.5, float("inf")], "log.csv:3"), ([str(TIME), "x", str(TIME)], "log.csv:3: found ts 'x', expected a number"),
     (["2022-04-15", "yesterday"], "log.csv:3: found ts 'yesterday', expected Unix time or ISO"),
-    (["1969-12-31T00:00:00"], "since 1970"), ([True], "a column ts of bool")])
+    (["2022-04-15", "now"], "log.csv:3: found ts 'now'"), (["2022-04-15", ""], "log.csv:3: found ts"),
+    (["2022-04-15", "9999-12-31"], "log.csv:3: found ts '9999-12-31', expected a time from 1970 to 2100"),
+    (["1969-12-31T00:00:00"], "from 1970"), ([True], "a column ts of bool")])
 def test_a_time_that_is_none_or_of_another_unit_is_refused_with_its_row(values, message):
-    from onepiece_comp.errors import InputError
     with pytest.raises(InputError, match=message):
         ticks(of_times(values), "ts")
+
+
+@pytest.mark.parametrize("values, message", [
+    ([20200901], r"log.csv:2: found ts 20200901, expected .*seconds \(1598918400\) or milliseconds.*if it is the date 2020-09-01, write"),
+    ([0, 20200901112743, 20200901112744], "log.csv:3: found ts 20200901112743, .*the date 2020-09-01T11:27:43, write it so"),
+    ([2020090111, 2020090112], "log.csv:2: found ts 2020090111, .*the date 2020-09-01T11:00:00"),
+    (["20200901", "20200902"], "log.csv:2: found ts 20200901, .*2020-09-01"),
+    ([829], "log.csv:2: found ts 829, .*write it in one of these forms"), ([1.5, 2.5, 3.0], "log.csv:2: found ts 1.5, ")])
+def test_whole_numbers_that_are_dates_or_counts_are_no_unix_time_and_the_forms_that_would_fit_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        ticks(of_times(values), "ts", gaps=True)
+
+
+def test_a_row_that_may_lack_its_time_gets_zero_and_the_others_keep_every_digit():
+    nanoseconds = TIME * 10**9 + 7
+    assert ticks(of_times([None, nanoseconds, 0]), "ts", gaps=True).values.tolist() == [0, nanoseconds, 0]
+    found = ticks(of_times(["", "2022-04-15T05:20:00.000000007Z", None]), "ts", gaps=True)
+    assert found.values.tolist() == [0, nanoseconds, 0] and "2022-04-15 05:20:00 to 2022-04-15" in found.stated
+
+
+def test_times_that_differ_in_their_last_digit_keep_their_order():
+    start = TIME + 0.5
+    values = [start, np.nextafter(start, 0), np.nextafter(start, TIME + 1)]
+    for held in (values, (np.array([2, 1, 3]) + TIME * 10**9).astype("datetime64[ns]")):
+        assert np.argsort(ticks(of_times(held), "ts").values).tolist() == [1, 0, 2]
 
 
 def test_milliseconds_order_the_events_of_one_second(tmp_path, capsys):
@@ -118,7 +151,7 @@ def test_words_of_actions_are_known_or_mapped(tmp_path):
     assert "pv = 1" in marker(raw)["actions"] and "Impression = 0" in marker(raw)["actions"]
     out = tmp_path / "out"
     refuses(
-        "kind 'pv' .*'Impression' 1, 'add_to_cart' 1.*--map pv=2", convert_table, source, out, **NAMES, action="kind"
+        "log.csv:8: found kind 'pv' .*'Impression' 1, 'add_to_cart' 1.*--map pv=0 for an exposure", convert_table, source, out, **NAMES, action="kind"
     )
     refuses("no kind 'pw' .*'pv' 1", convert_table, source, out, **NAMES, action="kind", action_map=["pw=1"])
     for broken in ("pv", "pv=3", "pv=", "pv=-1"):
@@ -128,7 +161,7 @@ def test_words_of_actions_are_known_or_mapped(tmp_path):
 
 
 def test_numbers_of_actions_are_as_they_are(tmp_path):
-    table = pd.DataFrame({"who": "u", "what": ["a", "b", "c"], "ts": [1, 2, 3], "kind": [2.0, 0.0, 1.0]})
+    table = pd.DataFrame({"who": "u", "what": ["a", "b", "c"], "ts": [TIME, TIME + 1, TIME + 2], "kind": [2.0, 0.0, 1.0]})
     table.to_parquet(tmp_path / "log.parquet")
     raw = convert_table(tmp_path / "log.parquet", tmp_path / "raw", **NAMES, action="kind")
     assert [action for _, action, _ in events(raw)["u"]] == [2, 0, 1]
@@ -143,10 +176,12 @@ def test_the_known_words_are_one_action_each():
 
 
 def test_only_rows_that_are_the_same_in_all_are_merged(tmp_path):
-    rows = ["u,a,9,click", "u,a,9,buy", "u,a,9,click", "u,a,9,click", "u,a,8,click", "v,a,9,click"]
-    source = written(tmp_path / "log.csv", "who,what,ts,kind\n" + "\n".join(rows) + "\n")
+    rows = [("u", 9, "click"), ("u", 9, "buy"), ("u", 9, "click"), ("u", 9, "click"), ("u", 8, "click"), ("v", 9, "click")]
+    text = "".join(f"{user},a,{TIME + second},{word}\n" for user, second, word in rows)
+    source = written(tmp_path / "log.csv", "who,what,ts,kind\n" + text)
     raw = convert_table(source, tmp_path / "raw", **NAMES, action="kind")
-    assert events(raw) == {"u": [("a", 1, 8), ("a", 1, 9), ("a", 2, 9)], "v": [("a", 1, 9)]}
+    assert events(raw) == {"u": [("a", 1, TIME + 8), ("a", 1, TIME + 9), ("a", 2, TIME + 9)],
+                           "v": [("a", 1, TIME + 9)]}
     assert marker(raw)["figures"]["repeats merged"] == 2
 
 
