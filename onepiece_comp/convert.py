@@ -28,6 +28,8 @@ class ConvertOptions(NamedTuple):
     action_map: tuple[str, ...] = ()  # "value=0", "=1" or "=2" for values of the action column
     user_features: Path | None = None  # a table
     item_features: Path | None = None  # a table; for amazon the file of products
+    columns: str = ""  # names, between commas, of the columns of texts without a header
+    quote: str = ""  # what quotes the fields of texts, or none
 
     def given(self) -> dict[str, object]:
         """The options that were given."""
@@ -49,7 +51,8 @@ KINDS = {  # in the order in which `detect_log` asks: the general forms last
     "movielens": Kind(convert_movielens, (), is_movielens, "ratings.dat, u.data or ratings.csv"),
     "amazon": Kind(convert_amazon, ("item_features",), is_amazon, "reviews as .json, .jsonl or .csv"),
     "sequences": Kind(convert_sequences, ("interactions",), is_sequences, "a .txt of user and item numbers"),
-    "table": Kind(convert_table, ("user", "item", "time", "action", "action_map", "user_features", "item_features"),
+    "table": Kind(convert_table, ("user", "item", "time", "action", "action_map", "user_features", "item_features",
+                                  "columns", "quote"),
                   is_table, "a .csv, .tsv or .parquet, or a folder of parts"),
 }
 

@@ -34,20 +34,26 @@ def convert(
     user: Annotated[str, typer.Option(help="Column of users (table, recbole).")] = "",
     item: Annotated[str, typer.Option(help="Column of items (table, recbole).")] = "",
     time: Annotated[str, typer.Option(help="Column of times (table, recbole).")] = "",
-    action: Annotated[str, typer.Option(help="Column of actions (table); without it every event is a click.")] = "",
+    action: Annotated[
+        str, typer.Option(help="Column of actions (table, recbole); without it every event is a click.")
+    ] = "",
     action_map: Annotated[
-        Optional[list[str]], typer.Option("--map", help="VALUE=0, 1 or 2 for an action (table), may be repeated.")
+        Optional[list[str]], typer.Option("--map", help="VALUE=0, 1 or 2 for an action (table, recbole), repeatable.")
     ] = None,
     user_features: Annotated[Optional[Path], typer.Option(help="Table of users (table).")] = None,
     item_features: Annotated[Optional[Path], typer.Option(help="Table of items (table), products (amazon).")] = None,
     interactions: Annotated[Optional[Path], typer.Option(help="Table user,item,time (sequences).")] = None,
+    columns: Annotated[str, typer.Option(help="Names of all columns, by commas, of a text without a header (table).")] = "",
+    quote: Annotated[
+        str, typer.Option(help="What quotes fields, or none (table); by default \", between tabs none.")
+    ] = "",
 ) -> None:
     """Turn another log into the competition's file layout; original ids survive."""
     from onepiece_comp.convert import ConvertOptions
     from onepiece_comp.convert import convert as stage
 
     stage(kind, source, out, ConvertOptions(interactions, user, item, time, action, tuple(action_map or ()),
-                                            user_features, item_features))
+                                            user_features, item_features, columns, quote))
 
 
 @app.command(epilog="Example: onepiece-comp describe work/raw --out report.html")

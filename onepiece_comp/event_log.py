@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as compute
 
 from onepiece_comp import console
 from onepiece_comp.artefacts import MARKERS, atomic_folder, write_json
@@ -26,7 +27,9 @@ from onepiece_comp.raw_folder import RawWriter
 ITEM_OFFSET = 10_000_000_000
 ORDINAL_START, ORDINAL_STEP = 1_000_000_000, 3600  # seconds, for logs that tell the order alone
 STATED = ("times", "actions", "lines", "separated by", "not read")  # what raw.json and the printed table both tell
+LONGEST_ID = 512  # characters
 _PLAIN_NUMBER = re.compile("0|[1-9][0-9]{0,16}")
+_WHOLE, _FRACTION = re.compile(r"(-?[0-9]+)\.0*"), re.compile(r"-?[0-9]*\.[0-9]*[1-9][0-9]*")
 
 
 class Ids(NamedTuple):
@@ -71,11 +74,14 @@ def original_item_id(creative_id: int) -> int:
 
 
 def ids(rows: Rows, name: str) -> Ids:
-    """A column of texts or whole numbers as ids; InputError with the place of the first row that has none."""
+    """A column of texts or whole numbers as ids; InputError with the place of the first row that has none.
+
+    Spaces around a text are no part of it, and a whole number written as a float is the number; both are said.
+    """
     column = rows.table.column(name)
     try:
         if pa.types.is_floating(column.type):
-            column = column.cast(pa.int64())
+            column = _whole_numbers(rows, name)
         if not pa.types.is_dictionary(column.type):
             column = (column if pa.types.is_integer(column.type) else column.cast(pa.string())).dictionary_encode()
         held = column.combine_chunks()  # one dictionary for all blocks
@@ -84,12 +90,64 @@ def ids(rows: Rows, name: str) -> Ids:
     except (pa.ArrowException, ValueError) as error:
         raise InputError(rows.parts[0][0], found=f"a column {name} of {column.type} ({error})",
                          expected="ids: texts or whole numbers", do="choose another column") from error
-    originals = [str(original) for original in originals]
-    empty = (codes < 0) | (codes == originals.index("")) if "" in originals else codes < 0
+    written = [str(original) for original in originals]
+    originals = _plain(written)
+    empty = np.isin(codes, [-1, *(code for code, original in enumerate(originals) if not original)])
     if empty.any():
         raise InputError(rows.place(int(empty.argmax())), found=f"no {name}", expected=f"a {name} in every row",
                          do="correct or remove the row")
-    return Ids(codes, originals)
+    strange = next((code for code, original in enumerate(originals) if "\n" in original or len(original) > LONGEST_ID), None)
+    if strange is not None:
+        raise InputError(rows.place(int((codes == strange).argmax())), found=f"{name} {originals[strange]!r:.60}, "
+                         f"{len(originals[strange]):,} characters", do="correct the row, or the quotes that it stands in",
+                         expected=f"an id: one line of at most {LONGEST_ID} characters")
+    return _merged(codes, originals, written, f"{rows.parts[0][0]}: {name}")
+
+
+def _whole_numbers(rows: Rows, name: str) -> pa.ChunkedArray:
+    """A column of floats as whole numbers, null where it has none; InputError with the row of a fraction."""
+    column = rows.table.column(name)
+    column = compute.if_else(compute.is_nan(column), None, column)
+    fractions = compute.not_equal(compute.floor(column), column)
+    if compute.any(compute.or_(fractions, compute.is_inf(column))).as_py():
+        row = compute.index(compute.or_(fractions, compute.is_inf(column)), True).as_py()
+        raise InputError(rows.place(row), found=f"{name} {column[row].as_py()}", expected="ids: texts or whole numbers",
+                         do="choose another column")
+    return column.cast(pa.int64())
+
+
+def _plain(originals: Sequence[str]) -> list[str]:
+    """Ids without the spaces around them and, unless one of them has a fraction, without `.0` behind whole numbers."""
+    stripped = [text.strip() for text in originals]
+    if not any("." in text for text in stripped) or any(map(_FRACTION.fullmatch, stripped)):
+        return stripped
+    return [number[1] if (number := _WHOLE.fullmatch(text)) else text for text in stripped]
+
+
+def _merged(codes: np.ndarray, originals: list[str], written: list[str], place: str) -> Ids:
+    """The ids with a number for each original; says how many were written otherwise."""
+    changed = [code for code, original in enumerate(originals) if original != written[code]]
+    if not changed:
+        return Ids(codes, originals)
+    console.say(f"note: {place}: {len(changed):,} values are read without spaces around them and without '.0', for example "
+                f"{written[changed[0]]!r} as {originals[changed[0]]!r}")
+    distinct = {original: code for code, original in enumerate(dict.fromkeys(originals))}
+    return Ids(np.array([distinct[original] for original in originals])[codes], list(distinct))
+
+
+def as_held(column: pd.Series, held: Sequence[str]) -> pd.Series:
+    """Ids of a feature table as the log has them: as they are written where it has that, else read like the log's."""
+    known = column.isin(held) | column.isna()
+    return column.where(known, pd.Series(_plain(column.fillna("").tolist()), column.index, dtype=column.dtype))
+
+
+def of_the_log(table: pd.DataFrame, held: Sequence[str], path: Path, what: str) -> pd.DataFrame:
+    """The rows of a feature table whose `id` the log has; InputError with an id of each side where none is."""
+    known = table["id"].isin(held)
+    if len(table) and not known.any():
+        raise InputError(path, found=f"none of the log's {what}: {table['id'].iloc[0]!r} and {len(table) - 1:,} others",
+                         expected=f"{what} such as {held[0]!r}", do="write both files with the same ids (a leading zero counts)")
+    return table[known].reset_index(drop=True)
 
 
 def number_items(item: Ids) -> tuple[np.ndarray, dict[int, str] | None]:
@@ -180,6 +238,9 @@ def _features_by_creative_id(log: Log, extras: Extras) -> dict[int, Features]:
         original = extras.original_ids[key] if extras.original_ids else str(key)
         if original in records:
             found[creative_id] = records[original]
+    if records and not found:
+        raise InputError("features of items", found=f"none of the log's items: {next(iter(records))!r} and {len(records) - 1:,} others",
+                         expected=f"items such as {original!r}", do="take the files of one log")
     return found
 
 
@@ -187,11 +248,14 @@ def _user_lines(log: Log, extras: Extras) -> Iterator[UserLine]:
     """Users by number, each one's events by (time, original order)."""
     order = np.lexsort((log.time, log.user))  # stable: equal times keep their order
     starts = np.searchsorted(log.user[order], np.arange(len(log.users) + 1)).tolist()
-    features, nothing = _features_by_creative_id(log, extras), {}
+    features, nothing, profiles = _features_by_creative_id(log, extras), {}, extras.user_features.records
     has_profiles = bool(extras.user_features.columns)
+    if profiles and profiles.keys().isdisjoint(log.users):
+        raise InputError("features of users", found=f"none of the log's users: {next(iter(profiles))!r} and {len(profiles) - 1:,} others",
+                         expected=f"users such as {log.users[0]!r}", do="take the files of one log")
     for number, user in enumerate(log.users):
         rows = order[starts[number]:starts[number + 1]]
         events = [Event(creative_id, features.get(creative_id, nothing), action, seconds)
                   for creative_id, action, seconds in zip(*(column[rows].tolist() for column in log[2:]))]
         profile_time = events[-1].time if has_profiles else None
-        yield UserLine(user, extras.user_features.records.get(user, {}), profile_time, events)
+        yield UserLine(user, profiles.get(user, {}), profile_time, events)

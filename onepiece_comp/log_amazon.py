@@ -21,7 +21,8 @@ from onepiece_comp.event_log import Extras, Ids, ids, number_log, write_raw
 from onepiece_comp.log_actions import liked
 from onepiece_comp.log_features import (
     FIRST_VALUES, ITEM_FEATURES_FROM, NO_FEATURES, FeatureTable, feature_table, spread)
-from onepiece_comp.log_files import Rows, delimited, header, json_columns, json_records
+from onepiece_comp.log_files import Rows, json_columns, json_records
+from onepiece_comp.log_tables import delimited, header
 from onepiece_comp.log_times import ticks
 
 NAME = re.compile(r"(?:reviews_)?(?P<category>.+?)(?:_5)?\.(?P<kind>jsonl?|csv)(?:\.gz)?$")
@@ -140,6 +141,9 @@ def _items(path: Path, held: Ids) -> FeatureTable:
             records[original] = {"brand": _text(record.get("brand") or record.get("store")),
                                  "department": _text(record.get("main_category") or record.get("main_cat")),
                                  "category": _categories(record), "price": _price(record.get("price"))}
+    if not records:
+        raise InputError(path, found="none of the log's items", expected=f"items such as {held.originals[0]!r}",
+                         do="take the products of these reviews")
     table = pd.DataFrame(records.values(), columns=["brand", "department", "category", "price"], index=list(records))
     categories = spread(table.pop("category"), "category")
     table = table.assign(**categories, price=table["price"].astype(np.float64)).rename_axis("id").reset_index()

@@ -1,26 +1,25 @@
-"""Files of other logs as columns: delimited texts, Parquet and JSON lines, each may be gzipped.
+"""Files of other logs: texts line by line, gzipped or not, JSON lines as columns, and where each row of columns stands.
 
-What the converters read with; `event_log.py` makes a log of the columns. Large files go through Arrow with the types
-given, so that a row of another width, a cut archive or a word among numbers is an error with its row, never a guess.
+What the converters read with; `log_tables.py` reads delimited texts and Parquet, `event_log.py` makes a log of the
+columns. An archive that is cut short, another encoding, a line that is no record are errors with their line.
 """
 
 import ast
-import csv
+import codecs
 import gzip
+import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
-import pyarrow.csv as arrow_csv
 import pyarrow.json as arrow_json
-import pyarrow.parquet as parquet
 
 from onepiece_comp.errors import InputError
 
@@ -29,6 +28,11 @@ TEXT = pa.dictionary(pa.int32(), pa.string())  # a number per row and each text 
 BLOCK_BYTES = 1 << 22
 LONGEST_RECORD = 1 << 24  # characters of a record of JSON lines
 LONGEST_LINE = 1 << 28  # characters
+_GZIP = b"\x1f\x8b"
+_NO_TEXT = {b"PK\x03\x04": "a zip archive or a workbook", b"PAR1": "a Parquet file under another name",
+            b"\x28\xb5\x2f\xfd": "a zstd archive", b"BZh91AY": "a bzip2 archive", b"\xfd7zXZ": "an xz archive",
+            b"\xd0\xcf\x11\xe0": "a workbook", b"SQLite f": "a database"}  # by the first bytes
+_ENCODINGS = ("GBK", "Latin-1")  # those that are no UTF-8 are told apart by a guess, and Latin-1 admits anything
 _DEEPEST = 50  # brackets within brackets of a record that is a Python literal
 _STRING, _BRACKET = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""), re.compile(r"[()\[\]{}]")
 _FORMULA = re.compile(r"(?<![\[({,:])(?<!\d[eE])[-+~]")  # a sign that neither starts a value nor an exponent
@@ -40,12 +44,14 @@ class Rows(NamedTuple):
     table: pa.Table
     parts: list[tuple[Path, int]]  # file and its number of rows, in the order of the table
     first_line: int = 2  # line of a text file that holds its first row
+    lines: Mapping[Path, np.ndarray] = {}  # line of each row, of a text that has empty lines or breaks within rows
 
     def place(self, row: int) -> str:
         """File and line of a row, for an error."""
         for path, rows in self.parts:
             if row < rows:
-                return f"{path}: row {row + 1}" if is_parquet(path) else f"{path}:{row + self.first_line}"
+                line = self.lines[path][row] if path in self.lines else row + self.first_line
+                return f"{path}: row {row + 1}" if is_parquet(path) else f"{path}:{line}"
             row -= rows
         raise AssertionError(f"row {row} beyond the table")
 
@@ -66,11 +72,6 @@ def is_parquet(path: Path) -> bool:
     return path.suffix == ".parquet"
 
 
-def delimiter_of(path: Path) -> str:
-    """A tab for .tsv, else a comma."""
-    return "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-
-
 def candidates(folder: Path, pattern: str) -> list[Path]:
     """The files of this name, plain or gzipped."""
     return sorted([*folder.glob(pattern), *folder.glob(f"{pattern}.gz")])
@@ -84,17 +85,29 @@ def one_file(folder: Path, pattern: str) -> Path:
     return paths[0]
 
 
-def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The lines of a text file, gzipped if its name ends in .gz; a break names the line that it is in."""
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a text file, unpacked where they are gzip, whatever the name says; InputError for other archives."""
     if not path.is_file():
         raise InputError(path, found="no such file", expected="a text file", do="check the path")
+    with open(path, "rb") as file:
+        start = file.read(8)
+    for mark, what in _NO_TEXT.items():
+        if start.startswith(mark):
+            raise InputError(path, found=what, expected="a text file, plain or gzipped", do="write it as UTF-8 text")
+    return (gzip.open if start.startswith(_GZIP) else open)(path, "rb")
+
+
+def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """The lines of a text file, plain or gzipped; a break or a byte of another encoding names the line that it is in."""
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=encoding) as file:
+        with io.TextIOWrapper(open_bytes(path), encoding) as file:
             for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), start=1):
                 if len(line) > LONGEST_LINE:  # an archive of a few bytes may hold a line without an end
                     raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
                 yield line
+    except UnicodeDecodeError as error:
+        raise _other_encoding(path, encoding) from error
     except UNREADABLE as error:
         raise InputError(
             f"{path}:{number + 1}",
@@ -102,6 +115,27 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
             expected=f"{encoding.removesuffix('-sig')} text",
             do="the file may be cut short: copy it again",
         ) from error
+
+
+def _other_encoding(path: Path, encoding: str) -> InputError:
+    """The error for a text that is not `encoding`, with the first line that is not and what it may be."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as error:
+                break
+    wide = line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    perhaps = ["UTF-16"] if wide else [name for name in _ENCODINGS if _decodes(line, name)]
+    return InputError(f"{path}:{number}", found=f"bytes that are no UTF-8 (perhaps {' or '.join(perhaps)})",
+                      expected="UTF-8 text", do=f"write it as UTF-8: iconv -f {perhaps[0]} -t UTF-8 {path.name}")
+
+
+def _decodes(line: bytes, encoding: str) -> bool:
+    try:
+        return bool(line.decode(encoding))
+    except UnicodeDecodeError:  # not this one
+        return False
 
 
 def split_lines(path: Path, form: str, *, delimiter: str, encoding: str = "latin-1") -> list[list[str]]:
@@ -114,113 +148,6 @@ def split_lines(path: Path, form: str, *, delimiter: str, encoding: str = "latin
         if len(row) != form.count(delimiter) + 1:
             raise InputError(f"{path}:{number}", found=f"{len(row)} fields", expected=form, do="copy the file again")
     return rows
-
-
-def header(path: Path, delimiter: str) -> list[str]:
-    """The names in the first line of a delimited text."""
-    first = next(text_lines(path, "utf-8-sig"), "")
-    if not first.strip():
-        raise InputError(path, found="an empty file", expected="a header and rows", do="check the path")
-    try:
-        return next(csv.reader([first.rstrip("\r\n")], delimiter=delimiter))
-    except csv.Error as error:
-        raise InputError(f"{path}:1", found=f"no header ({error})", expected="names of columns",
-                         do="check that this is the right file") from error
-
-
-def column_names(path: Path) -> list[str]:
-    """The names of the columns of a Parquet, CSV or TSV file."""
-    if not path.is_file():
-        raise InputError(path, found="no such file", expected="a Parquet or CSV file", do="check the path")
-    if not is_parquet(path):
-        return header(path, delimiter_of(path))
-    try:
-        return parquet.read_schema(path).names
-    except UNREADABLE as error:
-        raise _broken(path, error, "a Parquet file") from error
-
-
-def missing_columns(path: Path, missing: Sequence[str], present: Sequence[str], wanted: Sequence[str]) -> InputError:
-    """The error that names columns that are not there and those that are."""
-    return InputError(path, found=f"no column {', '.join(missing)} (but {', '.join(present)})",
-                      expected=", ".join(wanted), do="check that this is the right file")
-
-
-def delimited(path: Path, columns: dict[str, pa.DataType], *, delimiter: str = ",", names: Sequence[str] | None = None,
-              quoted: bool = True) -> Rows:
-    """These columns, with their types, of a text with a header, or of one without whose columns are `names`.
-
-    In columns of texts an empty field is an empty text; in others it, NA and the like are null. InputError for a
-    missing column, a row of another width, a value of another type, an archive that is cut short.
-    """
-    present = list(names or header(path, delimiter))
-    missing = [name for name in columns if name not in present]
-    if missing:
-        raise missing_columns(path, missing, present, list(columns))
-    reading = arrow_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names)
-    form = arrow_csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
-    kinds = arrow_csv.ConvertOptions(column_types=columns, include_columns=list(columns))
-    try:
-        with pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None) as file:
-            with arrow_csv.open_csv(file, read_options=reading, parse_options=form, convert_options=kinds) as reader:
-                table = reader.read_all()
-    except UNREADABLE as error:
-        raise _broken(path, error, f"rows of {delimiter.join(present)!r}") from error
-    return Rows(table, [(path, table.num_rows)], 1 if names else 2)
-
-
-def _broken(path: Path, error: Exception, expected: str) -> InputError:
-    """Arrow's refusal with its row; the header counts as a row."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    row = re.search(r"Row #(\d+): ", text)
-    place = f"{path}:{row[1]}" if row else path
-    return InputError(place, found=f"no readable row ({text})" if row else f"no readable table ({text})",
-                      expected=expected, do="correct the row" if row else "the file may be cut short: copy it again")
-
-
-def parquet_columns(path: Path, columns: Sequence[str]) -> Rows:
-    """These columns of a Parquet file, in the types that it gives them."""
-    present = column_names(path)
-    missing = [name for name in columns if name not in present]
-    if missing:
-        raise missing_columns(path, missing, present, columns)
-    try:
-        table = parquet.ParquetFile(path).read(columns=list(columns))
-    except UNREADABLE as error:
-        raise _broken(path, error, "a Parquet file") from error
-    return Rows(table.select(list(columns)), [(path, table.num_rows)])
-
-
-def read_frame(path: Path, columns: Sequence[str] | None = None, *, texts: Sequence[str] = (),
-               missing_words: Sequence[str] = ()) -> pd.DataFrame:
-    """These columns (default: all) of a small Parquet, CSV or TSV file, for features.
-
-    In texts, `missing_words` stand for missing values too, and columns in `texts` are not read as numbers.
-    """
-    present = column_names(path)
-    wanted = list(columns or present)
-    missing = [name for name in wanted if name not in present]
-    if missing:
-        raise missing_columns(path, missing, present, wanted)
-    try:
-        return (
-            pd.read_parquet(path, columns=wanted)
-            if is_parquet(path)
-            else pd.read_csv(
-                path,
-                usecols=wanted,
-                sep=delimiter_of(path),
-                na_values=list(missing_words),
-                dtype=dict.fromkeys(texts, str),
-            )
-        )
-    except UNREADABLE as error:
-        raise InputError(
-            path,
-            found=f"no readable table ({error})",
-            expected="a Parquet or CSV file",
-            do="the file may be cut short: copy it again",
-        ) from error
 
 
 def json_records(path: Path) -> Iterator[tuple[str, dict]]:
@@ -269,7 +196,7 @@ def json_columns(path: Path, columns: dict[str, pa.DataType]) -> Rows:
     reading = arrow_json.ReadOptions(use_threads=False, block_size=LONGEST_RECORD)
     form = arrow_json.ParseOptions(explicit_schema=pa.schema(list(columns.items())), unexpected_field_behavior="ignore")
     try:
-        with pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None) as file:
+        with open_bytes(path) as file:
             table = arrow_json.read_json(file, read_options=reading, parse_options=form)
     except UNREADABLE:  # Arrow tells no line and refuses some texts that Python admits
         table = _json_columns_by_line(path, columns)

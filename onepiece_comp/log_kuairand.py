@@ -14,7 +14,8 @@ from onepiece_comp.errors import InputError
 from onepiece_comp.event_log import ITEM_OFFSET, Extras, Ids, number_log, write_raw
 from onepiece_comp.formats import CLICK, CONVERSION, EXPOSURE
 from onepiece_comp.log_features import ITEM_FEATURES_FROM, USER_FEATURES_FROM, FeatureTable, feature_table
-from onepiece_comp.log_files import UNREADABLE, Rows, candidates, one_file, read_frame
+from onepiece_comp.log_files import UNREADABLE, Rows, candidates, is_parquet, one_file
+from onepiece_comp.log_tables import delimited, parquet_columns, read_frame
 from onepiece_comp.log_times import Ticks, ticks
 
 LOG_PATTERNS = ("splits_*.parquet", "*interactions*.parquet", "log_standard*.csv*")
@@ -40,7 +41,7 @@ def convert_kuairand(source: Path, out: Path) -> Path:
     merged into their strongest action. InputError for missing files and columns.
     """
     folder, paths = _log_files(Path(source))
-    parts = [_numbers(path, read_frame(path, [*EVENT, *SIGNALS]), SIGNALS) for path in paths]
+    parts = [_numbers(path, _events(path), SIGNALS) for path in paths]
     rows = pd.concat(parts, ignore_index=True)
     moments = _moments(rows, list(zip(paths, map(len, parts))))
     order = np.argsort(moments.values, kind="stable")
@@ -58,6 +59,13 @@ def convert_kuairand(source: Path, out: Path) -> Path:
 def is_kuairand(source: Path) -> bool:
     """Whether a folder holds a KuaiRand log: the table of videos is what only it has."""
     return any(candidates(folder, "video_features_basic*.csv") for folder in (source, source / "data"))
+
+
+def _events(path: Path) -> pd.DataFrame:
+    if is_parquet(path):
+        return parquet_columns(path, [*EVENT, *SIGNALS]).table.to_pandas()
+    types = {**dict.fromkeys(EVENT, pa.int64()), **dict.fromkeys(SIGNALS, pa.float64())}
+    return delimited(path, types).table.to_pandas()
 
 
 def _moments(rows: pd.DataFrame, parts: list[tuple[Path, int]]) -> Ticks:

@@ -14,7 +14,8 @@ from onepiece_comp.event_log import Extras, ids, number_log, write_raw
 from onepiece_comp.log_actions import liked
 from onepiece_comp.log_features import (
     ITEM_FEATURES_FROM, NO_FEATURES, USER_FEATURES_FROM, FeatureTable, feature_table)
-from onepiece_comp.log_files import Rows, candidates, delimited, header, one_file, read_frame, split_lines
+from onepiece_comp.log_files import Rows, candidates, one_file, split_lines
+from onepiece_comp.log_tables import UNQUOTED, delimited, header, read_frame
 from onepiece_comp.log_times import ticks
 
 RATINGS = {"dat": "ratings*.dat", "100k": "u.data", "csv": "ratings*.csv"}
@@ -71,12 +72,12 @@ def read_ratings(form: str, path: Path) -> Rows:
         rows = delimited(path, types)
         return rows._replace(table=rows.table.rename_columns(list(RATING_TYPES)))
     if form == "100k":
-        return delimited(path, RATING_TYPES, delimiter="\t", names=list(RATING_TYPES), quoted=False)
+        return delimited(path, RATING_TYPES, separator="\t", names=list(RATING_TYPES))
     # "::" is two separators with an empty field between them, which Arrow reads at full speed
     names = ["user", "", "movie", " ", "rating", "  ", "time"]
     try:
-        rows = delimited(path, {**RATING_TYPES, **dict.fromkeys(["", " ", "  "], pa.null())}, delimiter=":",
-                         names=names, quoted=False)
+        rows = delimited(path, {**RATING_TYPES, **dict.fromkeys(["", " ", "  "], pa.null())}, separator=":",
+                         names=names, quote=UNQUOTED)
     except InputError as error:
         raise InputError(error.place, found=error.found, expected="UserID::MovieID::Rating::Timestamp in numbers",
                          do=error.do) from error

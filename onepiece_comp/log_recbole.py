@@ -14,15 +14,17 @@ import pyarrow as pa
 
 from onepiece_comp.errors import InputError
 from onepiece_comp.event_log import (
-    ORDINAL_START, ORDINAL_STEP, Extras, Ids, NumberedLog, ids, number_log, positions_as_seconds, write_raw)
+    ORDINAL_START, ORDINAL_STEP, Extras, Ids, NumberedLog, as_held, ids, number_log, of_the_log, positions_as_seconds,
+    write_raw)
 from onepiece_comp.log_actions import Actions, actions_of, all_clicks, liked, map_of
 from onepiece_comp.log_features import (
     ITEM_FEATURES_FROM, NO_FEATURES, USER_FEATURES_FROM, FeatureTable, feature_table, spread_lists)
-from onepiece_comp.log_files import TEXT, Rows, candidates, delimited, header
+from onepiece_comp.log_files import TEXT, Rows, candidates
+from onepiece_comp.log_tables import UNQUOTED, delimited, header
 from onepiece_comp.log_times import ticks
 
 TYPES = ("token", "token_seq", "float", "float_seq")
-SEPARATORS = {"\t": "tabs", ",": "commas", " ": "spaces"}
+FIELD_SEPARATORS = {"\t": "tabs", ",": "commas", " ": "spaces"}
 USER_NAMES, ITEM_NAMES = ("user_id", "session_id", "user"), ("item_id", "item")  # RecBole's own names first
 TIME_NAMES = ("timestamp", "date", "datetime", "time")
 RATING_NAMES = ("rating", "stars", "overall")
@@ -70,7 +72,7 @@ def convert_recbole(source: Path, out: Path, *, user: str = "", item: str = "", 
     about = {"source": "recbole", "actions": actions.stated, "times": "order only",
              "fields": {role: name for role, name in roles._asdict().items() if name}}
     if fields.separator != "\t":
-        about["separated by"] = SEPARATORS[fields.separator]
+        about["separated by"] = FIELD_SEPARATORS[fields.separator]
     log, original_ids, counts = _in_time(rows, fields, roles, users, items, actions, about)
     unread = [name for name in fields.types if name not in roles]
     tables = [_features(path, suffix, held, about=about, unread=unread, first=first, is_item=is_item)
@@ -97,7 +99,7 @@ def is_recbole(source: Path) -> bool:
 
 def atomic_fields(path: Path) -> Fields:
     """The fields that the first line declares; InputError for one without a type of RecBole's."""
-    separator = next((each for each in SEPARATORS if len(header(path, each)) > 1), "\t")
+    separator = next((each for each in FIELD_SEPARATORS if len(header(path, each)) > 1), "\t")
     types = {}
     for field in header(path, separator):
         name, _, kind = field.rpartition(":")
@@ -154,7 +156,7 @@ def _event_rows(fields: Fields, roles: Roles) -> Rows:
 def _rows(fields: Fields, kinds: dict[str, pa.DataType]) -> Rows:
     """These fields as columns under their full names; the rest is not kept."""
     return delimited(fields.path, {f"{name}:{fields.types[name]}": kind for name, kind in kinds.items()},
-                     delimiter=fields.separator, quoted=fields.separator == ",")
+                     separator=fields.separator, quote="" if fields.separator == "," else UNQUOTED)
 
 
 def _actions(rows: Rows, fields: Fields, roles: Roles, mapped: dict[str, int]) -> Actions:
@@ -205,11 +207,8 @@ def _features(inter: Path, suffix: str, held: Ids, *, about: dict, unread: list[
     read = _rows(fields, {name: pa.float64() if fields.types[name] == "float" else TEXT for name in kept})
     table = read.table.rename_columns(kept).to_pandas()
     table.insert(0, "id", table.pop(key))
-    known = table["id"].isin(held.originals)
-    if len(table) and not known.any():
-        raise InputError(path, found=f"no {option} of the log: {key} {table['id'].iloc[0]!r}",
-                         expected=f"{option}s such as {held.originals[0]!r}", do="write both files with the same ids")
-    table = table[known].reset_index(drop=True)
+    table["id"] = as_held(table["id"], held.originals)
+    table = of_the_log(table, held.originals, path, f"{option}s")
     for name in (name for name in kept if name != key and fields.types[name] != "float"):
         texts = table[name].astype(object)
         table[name] = texts.str.split() if fields.types[name] == "token_seq" else texts

@@ -19,7 +19,8 @@ from onepiece_comp.event_log import (
     ORDINAL_START, ORDINAL_STEP, Extras, Ids, Log, number_items, positions_as_seconds, write_raw)
 from onepiece_comp.formats import CLICK
 from onepiece_comp.log_features import FIRST_VALUES, ITEM_FEATURES_FROM, NO_FEATURES, FeatureTable, feature_table
-from onepiece_comp.log_files import Rows, candidates, read_frame, text_lines
+from onepiece_comp.log_files import Rows, candidates, text_lines
+from onepiece_comp.log_tables import read_frame
 from onepiece_comp.log_times import Ticks, ticks
 
 FORM = "a user and then items, each user once, or a user and an item in every line"

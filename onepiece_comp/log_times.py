@@ -4,6 +4,7 @@ A number is a time of 1990 to 2100, in one unit for the whole column; zero is a 
 `Ticks.stated` says what was taken for what and enters raw.json and the printed table.
 """
 
+import re
 from datetime import datetime
 from typing import NamedTuple
 
@@ -62,6 +63,18 @@ def ticks(rows: Rows, name: str, *, unit: str = "", gaps: bool = False) -> Ticks
     iso = texts.str.replace(_UTC, "Z", regex=True).str.replace(",", ".", regex=False)
     iso = iso.where(texts.str.match(_YEAR_FIRST, na=False))
     return _of_moments(rows, name, texts, iso, "ISO texts; those without a zone are UTC", gaps=gaps)
+
+
+def is_time(text: str) -> bool:
+    """Whether a text is a time in any of the forms that are read, or a date of digits that is refused as a number.
+
+    >>> is_time("978300760"), is_time("2020-09-01"), is_time("20200901"), is_time("timestamp"), is_time("7")
+    (True, True, True, False, False)
+    """
+    number = pd.to_numeric(text, errors="coerce")
+    if pd.notna(number):
+        return bool(unit_of(np.array([number])) or _date(float(number)))
+    return bool(re.match(_YEAR_FIRST, text)) and pd.notna(pd.to_datetime(text, errors="coerce", format="ISO8601"))
 
 
 def unit_of(values: np.ndarray) -> str | None:

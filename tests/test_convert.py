@@ -253,9 +253,9 @@ def test_each_kind_is_known_by_its_files_and_auto_takes_it(tmp_path, capsys):
 
 
 def test_each_option_of_the_command_reaches_its_converter(tmp_path):
-    (tmp_path / "log.csv").write_text(f"u,i,t,a\n1,x,{SECOND},pv\n")
+    (tmp_path / "log.csv").write_text(f"u,i,t,a\n1,\"x,{SECOND},pv\n")
     (tmp_path / "users.csv").write_text("u,age\n1,30\n")
-    (tmp_path / "items.csv").write_text("i,size\nx,4\n")
+    (tmp_path / "items.csv").write_text("i,size\n\"x,4\n")
     words = [
         "convert",
         "table",
@@ -275,6 +275,8 @@ def test_each_option_of_the_command_reaches_its_converter(tmp_path):
         "users.csv",
         "--item-features",
         "items.csv",
+        "--quote",
+        "none",
     ]
     done = CliRunner().invoke(app, [str(tmp_path / word) if word.endswith(("csv", "raw")) else word for word in words])
     assert done.exit_code == 0, done.exception
@@ -316,7 +318,7 @@ def test_what_is_no_log_is_refused_with_its_place_and_leaves_nothing_behind(tmp_
     )
     source = kuairand(tmp_path / "in", (0, 3, 1))
     (source / "user_features_pure.csv.gz").write_bytes(b"no gzip")
-    refuses("user_features_pure.csv.gz:1: found no readable text", convert_kuairand, source, tmp_path / "raw")
+    refuses("user_features_pure.csv.gz: found no column user_id", convert_kuairand, source, tmp_path / "raw")
     (source / "user_features_pure.csv.gz").unlink()
     refuses(r"0 files user_features\*.csv", convert_kuairand, source, tmp_path / "raw")
     pd.DataFrame({"user_id": [1]}).to_parquet(source / "splits_val.parquet")

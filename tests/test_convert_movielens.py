@@ -78,6 +78,6 @@ def test_a_cut_archive_and_two_sets_in_one_folder_are_refused(tmp_path):
     packed = gzip.compress("".join(f"{n % 90},{n * 7919 % 4001},3,{n}\n" for n in range(30_000)).encode())
     (source / "ratings.csv.gz").write_bytes(
         gzip.compress(b"userId,movieId,rating,timestamp\n") + packed[:len(packed) // 2])
-    refuses("ratings.csv.gz: found no readable table .*cut short", convert_movielens, source, tmp_path / "raw")
+    refuses("ratings.csv.gz:[0-9]+: found no readable text .*cut short", convert_movielens, source, tmp_path / "raw")
     (source / "u.data").write_text("1\t2\t3\t4\n")
     refuses(r"2 files of ratings \(u.data, ratings.csv.gz\)", convert_movielens, source, tmp_path / "raw")

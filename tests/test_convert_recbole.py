@@ -205,4 +205,4 @@ def test_feature_files_of_another_name_are_said_and_those_of_other_ids_refused(t
     (source / "other.item").write_text("item_id:token\tbrand:token\na\tx\n")
     assert marker(convert_recbole(source, tmp_path / "raw"))["not read"] == "other.item"
     (source / "toy.item").write_text("item_id:token\tbrand:token\nB\tx\n")
-    refuses("toy.item: found no item of the log: item_id 'B', expected items such as 'a'", convert_recbole, source, tmp_path / "out")
+    refuses("toy.item: found none of the log's items: 'B' and 0 others, expected items such as 'a'", convert_recbole, source, tmp_path / "out")

@@ -42,7 +42,7 @@ def test_p5s_maps_name_the_numbers_of_items_and_users(tmp_path):
 @pytest.mark.parametrize("text, message", [
     (b"1 5\n\n2 6\n", "log.txt:2: found an empty line"), (b"1 5\n2\n", "log.txt:2: found a line without items"),
     (b"1 5\n1 5 6\n", "log.txt:2: found user '1' a second time"), (b"1 5 6\n2 5\n1 5\n", "log.txt:3: found user '1' a second time"), (b"\n\n", "an empty file"),
-    (b"1 5\n2 \xff\n", "log.txt:.*no readable text")])
+    (b"1 5\n2 \xff\n", "log.txt:2: found bytes that are no UTF-8")])
 def test_a_broken_line_is_refused_with_its_number(tmp_path, text, message):
     (tmp_path / "log.txt").write_bytes(text)
     refuses(message, convert_sequences, tmp_path / "log.txt", tmp_path / "raw")
