@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, read_json, read_marker, write_json
+from onepiece_comp.artefacts import MARKERS, fingerprint, make_unless_made, moving_aside, read_json, read_marker, write_json
 from onepiece_comp.config import Config
 from onepiece_comp.config_ranges import check_ranges
-from onepiece_comp.config_reading import load_config, merge, read_yaml, to_dict
+from onepiece_comp.config_reading import load_config, merge, read_yaml, result_settings, to_dict
 from onepiece_comp.console import mean_and_spread, say, table
 from onepiece_comp.errors import Diverged, InputError
 from onepiece_comp.flow import train_or_resume
@@ -61,10 +61,11 @@ class Found(NamedTuple):
     seconds: float
 
 
+@moving_aside(say)
 def ablate(ladder: Path, raw: Path, work: Path, *, hours: float = 2.0, seeds: int = 3, best: int = 3) -> Path:
     """Run what is missing of the ladder, print its table and write WORK/ablation.html and .json; returns the page.
 
-    No row is begun after `hours`. InputError for a ladder that is none.
+    No row is begun after `hours`. What is of another log or other settings moves aside. InputError for a ladder that is none.
     """
     rows, work, until = read_ladder(ladder), Path(work), time.monotonic() + 3600 * hours
     _prepare(Path(raw), work, rows[0].config)
@@ -126,7 +127,7 @@ def _prepare(raw: Path, work: Path, config: Config) -> None:
         preprocess(work / "split" / "train", work / "dataset", config.preprocess)
 
     whole = (work / "split" / "truth.jsonl").is_file() and (work / "dataset" / MARKERS["dataset"]).is_file()
-    made_of = fingerprint(__version__, log_fingerprint(raw), to_dict(config.split), to_dict(config.preprocess))
+    made_of = fingerprint(__version__, log_fingerprint(raw), result_settings(config.split), result_settings(config.preprocess))
     make_unless_made(work / "prepared.json", made_of, whole=whole, make=make)
 
 
@@ -173,7 +174,7 @@ def _run(config: Config, row: Row, folder: Path, work: Path, first: Row | None, 
 def _trained(config: Config, work: Path, *, joint: bool) -> Path:
     """The run of these settings, from an earlier row or trained now."""
     data = work / "dataset"
-    place = work / "runs" / fingerprint(__version__, to_dict(config.model), to_dict(config.train), _data_of(work))
+    place = work / "runs" / fingerprint(__version__, result_settings(config.model), result_settings(config.train), _data_of(work))
     run, ids = place / "retrieval", place / f"ids-{fingerprint(to_dict(config.tokenizer))}"
     if not (run / MARKERS["run"]).is_file():
         train_or_resume(data, run, config)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import atomic_file, create_mapped, load_column, read_marker
+from onepiece_comp.artefacts import atomic_file, read_marker
+from onepiece_comp.columns import create_mapped, load_column
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION

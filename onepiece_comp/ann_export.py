@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from onepiece_comp.ann_files import check_search_files, read_answers, write_ids, write_vectors
-from onepiece_comp.artefacts import MARKERS, atomic_folder, read_json, read_marker, write_json
+from onepiece_comp.artefacts import MARKERS, atomic_folder, check_output, read_json, read_marker, write_json
 from onepiece_comp.candidates import FoldedBias, fold_bias
 from onepiece_comp.cascade import LIST, Ranker
 from onepiece_comp.checkpoint import load_checkpoint
 from onepiece_comp.config import InferConfig
+from onepiece_comp.config_reading import result_settings
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
@@ -46,6 +47,8 @@ def export_ann(checkpoint: Path, out: Path, config: InferConfig, *, data: Path) 
     """
     set_threads(config.threads)
     loaded = load_checkpoint(checkpoint, choose_device(config.device))
+    made_of = {"checkpoint": str(loaded.path.resolve()), "data": str(Path(data).resolve()), **result_settings(config)}
+    check_output(out, MARKERS["neighbour search"], made_of)
     evaluation = read_evaluation(data, loaded.model.schema, projections=loaded.projections)
     settings = dataclasses.replace(config, mode="retrieval", index="exact")
     ranker = Ranker(loaded, evaluation, settings, next(loaded.model.parameters()).device)
@@ -53,7 +56,7 @@ def export_ann(checkpoint: Path, out: Path, config: InferConfig, *, data: Path) 
     bias_RM = ranker.candidates.bias_RM
     folded = None if bias_RM is None else fold_bias(bias_RM, width=FOLDED, scale=ranker.query_scale)
     out = Path(out)
-    with atomic_folder(out, MARKERS["neighbour search"]) as folder:
+    with atomic_folder(out, MARKERS["neighbour search"], made_of) as folder:
         write_vectors(folder / VECTORS, _candidate_blocks(ranker, folded, kept))
         write_ids(folder / IDS, [np.arange(len(kept))])
         write_vectors(folder / QUERIES, _query_blocks(ranker, folded))

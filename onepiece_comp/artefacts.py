@@ -1,7 +1,8 @@
 """Artefacts on disk: written under a temporary name, renamed when whole, described by a marker file.
 
-A folder is whole when its marker (`schema.json`, `tokenizer.json`, ...) is in it: the marker is written
-last and the folder appears under its name by one rename. Arrays are plain `.npy`, loaded without pickle.
+A folder is whole when its marker (`schema.json`, `tokenizer.json`, ...) is in it: the marker is written last and the
+folder appears under its name by one rename. The marker lists the files that the stage wrote and what they were made of:
+a folder that holds anything else, or was made of something else, is never replaced; `moving_aside` gives it a dated name.
 """
 
 import contextlib
@@ -10,12 +11,12 @@ import hashlib
 import json
 import os
 import shutil
-import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
 
 from onepiece_comp.errors import InputError
 
@@ -30,6 +31,9 @@ MARKERS = {
     "pack": "pack.json",
     "rehearsal": "rehearsal.json",
 }
+_WROTE = "wrote"  # entry of a marker: the stage's files, and what they were made of
+_SHOWN = 5
+_moved_aside: ContextVar[Callable[[str], object] | None] = ContextVar("moved_aside", default=None)
 
 
 def _temporary(out: Path) -> Path:
@@ -98,18 +102,84 @@ def atomic_file(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(out: Path, marker: str) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `out` when the block ends well.
+def moving_aside(say: Callable[[str], object]) -> Iterator[None]:
+    """Within it an output that stands in the way is moved aside under a dated name, and said, instead of refused."""
+    token = _moved_aside.set(say)
+    try:
+        yield
+    finally:
+        _moved_aside.reset(token)
 
-    `marker` is the name of the file that makes the folder whole; an existing `out` without it is not ours
-    and is never replaced (InputError).
-    """
-    out = Path(out) if Path(out).name else Path(out).resolve()  # `.` has no name
-    temporary = _temporary(out)
-    if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
+
+def move_aside(path: Path, error: InputError) -> None:
+    """Give what stands at `path` a dated name beside it; raises `error` unless within `moving_aside`."""
+    if (say := _moved_aside.get()) is None:
+        raise error
+    dated = path.with_name(f"{path.name}.{datetime.now():%Y-%m-%d-%H%M%S-%f}")
+    with _named_os_errors(path):
+        os.replace(path, dated)
+    say(f"{path}: moved aside to {dated.name} ({error.found})")
+
+
+def _in_the_way(out: Path, marker: str, made_of: Mapping[str, object]) -> InputError | None:
+    """Why an earlier output must not be replaced: entries that its stage did not write, or other settings."""
+    wrote = read_json(out / marker)
+    wrote = wrote.get(_WROTE) if isinstance(wrote, dict) else None
+    do = "--force moves the folder aside under a dated name; or choose another one"
+    if not isinstance(wrote, dict):
+        return InputError(out, found="an output that does not list its files (of an earlier version)",
+                          expected="a new or empty folder, or an earlier output of the same stage and settings", do=do)
+    strange = sorted(set(_entries(out)) - set(wrote["files"]))
+    if strange:
+        shown = ", ".join(strange[:_SHOWN]) + (f" and {len(strange) - _SHOWN:,} others" if len(strange) > _SHOWN else "")
+        return InputError(out, found=f"entries that this stage did not write: {shown}", expected="its own files alone", do=do)
+    if changed := differences(wrote["made_of"], made_of):
+        return InputError(out, found=f"an output made of something else: {changed}", expected="the same", do=do)
+    return None
+
+
+def _entries(folder: Path) -> list[str]:
+    """Every file, folder and link below a folder, links not entered."""
+    return sorted(os.path.relpath(os.path.join(place, name), folder)
+                  for place, folders, files in os.walk(folder) for name in (*folders, *files))
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The entries that differ between two settings, with both values; empty where none does."""
+    before, now = (json.loads(json.dumps(each, default=str)) for each in (before, now))
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    shown = [f"{name} {_brief(before.get(name))}, now {_brief(now.get(name))}" for name in names[:_SHOWN]]
+    return "; ".join(shown + ([f"{len(names) - _SHOWN} others"] if len(names) > _SHOWN else []))
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"...{text[-57:]}"
+
+
+def check_output(out: Path, marker: str, made_of: Mapping[str, object] | None) -> InputError | None:
+    """InputError where an `atomic_folder` could not replace `out`; within `moving_aside` why it must move aside, or None."""
+    stands = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if stands and not (out / marker).is_file():
         raise InputError(out, found=f"something that this tool did not write (no {marker} in it)",
                          expected="a new or empty folder, or an earlier output of the same stage",
                          do="choose another output folder or move that one away")
+    refusal = _in_the_way(out, marker, made_of) if stands and made_of is not None else None
+    if refusal and _moved_aside.get() is None:
+        raise refusal
+    return refusal
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path, marker: str, made_of: Mapping[str, object] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `out` when the block ends well.
+
+    `marker` is the name of the JSON file that makes the folder whole; an existing `out` without it is not ours and is
+    never replaced (InputError). `made_of` are the stage's settings and inputs: `out` is replaced only where it was made
+    of the same and holds nothing else, or within `moving_aside`. None: part of another artefact, replaced as a whole.
+    """
+    out = Path(out) if Path(out).name else Path(out).resolve()  # `.` has no name
+    temporary, refusal = _temporary(out), check_output(out, marker, made_of)
     with _named_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep(out)
@@ -118,6 +188,11 @@ def atomic_folder(out: Path, marker: str) -> Iterator[Path]:
         try:
             yield temporary
             assert (temporary / marker).is_file(), f"a stage ended without writing its {marker}"
+            if made_of is not None:
+                wrote = {"files": _entries(temporary), "made_of": dict(made_of)}
+                write_json(temporary / marker, {**read_json(temporary / marker), _WROTE: wrote})
+            if refusal:
+                move_aside(out, refusal)
             if out.exists():
                 aside = out.with_name(f".{out.name}.writing-old-{os.getpid()}")
                 os.replace(out, aside)
@@ -164,56 +239,6 @@ def read_marker(folder: Path, kind: str) -> dict:
     return value
 
 
-def load_column(folder: Path, name: str) -> np.ndarray:
-    """Memory-map `folder/name.npy` for reading; never runs code (pickles are refused)."""
-    path = Path(folder) / f"{name}.npy"
-    if not path.is_file():
-        raise InputError(path, found="no such file", expected="a column of this artefact", do="make it again")
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:  # a header is Python text
-        raise InputError(path, found=f"no readable array ({error})", expected="a whole .npy file",
-                         do="the file may be cut short: make the artefact again") from error
-
-
-class ColumnWriter:
-    """Append rows to one `.npy` file without knowing how many will come; use as a context manager.
-
-    Memory holds only what one `append` brings.
-    """
-
-    def __init__(self, folder: Path, name: str, dtype: str, width: int | None = None):
-        self.dtype, self.width, self.rows = np.dtype(dtype), width, 0
-        self._file = open(Path(folder) / f"{name}.npy", "wb")
-        self._header()
-        self._data_start = self._file.tell()
-
-    def _header(self) -> None:
-        shape = (self.rows,) if self.width is None else (self.rows, self.width)
-        npy.write_array_header_1_0(self._file, {
-            "descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape})
-
-    def append(self, values: np.ndarray) -> None:
-        block = np.ascontiguousarray(values, self.dtype)
-        expected = block.ndim == 1 if self.width is None else block.shape[1:] == (self.width,)
-        assert expected, f"rows of shape {block.shape[1:]} for a column of width {self.width}"
-        self._file.write(block.tobytes())
-        self.rows += len(block)
-
-    def close(self) -> None:
-        """Write the true length into the header; numpy leaves room for it to grow."""
-        self._file.seek(0)
-        self._header()
-        assert self._file.tell() == self._data_start, "the header outgrew the room left for it"
-        self._file.close()
-
-    def __enter__(self) -> "ColumnWriter":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
 def fingerprint(*parts: object) -> str:
     """Sixteen hex digits over files (name, size, content), arrays and JSON values: equal inputs, equal digits."""
     digest = hashlib.sha256()
@@ -247,15 +272,6 @@ def make_unless_made(note: Path, made_of: str, *, whole: bool, make: Callable[[]
     note.unlink(missing_ok=True)
     make()
     write_json(note, {"made_of": made_of})
-
-
-def create_mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """A .npy file of zeros, mapped, whose space is reserved: a mapped file on a full disk would kill the process."""
-    mapped = npy.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # Linux
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return mapped
 
 
 def files_under(folder: Path) -> list[Path]:

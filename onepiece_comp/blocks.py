@@ -5,6 +5,7 @@ them to disk. `block_of` makes one from parsed lines: slow and plain, it is what
 and what they fall back to. Legend: U users, E events, P profile tokens of the block.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -33,11 +34,19 @@ class EventBlock(NamedTuple):
     token_start: np.ndarray  # int64 [U + 1], into the tokens
     token: np.ndarray  # int32 [P], of the joint user vocabulary, ascending within a user
     profile_place: np.ndarray  # int64 [U], events before the profile record, -1 where there is none
+    user: np.ndarray | None = None  # int64 [U], `user_key` of each; None where nobody asks
 
 
 def starts_of(lengths: Iterable[int]) -> np.ndarray:
     """Where each of consecutive stretches begins, and the end of the last: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(np.fromiter(lengths, np.int64))])
+
+
+def user_key(user: int | str) -> int:
+    """A number of 63 bits for a user's id: the re-id itself, of a text its digest."""
+    if isinstance(user, int):
+        return user % (1 << 63)
+    return int.from_bytes(hashlib.blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 def block_of(lines: Iterable[UserLine], matrix: ItemFeatures, profiles: Profiles) -> EventBlock:
@@ -55,7 +64,8 @@ def block_of(lines: Iterable[UserLine], matrix: ItemFeatures, profiles: Profiles
         np.fromiter((event.time for event in events), np.int64, len(events)),
         starts_of(map(len, tokens)),
         np.fromiter((token for bag in tokens for token in bag), np.int32),
-        np.fromiter((-1 if line.profile_place is None else line.profile_place for line in lines), np.int64))
+        np.fromiter((-1 if line.profile_place is None else line.profile_place for line in lines), np.int64),
+        np.fromiter((user_key(line.user) for line in lines), np.int64, len(lines)))
 
 
 def _of_one_user(block: EventBlock) -> np.ndarray:

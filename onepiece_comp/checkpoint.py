@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import atomic_folder, load_column, read_json, write_json
+from onepiece_comp.artefacts import atomic_folder, read_json, write_json
+from onepiece_comp.columns import load_column
 from onepiece_comp.config import Config, InferConfig, ModelConfig
 from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.config_reading import from_dict, to_dict

@@ -17,6 +17,8 @@ from onepiece_comp.config_ranges import check_ranges
 from onepiece_comp.errors import InputError
 from onepiece_comp.presets import PRESETS
 
+NEUTRAL = frozenset("threads reader engine engine_address engine_workers save_minutes log_every cache".split())
+
 
 def _nearest(name: str, valid: typing.Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), valid := list(valid), n=1)
@@ -132,6 +134,11 @@ def parse_value(text: str) -> object:
 def to_dict(config: object) -> dict:
     """A config dataclass as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def result_settings(config: object) -> dict:
+    """`to_dict` without the settings that change how something is made, never what: of these alone keys are made."""
+    return {name: value for name, value in to_dict(config).items() if name not in NEUTRAL}
 
 
 def from_dict(kind: type, values: dict, place: object) -> typing.Any:

@@ -5,13 +5,14 @@ from typing import Annotated, Optional
 
 import typer
 
-from onepiece_comp.command_options import ConfigFile, Preset, Sets
+from onepiece_comp.command_options import ConfigFile, Preset, Sets, forceable
 from onepiece_comp.config_reading import load_config
 
 app = typer.Typer()
 
 
 @app.command(epilog="Example: onepiece-comp synthesize work/raw --set synthesize.users=3000")
+@forceable
 def synthesize(
     out: Path,
     layout: Annotated[Optional[str], typer.Option(help="jsonl, or parquet as the public release.")] = None,
@@ -27,6 +28,7 @@ def synthesize(
 
 
 @app.command(epilog="Example: onepiece-comp convert table events.csv work/raw --user user_id --item item_id --time ts")
+@forceable
 def convert(
     kind: Annotated[str, typer.Argument(help="auto, kuairand, recbole, movielens, amazon, sequences or table.")],
     source: Path,
@@ -69,6 +71,7 @@ def describe(
 
 
 @app.command(epilog="Example: onepiece-comp split work/raw work/split --set split.cut=2022-05-06T00:00:00Z")
+@forceable
 def split(raw: Path, out: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
     """Withhold each user's target: OUT/train, OUT/eval, OUT/truth.jsonl."""
     from onepiece_comp.split import split as stage
@@ -77,6 +80,7 @@ def split(raw: Path, out: Path, preset: Preset = "tiny", config: ConfigFile = No
 
 
 @app.command(epilog="Example: onepiece-comp preprocess work/split/train work/dataset")
+@forceable
 def preprocess(
     train: Path,
     dataset: Path,

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import create_mapped
+from onepiece_comp.columns import create_mapped
 from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.console import progress, say
-from onepiece_comp.embeddings import EmbeddingSource, find_embeddings
+from onepiece_comp.embeddings import LARGEST_VALUE, EmbeddingSource, find_embeddings
 from onepiece_comp.errors import InputError
 from onepiece_comp.reduction import Projection, fit_projection, sample_vectors
 from onepiece_comp.vector_blocks import VectorBlock, read_blocks, table_width
@@ -152,5 +152,5 @@ def _to_float16(values: np.ndarray, source: EmbeddingSource, creative_id: np.nda
         worst = np.abs(values).max(1).argmax()
         size = np.abs(values[worst]).max()
         raise InputError(f"{source.path}: id {creative_id[worst]}", found=f"the value {size:.3g}",
-                         expected="at most 65,504, as float16 holds", do="scale the table or leave it out")
+                         expected=f"at most {LARGEST_VALUE:,.0f}, as float16 holds", do="scale the table or leave it out")
     return half

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 LONGEST_LINE = 16 << 20  # bytes; a line of 4,096 numbers has 90,000
+LARGEST_VALUE = float(np.finfo(np.float16).max)  # of an embedding: columns are float16, squares are float32
 WIDEST = 1 << 16  # a longer vector is a damaged length
 _MOST_ID = (1 << 63) - 1
 _NAME = re.compile(r"emb_(\d+)_(\d+)(\.pkl|_parquet)?$")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import load_column
+from onepiece_comp.columns import load_column
 from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.console import progress
 from onepiece_comp.errors import InputError

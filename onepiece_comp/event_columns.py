@@ -5,13 +5,14 @@ parts behind one another, so that many processes can share the work (`engine.py`
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import ColumnWriter, load_column
+from onepiece_comp.columns import ColumnWriter, load_column
 from onepiece_comp.blocks import count_corners, in_time_order
 from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.console import progress
@@ -31,12 +32,13 @@ class EventFigures(NamedTuple):
     corners: Counter
     first_second: int
     last_second: int
+    user: np.ndarray  # int64 [users], `blocks.user_key` of each
 
 
 def write_columns(log: Log, folder: Path, *, matrix: ItemFeatures, profiles: Profiles, config: PreprocessConfig,
                   part: Part | None = None) -> EventFigures:
     """Write the columns of `log`, or of one part, into `folder`; fills the features of items without a record."""
-    most_item, corners, first, last = len(matrix.values) - 1, Counter(), 1 << 62, 0
+    most_item, corners, first, last, users = len(matrix.values) - 1, Counter(), 1 << 62, 0, [np.empty(0, np.int64)]
     blocks = log.blocks(matrix, profiles, most_item=most_item, reader=config.reader, threads=config.threads, part=part)
     with contextlib.ExitStack() as stack:
         column = {name: stack.enter_context(ColumnWriter(folder, name, dtype)) for name, dtype in COLUMNS.items()}
@@ -44,6 +46,7 @@ def write_columns(log: Log, folder: Path, *, matrix: ItemFeatures, profiles: Pro
             column[name].append(np.zeros(1))
         for block in progress(blocks, total=None, what="users", size=lambda block: len(block.profile_place)):
             corners.update(count_corners(block))
+            users.append(block.user)
             block = in_time_order(block)
             column["user_start"].append(block.user_start[1:] + column["item_row"].rows)
             column["user_token_start"].append(block.token_start[1:] + column["user_token"].rows)
@@ -53,7 +56,7 @@ def write_columns(log: Log, folder: Path, *, matrix: ItemFeatures, profiles: Pro
             column["user_token"].append(block.token)
             if len(block.item):
                 first, last = min(first, block.time_seconds.min()), max(last, block.time_seconds.max())
-    return EventFigures(corners, int(first), int(last))
+    return EventFigures(corners, int(first), int(last), np.concatenate(users))
 
 
 def join_columns(parts: list[Path], folder: Path) -> None:
@@ -73,7 +76,17 @@ def join_columns(parts: list[Path], folder: Path) -> None:
 def joined_figures(parts: list[EventFigures]) -> EventFigures:
     """The figures of all parts together."""
     return EventFigures(sum((part.corners for part in parts), Counter()), min(part.first_second for part in parts),
-                        max(part.last_second for part in parts))
+                        max(part.last_second for part in parts), np.concatenate([part.user for part in parts]))
+
+
+def refuse_repeated_users(log: Log, user: np.ndarray) -> None:
+    """InputError, with both lines, for a user that stands twice: half a history would be another user's."""
+    key, times = np.unique(user, return_counts=True)
+    if (times > 1).any():
+        first, second = np.flatnonzero(user == key[times > 1][0])[:2] + 1
+        who = next(itertools.islice(log.lines(), int(second) - 1, None)).user
+        raise InputError(log.sequences, found=f"user {who!r} twice, as numbers {first:,} and {second:,} of its users (and "
+                         f"{np.count_nonzero(times > 1) - 1:,} others)", expected="each user once, with all events", do="merge them")
 
 
 def count_items(folder: Path, items: int) -> np.ndarray:

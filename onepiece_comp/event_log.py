@@ -201,7 +201,8 @@ def write_raw(out: Path, log: Log, about: dict, extras: Extras) -> Path:
     `about` must name the `source`; it enters raw.json as it is. The log has events, and times of `log_times.py`.
     """
     tables = (extras.user_features, extras.item_features)
-    with atomic_folder(out, MARKERS["raw"]) as folder:
+    figures = _figures(log, extras)
+    with atomic_folder(out, MARKERS["raw"], {**about, **figures}) as folder:
         with RawWriter(folder) as writer:
             for line in console.progress(_user_lines(log, extras), total=len(log.users), what="users written"):
                 writer.add(line)
@@ -211,7 +212,6 @@ def write_raw(out: Path, log: Log, about: dict, extras: Extras) -> Path:
         names = {"items": extras.original_ids} if extras.original_ids else extras.published_names
         if names:
             write_json(folder / "original_ids.json", names)
-        figures = _figures(log, extras, items=len(writer.index.items))
         write_json(folder / MARKERS["raw"], {
             **about, "item_id_offset": ITEM_OFFSET, "figures": figures,
             "features": {fid: column for table in tables for fid, column in table.columns.items()},
@@ -224,9 +224,9 @@ def write_raw(out: Path, log: Log, about: dict, extras: Extras) -> Path:
     return out
 
 
-def _figures(log: Log, extras: Extras, *, items: int) -> dict[str, int]:
+def _figures(log: Log, extras: Extras) -> dict[str, int]:
     actions = np.bincount(log.action, minlength=3)
-    return {"users": len(log.users), "items": items, "events": len(log.user), "exposures": int(actions[EXPOSURE]),
+    return {"users": len(log.users), "items": len(np.unique(log.creative_id)), "events": len(log.user), "exposures": int(actions[EXPOSURE]),
             "clicks": int(actions[CLICK]), "conversions": int(actions[CONVERSION]), "first time": int(log.time.min()),
             "last time": int(log.time.max()), **extras.counts}
 

@@ -1,20 +1,22 @@
 """The lot: raw files to a scored submission, each stage once; what is done and unchanged is reused.
 
-Stages and folders under WORK: split/ dataset/ retrieval/ tokenizer/ joint/ (ranker/) result/ baselines/ and score.json. A stage
-is redone when its own settings or anything before it has changed; `stages.json` holds the key of each.
+Stages and folders under WORK: split/ dataset/ retrieval/ tokenizer/ joint/ (ranker/) result/ baselines/ and score.json.
+`stages.json` holds what each was made from and what it wrote. What was made from something else, or was replaced since,
+is not reused: it stays where it is and the command stops, or moves aside under a dated name when that is asked for.
 """
 
 import dataclasses
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker, write_json
+from onepiece_comp.artefacts import (
+    MARKERS, differences, files_under, fingerprint, move_aside, moving_aside, read_json, read_marker, write_json)
 from onepiece_comp.baselines import NAMES, baselines
 from onepiece_comp.config import Config
-from onepiece_comp.config_reading import to_dict
+from onepiece_comp.config_reading import result_settings
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError, StaleRun
 from onepiece_comp.log_source import log_fingerprint, open_log
@@ -30,36 +32,90 @@ from onepiece_comp.training import train
 _OF_A_WORLD = ("ceiling", "random")  # baselines that only a synthetic world has
 
 
+class _Stage(NamedTuple):
+    """One step: the file that makes its output whole, what it is made from, and how."""
+
+    name: str
+    output: Path
+    settings: dict[str, object]  # those that the result depends on
+    after: tuple[str, ...]  # stages that it reads
+    make: Callable[[], object]
+
+
 class _Stages:
-    """Runs stages in order, each under a key that covers all that it depends on."""
+    """Runs stages in order; reused is what was made from the same and is as it was written."""
 
-    def __init__(self, work: Path):
-        self.work, self._path = work, work / "stages.json"
+    def __init__(self, work: Path, stages: Sequence[_Stage], source: str):
+        self.work, self._stages, self._path = work, stages, work / "stages.json"
         self._done = read_json(self._path) if self._path.is_file() else {}
-        self._redone: set[str] = set()  # keys of what this call did: what stands on it is done again too
-        self.seconds: list[tuple[str, str]] = []
+        self._keys: dict[str, str] = {}
+        for stage in stages:
+            before = [self._keys[name] for name in stage.after] or [source]
+            self._keys[stage.name] = fingerprint(__version__, stage.settings, before)
+        self._reasons: dict[str, str] = {}  # why a stage is done, of those that are not reused
+        for stage in stages:
+            if reason := self._reason(stage):
+                self._reasons[stage.name] = reason
 
-    def run(self, name: str, output: Path, settings: object, after: list[str], action: Callable[[], object]) -> str:
-        """Do `action` unless `output` stands from the same settings and inputs; returns the stage's key.
+    def run(self) -> list[tuple[str, str]]:
+        """Do what has to be done; (stage, time) of each. InputError where that would replace what stands, unless forced."""
+        self._clear_the_way()
+        seconds = []
+        for stage in self._stages:
+            if stage.name not in self._reasons:
+                say(f"{stage.name}: reused {self._place(stage)}")
+                seconds.append((stage.name, "reused"))
+                continue
+            started = time.monotonic()
+            say(f"== {stage.name}")
+            stage.make()
+            self._done[stage.name] = {"key": self._keys[stage.name], "settings": stage.settings, "wrote": self._written(stage)}
+            write_json(self._path, self._done)
+            seconds.append((stage.name, f"{time.monotonic() - started:.1f} s"))
+        return seconds
 
-        `after` are the keys of what the stage reads.
-        """
-        key, started = fingerprint(__version__, settings, after), time.monotonic()
-        if self._done.get(name) == key and output.exists() and not self._redone.intersection(after):
-            say(f"{name}: reused {output.parent if output.is_file() else output}")
-            self.seconds.append((name, "reused"))
-            return key
-        say(f"== {name}")
-        action()
-        self._redone.add(key)
-        self._done[name] = key
-        write_json(self._path, self._done)
-        self.seconds.append((name, f"{time.monotonic() - started:.1f} s"))
-        return key
+    def _reason(self, stage: _Stage) -> str:
+        """Why the stage must be done; empty where it is done."""
+        done = self._done.get(stage.name)
+        if not stage.output.is_file():
+            return "missing"
+        if not isinstance(done, dict):
+            return "not made by this command"
+        if changed := differences(done["settings"], stage.settings):
+            return f"made with {changed}"
+        if redone := [name for name in stage.after if name in self._reasons]:
+            return f"made from another output of {redone[0]}"
+        if done["key"] != self._keys[stage.name]:
+            return "made from another log or by another version"
+        now = self._written(stage)
+        other = next((name for name, what in done["wrote"].items() if now.get(name) != what), None)
+        return f"{other} is not as it was written" if other else ""
+
+    def _clear_the_way(self) -> None:
+        """Folders that stand and are not reused move aside, all before anything is made, or are refused."""
+        standing = [stage for stage in self._stages
+                    if stage.name in self._reasons and stage.output.is_file() and self._place(stage).is_dir()]
+        shown = "; ".join(f"{self._place(stage).name}, {self._reasons[stage.name]}" for stage in standing)
+        refusal = InputError(self.work, found=shown, expected="the log, settings and folders of the earlier call", do="give another "
+                             "WORK, or --force, which moves what stands aside under dated names and makes it anew")
+        for stage in standing:
+            move_aside(self._place(stage), refusal)
+
+    def _place(self, stage: _Stage) -> Path:
+        return stage.output if stage.output.parent == self.work else stage.output.parent
+
+    def _written(self, stage: _Stage) -> dict[str, object]:
+        """The bytes of each file of the output, of its last one the fingerprint."""
+        place = self._place(stage)
+        sizes = {} if place.is_file() else {str(path.relative_to(self.work)): path.stat().st_size for path in files_under(place)}
+        return {**sizes, str(stage.output.relative_to(self.work)): fingerprint(stage.output)}
 
 
 def run_all(raw: Path, work: Path, config: Config) -> Path:
-    """From raw files to WORK/score.json: split, columns, both trainings, tokenizer, submission, baselines, score."""
+    """From raw files to WORK/score.json: split, columns, both trainings, tokenizer, submission, baselines, score.
+
+    InputError where WORK holds outputs of another log or of other settings, unless within `artefacts.moving_aside`.
+    """
     raw, work = Path(raw), Path(work)
     log = open_log(raw)
     by_hand = [stage for stage in ("retrieval", "joint") if (work / stage / MARKERS["run"]).is_file()]
@@ -70,59 +126,63 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     if config.split.mode == "leave_one_out" and config.model.trend:
         say("note: users of this split end at different times, so that popularity up to the log's end tells little of their "
             "targets; compare with --set model.trend=false")
-    stages = _Stages(work)
     source = fingerprint(*log.files(), log_fingerprint(raw))  # events to the byte; features, embeddings, oracle by their ends
-    parts, data, result = work / "split", work / "dataset", work / "result"
-    cut = stages.run("split", parts, to_dict(config.split), [source], lambda: split(raw, parts, config.split))
-    columns = stages.run("preprocess", data, to_dict(config.preprocess), [cut],
-                         lambda: preprocess(parts / "train", data, config.preprocess))
-    trained = [to_dict(config.model), to_dict(config.train)]
-    first = stages.run("train retrieval", work / "retrieval" / MARKERS["run"], trained, [columns],
-                       lambda: train_or_resume(data, work / "retrieval", config))
-    codes = stages.run(
-        "build tokenizer",
-        work / "tokenizer",
-        to_dict(config.tokenizer),
-        [first],
-        lambda: build_tokenizer(data, work / "tokenizer", config.tokenizer, checkpoint=work / "retrieval"),
-    )
-    joint = stages.run("train jointly", work / "joint" / MARKERS["run"], trained, [codes],
-                       lambda: train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer",
-                                                warm=work / "retrieval"))
-    settings = config.infer
-    if config.ranker.use:
-        ranked = [to_dict(config.ranker), to_dict(config.infer)]
-        joint = stages.run("train ranker", work / "ranker" / MARKERS["ranker"], ranked, [joint, columns],
-                           lambda: train_ranker(work / "joint", data, work / "ranker", config.ranker, config.infer))
-        settings = dataclasses.replace(config.infer, ranker=str(work / "ranker"))
-    inferred = stages.run(
-        "infer", result / "result.json", to_dict(settings), [joint],
-        lambda: infer(work / "joint", result, settings, data=parts / "eval", truth=parts / "truth.jsonl", beside=MODES))
-    filters = [config.infer.filter_seen, config.infer.filter_cold]
-    compared = stages.run("baselines", work / "baselines" / "popularity.json", filters, [cut],
-                          lambda: _baselines(raw, parts, work / "baselines", config))
-    stages.run("score", work / "score.json", to_dict(config.score), [inferred, compared],
-               lambda: _score(work, parts, config))
-    table("stages", ("stage", "time"), stages.seconds)
-    say(f"{repeats(parts)}; infer.filter_seen={str(config.infer.filter_seen).lower()}, ours and the baselines")
-    say(f"submission: {result / 'result.json'}   score: {work / 'score.json'}")
+    seconds = _Stages(work, list(_stages(raw, work, config)), source).run()
+    table("stages", ("stage", "time"), seconds)
+    say(f"{repeats(work / 'split')}; infer.filter_seen={str(config.infer.filter_seen).lower()}, ours and the baselines")
+    say(f"submission: {work / 'result' / 'result.json'}   score: {work / 'score.json'}")
     return work / "score.json"
 
 
-def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None) -> None:
-    """Go on where a killed run of the same settings stands; a run of others is our own and old, and makes way.
+def _stages(raw: Path, work: Path, config: Config) -> Iterator[_Stage]:
+    parts, data, result = work / "split", work / "dataset", work / "result"
+    learning, infer_config, last = _settings(config, "model", "train"), config.infer, "train jointly"
+    yield _Stage("split", parts / MARKERS["split"], _settings(config, "split"), (), lambda: split(raw, parts, config.split))
+    yield _Stage("preprocess", data / MARKERS["dataset"], _settings(config, "preprocess"), ("split",),
+                 lambda: preprocess(parts / "train", data, config.preprocess))
+    yield _Stage("train retrieval", work / "retrieval" / MARKERS["run"], learning, ("preprocess",),
+                 lambda: train_or_resume(data, work / "retrieval", config))
+    yield _Stage("build tokenizer", work / "tokenizer" / MARKERS["tokenizer"], _settings(config, "tokenizer"), ("train retrieval",),
+                 lambda: build_tokenizer(data, work / "tokenizer", config.tokenizer, checkpoint=work / "retrieval"))
+    yield _Stage("train jointly", work / "joint" / MARKERS["run"], learning, ("build tokenizer",),
+                 lambda: train_or_resume(data, work / "joint", config, tokenizer=work / "tokenizer", warm=work / "retrieval"))
+    if config.ranker.use:
+        last, infer_config = "train ranker", dataclasses.replace(config.infer, ranker=str(work / "ranker"))
+        yield _Stage("train ranker", work / "ranker" / MARKERS["ranker"], _settings(config, "ranker", "infer"),
+                     ("train jointly", "preprocess"),
+                     lambda: train_ranker(work / "joint", data, work / "ranker", config.ranker, config.infer))
+    yield _Stage("infer", result / "result.json", {**_settings(config, "infer"), "ranker": config.ranker.use}, (last,),
+                 lambda: infer(work / "joint", result, infer_config, data=parts / "eval", truth=parts / "truth.jsonl", beside=MODES))
+    filters = {"infer.filter_seen": config.infer.filter_seen, "infer.filter_cold": config.infer.filter_cold}
+    yield _Stage("baselines", work / "baselines" / "popularity.json", filters, ("split",),
+                 lambda: _baselines(raw, parts, work / "baselines", config))
+    yield _Stage("score", work / "score.json", _settings(config, "score"), ("infer", "baselines"),
+                 lambda: _score(work, parts, config))
 
-    Any other error leaves the run as it is: a card that is missing now, a full disk or a loss that came apart is no
-    reason to lose what was trained.
+
+def _settings(config: Config, *sections: str) -> dict[str, object]:
+    return {f"{section}.{name}": value for section in sections for name, value in result_settings(getattr(config, section)).items()}
+
+
+def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None) -> None:
+    """Go on where a killed run of the same settings stands.
+
+    A run of others, or one whose state cannot be read, moves aside where that is allowed (`artefacts.moving_aside`); one
+    that was killed before it saved anything always does. Any other error leaves the run as it is: a card that is
+    missing now, a full disk or a loss that came apart is no reason to train anew.
     """
     if (run / "resume.pt").is_file() and not (run / MARKERS["run"]).is_file():
         try:
             train(data, run, config, resume=True, **inputs)
             return
         except StaleRun as error:
-            say(f"starting again: {error}")
+            move_aside(run, InputError(run, found=error.found, expected=error.expected,
+                                       do="--force moves it aside under a dated name and trains anew; or give another folder"))
+    if run.is_dir() and (run / MARKERS["run"]).is_file():
+        move_aside(run, InputError(run, found="a whole run", expected="none", do="give another folder, or --force"))
     if run.is_dir():
-        shutil.rmtree(run)
+        with moving_aside(say):
+            move_aside(run, InputError(run, found="a run that was killed before it saved anything", expected="none", do=""))
     train(data, run, config, **inputs)
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import fingerprint, load_column, read_json
+from onepiece_comp.artefacts import fingerprint, read_json
+from onepiece_comp.columns import load_column
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import Index

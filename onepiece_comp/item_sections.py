@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onepiece_comp.artefacts import load_column, read_json, read_marker
+from onepiece_comp.artefacts import read_json, read_marker
+from onepiece_comp.columns import load_column
 from onepiece_comp.formats import UserLine, read_index, read_sequences
 from onepiece_comp.log_figures import gini
 from onepiece_comp.log_sections import duration, iso

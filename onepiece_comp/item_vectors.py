@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import fingerprint, load_column
+from onepiece_comp.artefacts import fingerprint
+from onepiece_comp.columns import load_column
 from onepiece_comp.console import say
+from onepiece_comp.embeddings import LARGEST_VALUE
 from onepiece_comp.errors import InputError
 from onepiece_comp.identity import original_ids, original_text
 
@@ -177,17 +179,20 @@ def _weighted(text: str) -> tuple[str, float]:
 
 
 def _usable(source: Source) -> np.ndarray:
-    """Which items have a vector that is not zero, bool [items]; InputError for values that are not finite."""
+    """Which items have a vector that is not zero, bool [items]; InputError for values that no embedding could have."""
     usable = source.row >= 0
-    held, bad = np.flatnonzero(usable), 0
+    held, bad, worst = np.flatnonzero(usable), 0, 0.0
     for start in range(0, len(held), _ROWS):
         part = held[start:start + _ROWS]
-        values = np.asarray(source.matrix[source.row[part]], np.float32)
-        bad += np.count_nonzero(~np.isfinite(values).all(axis=1))
+        values = np.asarray(source.matrix[source.row[part]])
+        wrong = ~(np.abs(values) <= LARGEST_VALUE)
+        if wrong.any():
+            bad, worst = bad + int(wrong.any(axis=1).sum()), worst or float(values[wrong][0])
         usable[part] = values.any(axis=1)
     if bad:
-        raise InputError(source.name, found=f"{bad:,} vectors with values that are not finite",
-                         expected="finite numbers", do="write zeros: an item without a vector still gets an id")
+        raise InputError(source.name, found=f"{bad:,} vectors with values such as {worst:.3g}",
+                         expected=f"finite numbers of at most {LARGEST_VALUE:,.0f}, as of embeddings",
+                         do="scale the vectors; for an item without one write zeros: it still gets an id")
     return usable
 
 

@@ -15,7 +15,6 @@ from typing import TextIO
 
 from onepiece_comp.artefacts import fingerprint, half_written
 from onepiece_comp.console import say
-from onepiece_comp.errors import InputError
 
 _PREFIX = "onepiece-"
 

@@ -123,7 +123,7 @@ def _other_encoding(path: Path, encoding: str) -> InputError:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode(encoding)
-            except UnicodeDecodeError as error:
+            except UnicodeDecodeError:
                 break
     wide = line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     perhaps = ["UTF-16"] if wide else [name for name in _ENCODINGS if _decodes(line, name)]

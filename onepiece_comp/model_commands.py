@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from onepiece_comp.artefacts import names_apart
-from onepiece_comp.command_options import ConfigFile, Preset, Sets
+from onepiece_comp.command_options import ConfigFile, Preset, Sets, forceable
 from onepiece_comp.config_reading import load_config
 
 app = typer.Typer()
@@ -15,6 +15,7 @@ app = typer.Typer()
 @app.command(
     "build-tokenizer", epilog="Example: onepiece-comp build-tokenizer work/dataset work/tokenizer --ckpt work/retrieval"
 )
+@forceable
 def build_tokenizer(
     dataset: Path,
     out: Path,
@@ -39,6 +40,7 @@ def build_tokenizer(
 @app.command(
     epilog="Example: onepiece-comp train work/dataset work/joint --tokenizer work/tokenizer --warm-start work/retrieval"
 )
+@forceable
 def train(
     dataset: Path,
     run: Path,
@@ -58,6 +60,7 @@ def train(
 @app.command(
     "train-ranker", epilog="Example: onepiece-comp train-ranker work/joint work/dataset work/ranker"
 )
+@forceable
 def train_ranker(
     ckpt: Annotated[Path, typer.Argument(help="A run or a checkpoint folder; it is not changed.")],
     dataset: Path,
@@ -125,6 +128,7 @@ def score(
 
 
 @app.command(epilog="Example: onepiece-comp run work/raw work --preset tiny")
+@forceable
 def run(raw: Path, work: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
     """The lot: split, preprocess, train, tokenizer, train jointly, infer, score; reuses what is done."""
     from onepiece_comp.flow import run_all

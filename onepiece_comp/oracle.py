@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp import console
-from onepiece_comp.artefacts import ColumnWriter, load_column, read_marker, write_json
+from onepiece_comp.artefacts import read_marker, write_json
+from onepiece_comp.columns import ColumnWriter, load_column
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import read_candidates, read_index, read_sequences
 from onepiece_comp.impressions import REPEAT

@@ -6,7 +6,6 @@ a size that any machine trains in seconds: the switches are tried, the size is n
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from onepiece_comp.artefacts import MARKERS, read_json, write_json

@@ -70,7 +70,7 @@ class ReleaseLog:
             row = users.rows(user)
             token_start, token = users.tokens(row, profiles)
             yield EventBlock(events.start, events.item, events.action, events.time_seconds, token_start, token,
-                             np.where(row < 0, -1, np.diff(events.start)))
+                             np.where(row < 0, -1, np.diff(events.start)), user)
 
     def parts(self, count: int) -> list[Part]:
         return Table(self.sequences).row_groups(count)

@@ -5,13 +5,14 @@ from typing import Annotated, Optional
 
 import typer
 
-from onepiece_comp.command_options import ConfigFile, Preset, Sets
+from onepiece_comp.command_options import ConfigFile, Preset, Sets, forceable
 from onepiece_comp.config_reading import load_config
 
 app = typer.Typer()
 
 
 @app.command("export-ann", epilog="Example: onepiece-comp export-ann work/joint work/ann --data work/split/eval")
+@forceable
 def export_ann(ckpt: Path, out: Path, data: Annotated[Path, typer.Option(help="Evaluation folder.")],
                config: ConfigFile = None, sets: Sets = None) -> None:
     """Write vectors of candidates and users in the files of the platform's neighbour search."""
@@ -22,6 +23,7 @@ def export_ann(ckpt: Path, out: Path, data: Annotated[Path, typer.Option(help="E
 
 
 @app.command(epilog="Example: onepiece-comp pack work/upload --preset base")
+@forceable
 def pack(
     out: Path,
     preset: Preset = "small",
@@ -38,6 +40,7 @@ def pack(
 
 
 @app.command(epilog="Example: onepiece-comp rehearse work/raw --pack work/upload")
+@forceable
 def rehearse(
     raw: Path,
     pack: Annotated[Optional[Path], typer.Option(help="A folder that pack wrote; default: one is packed.")] = None,

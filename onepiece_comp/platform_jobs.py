@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import MARKERS, atomic_folder, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, atomic_folder, moving_aside, read_json, write_json
 from onepiece_comp.checkpoint import CONFIG, find_checkpoint, load_checkpoint
 from onepiece_comp.config import Config, InferConfig
 from onepiece_comp.config_ranges import check_ranges
-from onepiece_comp.config_reading import load_config, merge, to_dict
+from onepiece_comp.config_reading import load_config, merge, result_settings, to_dict
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
@@ -50,12 +50,13 @@ def frozen_config(beside: Path) -> Frozen:
     return Frozen(config, float(cache_gib))
 
 
+@moving_aside(say)
 def training_job(frozen: Frozen) -> Path:
     """All stages of training, those of an earlier job reused; returns the checkpoint folder under TRAIN_CKPT_PATH."""
     paths, config = train_paths(), frozen.config
     cache = JobCache(paths.cache, quota_bytes=frozen.cache_gib * 2**30)
-    learning = [to_dict(config.model), to_dict(config.train)]
-    data = cache.made("dataset", [__version__, log_fingerprint(paths.data), to_dict(config.preprocess)], MARKERS["dataset"],
+    learning = [result_settings(config.model), result_settings(config.train)]
+    data = cache.made("dataset", [__version__, log_fingerprint(paths.data), result_settings(config.preprocess)], MARKERS["dataset"],
                       lambda out: preprocess(paths.data, out, config.preprocess))
     first = cache.made("retrieval", [data.name, learning], MARKERS["run"], lambda out: train_or_resume(data, out, config))
     codes = cache.made("tokenizer", [first.name, to_dict(config.tokenizer)], MARKERS["tokenizer"],

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import (
-    MARKERS, atomic_folder, fingerprint, load_column, peak_memory_mib, read_marker, write_json)
+from onepiece_comp.artefacts import MARKERS, atomic_folder, fingerprint, peak_memory_mib, read_marker, write_json
+from onepiece_comp.columns import load_column
 from onepiece_comp.config import PreprocessConfig
-from onepiece_comp.config_reading import to_dict
+from onepiece_comp.config_reading import result_settings, to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.embedding_tables import coverage_rows, write_embedding_tables
 from onepiece_comp.engine import write_events
-from onepiece_comp.event_columns import bound_odd, count_items
+from onepiece_comp.event_columns import bound_odd, count_items, refuse_repeated_users
 from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row, known_values, split_features
 from onepiece_comp.identity import NAME_COLUMN, item_names, numberings, read_names
 from onepiece_comp.log_source import Log, open_log
@@ -82,7 +82,7 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
     numbered = numberings(creative, index, names := read_names(log.folder), known_values(item_features, user_features))
     named = item_names(creative, names)
     del index, names  # millions of Python objects
-    with atomic_folder(out, MARKERS["dataset"]) as folder:
+    with atomic_folder(out, MARKERS["dataset"], {"train": str(Path(train).resolve()), **result_settings(config)}) as folder:
         matrix = ItemFeatures(item_features, items + 1, ignored=identity)
         profiles = Profiles(user_features, config.max_array_values)
         notes = _fill_items(log, matrix, items, config)
@@ -90,6 +90,7 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
         if named is not None:
             np.save(folder / f"{NAME_COLUMN}.npy", named)
         events = write_events(log, folder, matrix=matrix, profiles=profiles, config=config)
+        refuse_repeated_users(log, events.user)
         bound_odd(log, events.corners, matrix, profiles, config.max_odd_share)
         np.save(folder / "item_count.npy", count_items(folder, items))
         np.save(folder / "item_features.npy", matrix.values)
@@ -116,7 +117,7 @@ def preprocess(train: Path, out: Path, config: PreprocessConfig) -> Path:
             *(f"emb_{fid}" for fid in widths))]
         write_json(folder / MARKERS["dataset"], {
             "version": __version__, "config": to_dict(config), "first_second": events.first_second,
-            "fingerprint": fingerprint(creative, *columns, schema.to_dict(), to_dict(config)), **schema.to_dict(), **figures})
+            "fingerprint": fingerprint(creative, *columns, schema.to_dict(), result_settings(config)), **schema.to_dict(), **figures})
     _report(out, schema, figures)
     return Path(out)
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from onepiece_comp import __version__, metrics
-from onepiece_comp.artefacts import MARKERS, atomic_folder, peak_memory_mib, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, atomic_folder, check_output, peak_memory_mib, read_json, write_json
 from onepiece_comp.calibration import (
     calibration_error, first_place_error, fit_platt, fit_temperature, list_loss, log_loss, sigmoid)
 from onepiece_comp.checkpoint import Checkpoint, load_checkpoint
 from onepiece_comp.config import InferConfig, RankerConfig, TrainConfig
-from onepiece_comp.config_reading import from_dict, to_dict
+from onepiece_comp.config_reading import from_dict, result_settings, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import CLICK, CONVERSION
@@ -58,6 +58,8 @@ def train_ranker(checkpoint: Path, dataset: Path, out: Path, config: RankerConfi
     if loaded.dataset != data.fingerprint:
         raise InputError(dataset, found="a dataset that the checkpoint was not trained on",
                          expected=f"the one of {loaded.path}", do="give the dataset of that run")
+    made_of = {"checkpoint": str(loaded.path.resolve()), **result_settings(config), "infer": result_settings(infer)}
+    check_output(Path(out), MARKERS["ranker"], made_of)  # before hours, not after
     infer = dataclasses.replace(infer, mode=choose_mode(infer.mode, loaded), ranker="")
     torch.manual_seed(config.seed)
     with repeatable(device), kept_heap(device.type == "cpu"):
@@ -66,7 +68,7 @@ def train_ranker(checkpoint: Path, dataset: Path, out: Path, config: RankerConfi
         figures = _train(net, learn, chosen, config)
         figures["calibration"] = _calibrate(net, chosen, shown)
     figures |= {"seconds": round(time.monotonic() - started, 1), "peak_memory_mib": round(peak_memory_mib())}
-    with atomic_folder(out, MARKERS["ranker"]) as folder:
+    with atomic_folder(out, MARKERS["ranker"], made_of) as folder:
         save_tensors(net.state_dict(), folder / WEIGHTS)
         write_json(folder / MARKERS["ranker"], {
             "version": __version__, "config": to_dict(config), "mode": infer.mode, "infer": to_dict(infer),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import load_column
+from onepiece_comp.columns import load_column
 from onepiece_comp.embeddings import EmbeddingSource
 from onepiece_comp.errors import InputError
 from onepiece_comp.vector_blocks import read_blocks

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onepiece_comp.artefacts import MARKERS, fingerprint, load_column, read_json, read_marker
+from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker
+from onepiece_comp.columns import load_column
 from onepiece_comp.log_figures import gini
 from onepiece_comp.log_sections import length_bars, rank_curve
 from onepiece_comp.metrics import bootstrap_mean

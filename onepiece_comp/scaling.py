@@ -19,11 +19,13 @@ from onepiece_comp import __version__
 from onepiece_comp.ablation import read_ladder
 from onepiece_comp.arithmetic import forward_work, shape_of
 from onepiece_comp.artefacts import (
-    MARKERS, atomic_folder, fingerprint, link_or_copy, load_column, make_unless_made, read_json, read_marker, write_json)
+    MARKERS, atomic_folder, fingerprint, link_or_copy, make_unless_made, moving_aside, read_json, read_marker,
+    write_json)
+from onepiece_comp.columns import load_column
 from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.checkpoint import load_checkpoint
 from onepiece_comp.config import Config, TokenizerConfig
-from onepiece_comp.config_reading import to_dict
+from onepiece_comp.config_reading import result_settings, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import Diverged, InputError
 from onepiece_comp.flow import train_or_resume
@@ -42,6 +44,7 @@ _JUDGED_USERS, _JUDGED_BATCH = 300, 16
 _COPIED = ("item_row", "action", "time_seconds", "user_start", "user_token", "user_token_start")
 
 
+@moving_aside(say)
 def scaling(grid: Path, dataset: Path, out: Path, *, hours: float = 3.0) -> Path:
     """Train what is missing of the grid, then OUT/scaling.html and .json; returns the page. No row begins after `hours`."""
     rows, plan, out = read_ladder(grid, also=("scaling",)), read_plan(grid), Path(out)
@@ -81,7 +84,7 @@ def keep_users(dataset: Path, out: Path, users: np.ndarray) -> Path:
     if held.is_file() and read_json(held)["fingerprint"] == made_of:
         return out
     column = {name: np.asarray(load_column(dataset, name)) for name in _COPIED}
-    with atomic_folder(out, MARKERS["dataset"]) as folder:
+    with atomic_folder(out, MARKERS["dataset"], {"users": made_of}) as folder:
         for name in sorted(path.stem for path in dataset.glob("*.npy") if path.stem not in _COPIED):
             link_or_copy(dataset / f"{name}.npy", folder / f"{name}.npy")
         for start, names in (("user_start", _COPIED[:3]), ("user_token_start", ("user_token",))):
@@ -110,7 +113,7 @@ def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict
     data = out / "data" / f"share-{cell.share:g}"
     file = out / "rows" / f"{cell.name}.json"
     ids = _ids(cell, out)
-    key = fingerprint(__version__, Point._fields, to_dict(config.model), to_dict(config.train), read_marker(data, "dataset")["fingerprint"], plan.negatives,
+    key = fingerprint(__version__, Point._fields, result_settings(config.model), result_settings(config.train), read_marker(data, "dataset")["fingerprint"], plan.negatives,
                       ids and read_marker(ids, "tokenizer")["checksum"])
     done = read_json(file) if file.is_file() else {}
     if done.get("key") != key and time.monotonic() > until:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import MARKERS, fingerprint, load_column, read_marker
+from onepiece_comp.artefacts import MARKERS, fingerprint, read_marker
+from onepiece_comp.columns import load_column
 from onepiece_comp.errors import InputError
 from onepiece_comp.identity import ITEMS, NAME_COLUMN, Numbering, check_same, stored_numberings
 from onepiece_comp.item_vectors import Frame, Space, places_of

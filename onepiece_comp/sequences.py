@@ -5,6 +5,8 @@ lock); a line that they do not recognise goes to `formats.parse_line`, which acc
 it, so both ways give the same blocks and the same errors. Memory: a few chunks per thread, whatever the log's length.
 """
 
+import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
@@ -13,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.blocks import EventBlock, block_of, starts_of
+from onepiece_comp.blocks import EventBlock, block_of, starts_of, user_key
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import ItemFeatures, Profiles
 from onepiece_comp.formats import LONGEST_LINE, parse_line, sequence_lines
@@ -24,6 +26,7 @@ CHUNK = 8 << 20
 SLACK = 16  # zero bytes behind a buffer, so that the scanners need no check of bounds
 _SHORTEST_EVENT = 16  # bytes
 _NEWLINE = 10
+_USER = re.compile(rb'\s*\[\s*\[\s*([0-9]+|"(?:[^"\\]|\\.)*")')  # with which a line begins
 _WORTH_COMPILING = 128 << 20  # below this the plain parser is done before the compiler
 _LINES_PER_BLOCK = 4096
 
@@ -166,7 +169,7 @@ def joined(blocks: list[EventBlock]) -> EventBlock:
     join = lambda name: np.concatenate([getattr(block, name) for block in blocks])
     lengths = lambda name: starts_of(np.concatenate([np.diff(getattr(block, name)) for block in blocks]))
     return EventBlock(lengths("user_start"), join("item"), join("action"), join("time_seconds"), lengths("token_start"),
-                      join("token"), join("profile_place"))
+                      join("token"), join("profile_place"), join("user"))
 
 
 def _chunks(path: Path, span: tuple[int, int]) -> Iterator[tuple[int, np.ndarray, int]]:
@@ -272,6 +275,12 @@ def _in_order(parts: Iterator[tuple], work, threads: int) -> Iterator[_Chunk]:
                 future.cancel()
 
 
+def _user_keys(buffer: np.ndarray, line_start: np.ndarray) -> np.ndarray:
+    """`user_key` of the user that begins each scanned line, int64 [U]."""
+    found = (_USER.match(buffer, start)[1] for start in line_start.tolist())
+    return np.fromiter((user_key(json.loads(user)) for user in found), np.int64, len(line_start))
+
+
 def _scan(offset: int, buffer: np.ndarray, end: int, most_item: int, item_columns: tuple, user_columns: tuple) -> _Chunk:
     """Scan a chunk of whole lines that begins at `offset` in the file."""
     from onepiece_comp.line_kernels import count_lines, scan_lines
@@ -289,7 +298,8 @@ def _scan(offset: int, buffer: np.ndarray, end: int, most_item: int, item_column
         if users:
             start = lambda ends: np.concatenate([[0], ends[:users]])
             block = EventBlock(start(per_user[0]), item[:events].copy(), action[:events].copy(), time[:events].copy(),
-                               start(per_user[1]), token[:tokens].copy(), per_user[2][:users].copy())
+                               start(per_user[1]), token[:tokens].copy(), per_user[2][:users].copy(),
+                               _user_keys(buffer, per_user[3][:users]))
             pieces.append(_Scanned(block, feature_at[:events].copy(), odd, offset + per_user[3][:users]))
         at = stopped
         if at < end:

@@ -22,7 +22,7 @@ from onepiece_comp import console, log_source
 from onepiece_comp.artefacts import (
     MARKERS, atomic_folder, files_under, fingerprint, link_or_copy, read_marker, write_json)
 from onepiece_comp.config import SplitConfig
-from onepiece_comp.config_reading import to_dict
+from onepiece_comp.config_reading import result_settings, to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
     ACTIONS, CLICK, CONVERSION, UNKNOWN_ACTION, Candidate, Event, Features, Index, SequenceWriter, UserLine,
@@ -77,7 +77,7 @@ def split(raw: Path, out: Path, config: SplitConfig) -> Path:
     raw, out, started = Path(raw), Path(out), time.monotonic()
     check_config(config)
     log = _open_log(raw, config)
-    with atomic_folder(out, MARKERS["split"]) as folder:
+    with atomic_folder(out, MARKERS["split"], {"raw": str(raw.resolve()), **result_settings(config)}) as folder:
         train_index, gathered = _divide_log(log, folder)
         _write_histories(folder, train_index)
         items = _candidate_items(log, gathered)

@@ -22,7 +22,7 @@ from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, wri
 from onepiece_comp.cascade import DEPTHS, LIST, Ranker
 from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint, find_checkpoint, load_checkpoint
 from onepiece_comp.config import Config, InferConfig
-from onepiece_comp.config_reading import from_dict, override, to_dict
+from onepiece_comp.config_reading import from_dict, override, result_settings, to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation, read_evaluation
@@ -108,7 +108,7 @@ def _key(checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, ta
     columns = [column for column in evaluation if isinstance(column, np.ndarray)]
     columns += [items.creative_id, items.id_row, items.features,
                 *(part[fid] for part in (items.embeddings, items.present) for fid in sorted(part))]
-    return fingerprint(__version__, checkpoint.path / MODEL, checkpoint.path / CONFIG, to_dict(config),
+    return fingerprint(__version__, checkpoint.path / MODEL, checkpoint.path / CONFIG, result_settings(config),
                        reranker and reranker.key, evaluation.users, *columns, np.zeros(0) if target is None else target)
 
 

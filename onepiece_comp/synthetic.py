@@ -17,7 +17,7 @@ import numpy as np
 from onepiece_comp import console
 from onepiece_comp.artefacts import MARKERS, atomic_folder, peak_memory_mib, write_json
 from onepiece_comp.config import SynthesizeConfig
-from onepiece_comp.config_reading import to_dict
+from onepiece_comp.config_reading import result_settings, to_dict
 from onepiece_comp.embeddings import write_embedding
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
@@ -49,7 +49,7 @@ def synthesize(out: Path, config: SynthesizeConfig) -> Path:
     catalogue, release = Catalogue(world, config.seed), config.layout == "parquet"
     if release or not config.feature_111:
         catalogue.leave_out("111")
-    with atomic_folder(out, MARKERS["raw"]) as folder:
+    with atomic_folder(out, MARKERS["raw"], result_settings(config)) as folder:
         tally, cold = _Tally(len(world.items.leaf)), np.empty(0, int)
         files = _ReleaseWorldWriter(folder, users=config.users) if release else _WorldWriter(folder)
         with files as writer, OracleWriter(folder, world, catalogue.creative_id) as oracle:

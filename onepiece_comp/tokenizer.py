@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import MARKERS, atomic_folder, load_column, peak_memory_mib, read_marker, write_json
+from onepiece_comp.artefacts import MARKERS, atomic_folder, peak_memory_mib, read_marker, write_json
+from onepiece_comp.columns import load_column
 from onepiece_comp.collisions import Resolved, check_rule, place_new, resolve_collisions
 from onepiece_comp.config import TokenizerConfig
-from onepiece_comp.config_reading import to_dict
+from onepiece_comp.config_reading import result_settings, to_dict
 from onepiece_comp.console import say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.free_ids import emptiest_ids
@@ -51,7 +52,9 @@ def build_tokenizer(dataset: Path, out: Path, config: TokenizerConfig, *, vector
         _check_settings(old, config, extend)
     original = original_ids(dataset, creative)
     held, present = open_vectors(dataset, creative, named, whiten=config.whiten, space=old.space if old else None)
-    with atomic_folder(out, MARKERS["tokenizer"]) as folder, searching_on(config.device):  # `out` is checked before hours
+    made_of = {"dataset": str(dataset.resolve()), "vectors": [[str(name), weight] for name, weight in named],
+               "extends": str(extend or ""), **result_settings(config)}
+    with atomic_folder(out, MARKERS["tokenizer"], made_of) as folder, searching_on(config.device):  # `out` is checked before hours
         tokenizer, measured = (_new(held, present, creative, original, config) if old is None else
                                _extended(held, present, creative, original, old, extend))
         columns = write_columns(folder, tokenizer)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import load_column, peak_memory_mib, read_marker, write_json
+from onepiece_comp.artefacts import peak_memory_mib, read_marker, write_json
+from onepiece_comp.columns import load_column
 from onepiece_comp.collisions import RULES, resolve_collisions
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.config_reading import to_dict

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from onepiece_comp import __version__
-from onepiece_comp.artefacts import MARKERS, atomic_file, create_mapped, peak_memory_mib, read_json, write_json
+from onepiece_comp.artefacts import MARKERS, atomic_file, move_aside, peak_memory_mib, read_json, write_json
+from onepiece_comp.columns import create_mapped
 from onepiece_comp.checkpoint import find_checkpoint, load_checkpoint, warm_start
 from onepiece_comp.config import Config
-from onepiece_comp.config_reading import to_dict
+from onepiece_comp.config_reading import NEUTRAL, to_dict
 from onepiece_comp.console import be_quiet, say, table
 from onepiece_comp.errors import InputError, StaleRun
 from onepiece_comp.heap import kept_heap
@@ -162,7 +163,7 @@ def _claim(run: Path, settings: dict, resume: bool) -> None:
             raise InputError(run, found="no resume.pt", expected="a run to resume", do="start it without --resume")
         stored = read_json(run / "config.json")
         changed = [f"{part}.{key}" for part in ("model", "train") for key in settings[part]
-                   if stored[part].get(key) != settings[part][key] and key not in _SHARED_OUT]
+                   if stored[part].get(key) != settings[part][key] and key not in _SHARED_OUT and key not in NEUTRAL]
         changed += [key for key in ("dataset", "tokenizer", "batches_per_step") if stored.get(key) != settings[key]]
         if changed:
             raise StaleRun(
@@ -172,8 +173,8 @@ def _claim(run: Path, settings: dict, resume: bool) -> None:
                 do="resume with the run's own config, data and tokenizer",
             )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(run, found="a folder that is not empty", expected="a new run folder",
-                         do="go on with --resume, or choose another folder")
+        move_aside(run, InputError(run, found="a folder that is not empty", expected="a new run folder", do="go on with --resume, "
+                                   "choose another folder, or --force, which moves this one aside under a dated name"))
     run.mkdir(parents=True, exist_ok=True)
 
 

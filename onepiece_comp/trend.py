@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.artefacts import create_mapped, load_column
+from onepiece_comp.columns import create_mapped, load_column
 from onepiece_comp.formats import CLICK, CONVERSION
 
 WINDOW_DAYS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 7.0)

@@ -32,7 +32,7 @@ __version__ = "{version}"
 def write_upload(out: Path, config: Config, *, preset: str, flat: bool = False, cache_gib: float = 20.0) -> Path:
     """Write OUT/training, OUT/evaluation and OUT/pack.json; returns OUT."""
     frozen = {"preset": preset, "cache_gib": cache_gib, **to_dict(config)}
-    with atomic_folder(out, MARKERS["pack"]) as folder:
+    with atomic_folder(out, MARKERS["pack"], frozen) as folder:
         for side, names in ENTRY_POINTS.items():
             _copy(_entry_points(names) + _modules(flat), folder / side)
             if flat:

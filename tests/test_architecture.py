@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "onepiece_comp"
 
 ORDER = """
-    errors presets config config_ranges config_reading artefacts paths console heap report_html svg_drawings
+    errors presets config config_ranges config_reading artefacts columns paths console heap report_html svg_drawings
     pickle_opcodes pickles pickle_stream formats identity ann_files truths embeddings vector_kernels vector_blocks reduction features blocks number_kernels line_kernels sequences item_records parquet_tables parquet_release log_source raw_folder parquet_writer world impressions observables oracle synthetic log_files log_tables log_features log_times event_log log_actions
     log_kuairand log_recbole log_movielens log_amazon log_sequences log_table convert targets split
     metrics calibration full_ranking trend event_columns engine embedding_tables preprocess evaluation baselines scoring interactions benchmark_baselines benchmark_rows benchmark_pairs

@@ -91,7 +91,7 @@ def test_other_names_are_found_by_their_type_or_given(tmp_path):
     source = atomic(tmp_path / "in", inter)
     raw = convert_recbole(source, tmp_path / "raw")
     assert list(events(raw)) == ["1"] and marker(raw)["fields"] == {"user": "session_id", "item": "item_key"}
-    raw = convert_recbole(source / "toy.inter", tmp_path / "raw", user="uid", time="clock")
+    raw = convert_recbole(source / "toy.inter", tmp_path / "named", user="uid", time="clock")
     assert events(raw) == {"5": [("a", 1, TIME)]}
     refuses(
         "fields uid:token, session_id.*expected when:float.*--time",

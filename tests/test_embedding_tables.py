@@ -9,7 +9,7 @@ import torch
 from embedding_forms import FIRST_ID, FORMS, WIDTH, as_lines, item_vectors, one_part
 
 from onepiece_comp import embedding_tables, reduction
-from onepiece_comp.artefacts import load_column
+from onepiece_comp.columns import load_column
 from onepiece_comp.checkpoint import load_checkpoint
 from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.config_reading import load_config

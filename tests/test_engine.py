@@ -67,6 +67,23 @@ def test_two_workers_write_the_same_bytes_as_one_process(train_files, tmp_path, 
     assert np.load(shared / "item_features.npy")[1:].any()
 
 
+@pytest.mark.parametrize("config", [PreprocessConfig(reader="plain"), PreprocessConfig(reader="compiled"),
+                                    pytest.param(CLUSTER, marks=needs_dask)], ids=["plain", "compiled", "cluster"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_user_that_stands_twice_is_refused_whoever_reads_the_log(train_files, tmp_path, config, named):
+    """Each line alone is right; there are no offsets that could part from the file."""
+    lines = [json.loads(line) for line in (train_files / "seq.jsonl").read_text().splitlines()]
+    if named:
+        lines = [[[f"us\u00e9r {record[0]}", *record[1:]] for record in line] for line in lines]
+    again = lines[4][:1] + [record for record in lines[4][1:] if record[1] is not None][:1]
+    (train_files / "seq.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, again]))
+    (train_files / "seq_offsets.pkl").unlink(missing_ok=True)
+    who = repr(lines[4][0][0])
+    with pytest.raises(InputError, match=f"seq.jsonl: found user {who} twice, as numbers 5 and {len(lines) + 1} of its users"):
+        preprocess(train_files, tmp_path / "data", config)
+    assert not (tmp_path / "data").exists()
+
+
 @needs_dask
 def test_a_bad_line_in_a_workers_part_is_named_by_its_number_in_the_file(train_files, tmp_path):
     lines = (train_files / "seq.jsonl").read_bytes().splitlines(keepends=True)

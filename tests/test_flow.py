@@ -10,9 +10,12 @@ import pytest
 from killed import killed_before_it_was_whole
 from test_cli import COMMANDS, ROOT, command
 
+from onepiece_comp.artefacts import moving_aside
+from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.flow import run_all, train_or_resume
+from onepiece_comp.preprocess import preprocess
 
 SETS = ["model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=1", "train.sampled_negatives=64", "train.validation_users=10", "train.threads=1", "infer.threads=1",
@@ -39,28 +42,55 @@ def test_a_world_ends_with_every_user_scored_beside_the_baselines_and_its_ceilin
     assert result["top10s"] == same["top10s"]
 
 
+def forced(raw: Path, work: Path, sets: list[str]) -> Path:
+    with moving_aside(print):
+        return run_all(raw, work, load_config("tiny", None, sets))
+
+
 def test_a_second_call_reuses_all_and_a_changed_setting_only_what_follows_it(world, capsys):
     before = (world / "work" / "score.json").stat().st_mtime_ns
-    run_all(world / "raw", world / "work", load_config("tiny", None, SETS))
+    neutral = ["train.threads=2", "infer.threads=2", "train.log_every=7", "preprocess.reader=plain"]
+    run_all(world / "raw", world / "work", load_config("tiny", None, [*SETS, *neutral]))
     printed = capsys.readouterr().out
     figures = json.loads((world / "work" / "split" / "split.json").read_text())["figures"]
     repeats = f"{figures['targets seen in the history']} of {figures['eval users']} targets"
     assert repeats in printed and "own history; infer.filter_seen=true" in printed
     assert printed.count(": reused") == 8 and (world / "work" / "score.json").stat().st_mtime_ns == before
-    run_all(world / "raw", world / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))
+    with pytest.raises(InputError, match="work: found result, made with infer.beam 20, now 5, expected .*--force"):
+        run_all(world / "raw", world / "work", load_config("tiny", None, [*SETS, "infer.beam=5"]))
+    answer = (world / "work" / "result" / "result.json").read_bytes()
+    forced(world / "raw", world / "work", [*SETS, "infer.beam=5"])
     printed = capsys.readouterr().out
     assert "== infer" in printed and "== score" in printed and printed.count(": reused") == 6
+    (aside,) = (world / "work").glob("result.20*")
+    assert (aside / "result.json").read_bytes() == answer and aside.name in printed
+    shutil.rmtree(aside)
+
+
+def test_what_was_replaced_since_is_not_reused(world, tmp_path):
+    """Columns made anew by hand under other settings: the trainings that stand are of others."""
+    work = Path(shutil.copytree(world / "work", tmp_path / "work"))
+    with moving_aside(print):
+        preprocess(work / "split" / "train", work / "dataset", PreprocessConfig(embeddings=()))
+    sets = [*SETS, "infer.beam=5"]
+    with pytest.raises(InputError, match="found dataset, dataset/.* is not as it was written; retrieval, made from another output"):
+        run_all(world / "raw", work, load_config("tiny", None, sets))
+    shutil.rmtree(work / "dataset")
+    shutil.copytree(world / "work" / "dataset", work / "dataset")
+    (work / "joint" / "run.json").write_text((work / "joint" / "run.json").read_text() + " ")
+    with pytest.raises(InputError, match="found joint, joint/run.json is not as it was written; result, made from another"):
+        run_all(world / "raw", work, load_config("tiny", None, sets))
 
 
 def test_baselines_are_made_anew_under_another_filter_and_what_else_lies_there_is_not_scored(world, tmp_path, capsys):
     work = Path(shutil.copytree(world / "work", tmp_path / "work"))
     (work / "baselines" / "score.json").write_text("{}")  # as `score` on one of them leaves it
     config = [*SETS, "infer.mode=retrieval", "infer.filter_seen=false"]
-    against = json.loads(run_all(world / "raw", work, load_config("tiny", None, config)).read_text())["against"]
+    against = json.loads(forced(world / "raw", work, config).read_text())["against"]
     printed = capsys.readouterr().out
     assert "== baselines" in printed and "infer.filter_seen=false, ours and the baselines" in printed
     assert "last_seen" in against and "score" not in against
-    run_all(world / "raw", work, load_config("tiny", None, [*config, "infer.filter_seen=true"]))
+    forced(world / "raw", work, [*config, "infer.filter_seen=true"])
     assert "== baselines" in capsys.readouterr().out and not (work / "baselines" / "last_seen.json").exists()
 
 
@@ -75,7 +105,7 @@ def test_a_ranker_joins_the_flow_on_request(world):
     """Its answers are scored beside those of the cascade without it."""
     sets = [*SETS, "ranker.use=true", "ranker.examples=20", "ranker.depth=20", "ranker.epochs=1", "ranker.threads=1"]
     shutil.copytree(world / "work", world / "ranked")
-    run_all(world / "raw", world / "ranked", load_config("tiny", None, sets))
+    forced(world / "raw", world / "ranked", sets)
     assert json.loads((world / "ranked" / "ranker" / "ranker.json").read_text())["mode"] == "cascade"
     funnel = json.loads((world / "ranked" / "result" / "funnel.json").read_text())
     assert funnel["ranker"]["path"] == str(world / "ranked" / "ranker")
@@ -84,19 +114,18 @@ def test_a_ranker_joins_the_flow_on_request(world):
 
 def test_a_table_that_joins_the_log_is_read_and_old_truths_are_not_scored(world, tmp_path, capsys):
     raw, work = (Path(shutil.copytree(world / name, tmp_path / name)) for name in ("raw", "work"))
-    config = load_config("tiny", None, [*SETS, "infer.beam=5"])
     shutil.rmtree(raw / "oracle")
     features = json.loads((raw / "item_feat_dict.json").read_text())
     item = next(iter(features))
     features[item] = {**features[item], "117": 1 + features[item].get("117", 0) % 2}
     (raw / "item_feat_dict.json").write_text(json.dumps(features))
-    run_all(raw, work, config)
+    forced(raw, work, [*SETS, "infer.beam=5"])
     assert ": reused" not in capsys.readouterr().out
     assert not {"ceiling", "random"} & set(json.loads((work / "score.json").read_text())["against"])
 
 
 def test_a_run_is_kept_where_it_cannot_go_on_for_now(world, tmp_path):
-    """No card, a full disk: nothing of the run's own; only a run of other settings makes way."""
+    """No card, a full disk, a state that cannot be read: it is never removed."""
     run, config = tmp_path / "run", load_config("tiny", None, SETS)
     with killed_before_it_was_whole():
         train_or_resume(world / "work" / "dataset", run, config)
@@ -106,8 +135,12 @@ def test_a_run_is_kept_where_it_cannot_go_on_for_now(world, tmp_path):
         train_or_resume(world / "work" / "dataset", run, broken)
     assert (run / "resume.pt").read_bytes() == weights
     (run / "resume.pt").write_bytes(weights[:100])
-    train_or_resume(world / "work" / "dataset", run, config)  # what cannot be read makes way
-    assert (run / "run.json").is_file()
+    with pytest.raises(InputError, match="--force"):
+        train_or_resume(world / "work" / "dataset", run, config)
+    with moving_aside(print):
+        train_or_resume(world / "work" / "dataset", run, config)  # what cannot be read moves aside
+    (aside,) = tmp_path.glob("run.20*")
+    assert (run / "run.json").is_file() and (aside / "resume.pt").read_bytes() == weights[:100]
 
 
 def test_trainings_made_stage_by_stage_are_not_trained_anew(world, tmp_path):
@@ -131,7 +164,8 @@ def test_a_killed_training_of_the_flow_goes_on_where_it_stood(world, tmp_path, c
     for name in ("train jointly", "infer", "score"):
         del stages[name]
     (work / "stages.json").write_text(json.dumps(stages))
-    shutil.rmtree(work / "joint")
+    for name in ("joint", "result"):
+        shutil.rmtree(work / name)
     with killed_before_it_was_whole():
         run_all(world / "raw", work, load_config("tiny", None, [*SETS, "infer.beam=5"]))
     run_all(world / "raw", work, load_config("tiny", None, [*SETS, "infer.beam=5"]))

@@ -13,8 +13,8 @@ import pytest
 
 from onepiece_comp import artefacts, console
 from onepiece_comp.artefacts import (
-    ColumnWriter, atomic_file, atomic_folder, files_under, fingerprint, load_column, names_apart, read_marker,
-    write_json)
+    atomic_file, atomic_folder, files_under, fingerprint, names_apart, read_marker, write_json)
+from onepiece_comp.columns import ColumnWriter, load_column
 from onepiece_comp.config import Config, ModelConfig
 from onepiece_comp.config_reading import from_dict, load_config, to_dict
 from onepiece_comp.console import mean_and_spread

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onepiece_comp import sequences
-from onepiece_comp.artefacts import load_column, read_json
+from onepiece_comp.artefacts import read_json
+from onepiece_comp.columns import load_column
 from onepiece_comp.convert import ConvertOptions, convert, detect_log
 from onepiece_comp.embeddings import find_embeddings, read_embedding
 from onepiece_comp.errors import InputError
@@ -201,7 +202,7 @@ LOGS = {  # of each kind of log that can be converted: its files
         "video_features_basic_pure.csv": (",".join(["video_id", *ITEM_COLUMNS]) + "\n3,"
                                           + '77,NORMAL,2022-04-10,Web,9,9.0,"39,68",2e4,720.0,1280.0\n').encode()},
     "recbole": {
-        "toy.inter": b"user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\tB\t3.5\t1650000005\nv\tA\t4\t9\n",
+        "toy.inter": b"user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\tB\t3.5\t1650000005\nv\tA\t4\t1650000009\n",
         "toy.item": b"item_id:token\ttags:token_seq\tprice:float\nA\tx y\t3.5\nB\t\t1\n",
         "toy.user": b"user_id:token\tage:token\nu\t7\n"},
     "movielens": {

@@ -32,7 +32,10 @@ def same_columns(one, other):
     for name in names:
         if name != "schema.json":
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    return [json.loads((folder / "schema.json").read_text()) for folder in (one, other)]
+    schemas = [json.loads((folder / "schema.json").read_text()) for folder in (one, other)]
+    made_of = [schema.pop("wrote")["made_of"] for schema in schemas]
+    assert made_of[0].pop("train") != made_of[1].pop("train") and made_of[0] == made_of[1]
+    return schemas
 
 
 @pytest.fixture(scope="module")

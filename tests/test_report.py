@@ -168,7 +168,7 @@ def items_work(folder, items):
     for name in ("tokenizer", "dataset", "joint"):
         (folder / name).mkdir(parents=True)
     creative, codes = np.append(0, 7000 + np.arange(items)), np.column_stack([np.arange(-1, items)] * 2).astype(np.int32)
-    tokenizer = Tokenizer(codes, creative, 2, max(items, 2), "fsq", {}, creative[:0], codes[:0], {}, Space("emb_81", {}, ()))
+    tokenizer = Tokenizer(codes, creative, 2, max(items, 2), "fsq", {}, creative, creative[:0], codes[:0], {}, Space("emb_81", {}, ()))
     write_json(folder / "tokenizer" / "tokenizer.json", {
         **write_columns(folder / "tokenizer", tokenizer), "codes_per_level": max(items, 2), "config": {}, "item_space": "",
         "levels": 2, "quantiser": "fsq", "vectors": "emb_81", "figures": {"after": [{"unique": items, "shared": 0.0}]}})

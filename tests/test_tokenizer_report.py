@@ -43,7 +43,7 @@ def test_each_row_has_the_figures_that_building_that_tokenizer_stores(dataset, t
     assert figures["rows"][0]["before"][-1]["shared"] > 0 and figures["rows"][0]["items_without_vector"] == 9
     for row in figures["rows"]:
         config = TokenizerConfig(codes=16, quantiser=quantiser, resolve=row["rule"])
-        out = build_tokenizer(dataset, tmp_path / "tokenizer", config, vectors=row["vectors"])
+        out = build_tokenizer(dataset, tmp_path / f"{row['rule']}-{row['vectors'] == fusion}", config, vectors=row["vectors"])
         stored = json.loads((out / "tokenizer.json").read_text())["figures"]
         for key in ("before", "after", "moved", "overflowed", "variance", "items", "items_without_vector"):
             assert row[key] == stored[key], (row["rule"], key)
