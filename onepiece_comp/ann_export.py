@@ -18,13 +18,14 @@ import torch
 from onepiece_comp.ann_files import check_search_files, read_answers, write_ids, write_vectors
 from onepiece_comp.artefacts import MARKERS, atomic_folder, check_output, read_json, read_marker, write_json
 from onepiece_comp.candidates import FoldedBias, fold_bias
-from onepiece_comp.cascade import LIST, Ranker
+from onepiece_comp.cascade import Ranker
 from onepiece_comp.checkpoint import load_checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.config_reading import result_settings
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import read_evaluation
+from onepiece_comp.formats import LIST
 from onepiece_comp.training import choose_device, set_threads
 
 VECTORS, IDS, QUERIES, ANSWERS = "embedding.fbin", "id.u64bin", "query.fbin", "id100.u64bin"

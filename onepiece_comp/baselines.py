@@ -23,10 +23,9 @@ from onepiece_comp.artefacts import atomic_file
 from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    CLICK, CONVERSION, EXPOSURE, Event, Index, UserLine, read_candidates, read_index, read_sequences)
+    CLICK, CONVERSION, EXPOSURE, LIST, Event, Index, UserLine, read_candidates, read_index, read_sequences)
 from onepiece_comp.raw_folder import OriginalIds
 
-LIST = 10
 NAMES = ("popularity", "popularity_day", "popularity_exposure", "item_knn", "last_seen")
 LAST_SEEN = 5  # items of a history, the latest, that last_seen puts before the popular ones
 NEIGHBOURS = 200  # similar candidates kept per item

@@ -22,6 +22,7 @@ from onepiece_comp.config import InferConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation
 from onepiece_comp.filling import fill
+from onepiece_comp.formats import LIST
 from onepiece_comp.histories import Columns
 from onepiece_comp.request import Found, Request, asked_actions, encode_request
 from onepiece_comp.reranking import Reranker, ranker_input
@@ -31,7 +32,6 @@ from onepiece_comp.target_ranker import RankerInput
 if TYPE_CHECKING:
     from onepiece_comp.approximate import FirstStage
 
-LIST = 10
 BEFORE = "ten before the ranker"
 DEPTHS = (100, 384, 1000)  # at which a funnel tells the recall, beside the ten
 INDEXES = ("exact", "hnsw", "ivf")

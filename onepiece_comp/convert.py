@@ -14,6 +14,7 @@ from onepiece_comp.log_kuairand import convert_kuairand, is_kuairand
 from onepiece_comp.log_movielens import convert_movielens, is_movielens
 from onepiece_comp.log_recbole import convert_recbole, is_recbole
 from onepiece_comp.log_sequences import convert_sequences, is_sequences
+from onepiece_comp.log_source import Log, open_log
 from onepiece_comp.log_table import convert_table, is_table
 
 
@@ -75,6 +76,17 @@ def convert(kind: str, source: Path, out: Path, options: ConvertOptions = Conver
         raise InputError("convert", found=f"{', '.join(map(_spelled, strange))} for {kind}", do="leave it out",
                          expected=f"for {kind} " + (", ".join(map(_spelled, taken)) or "no options"))
     return KINDS[kind].convert(Path(source), Path(out), **given)
+
+
+def open_raw(folder: Path) -> Log:
+    """The log of a folder in the competition's layout; InputError that names the converter for one of another kind."""
+    try:
+        return open_log(folder)
+    except InputError as error:
+        if kind := detect_log(folder):
+            raise InputError(folder, found=f"a log of kind {kind}", expected="the competition's layout", do="convert it first: "
+                             f"onepiece-comp convert {kind} {folder} RAW") from error
+        raise
 
 
 def detect_log(path: Path) -> str | None:

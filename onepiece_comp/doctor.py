@@ -9,6 +9,7 @@ import torch
 
 from onepiece_comp import __version__
 from onepiece_comp.console import table
+from onepiece_comp.convert import detect_log
 from onepiece_comp.errors import InputError
 from onepiece_comp.log_source import open_log
 from onepiece_comp.paths import PLATFORM_VARIABLES, available_cores, stated_variables
@@ -68,6 +69,8 @@ def _data(folder: Path) -> tuple[str, InputError | None]:
                 raise InputError(folder, found=f"no {missing[0]} beside predict_seq.jsonl", expected="an evaluation folder",
                                  do="copy the folder again")
             return "an evaluation folder", None
+        if kind := detect_log(folder):
+            return f"a log of kind {kind}: onepiece-comp convert {kind} {folder} RAW", None
         log = open_log(folder)
         log.index()
     except InputError as error:  # told in the table first: the other rows stand

@@ -20,7 +20,7 @@ from onepiece_comp.embeddings import find_embeddings
 from onepiece_comp.errors import InputError
 from onepiece_comp.features import ItemFeatures, Profiles, Schema, creative_by_row, known_values
 from onepiece_comp.formats import (
-    UNKNOWN_ACTION, Candidate, Index, UserLine, check_offsets, read_action_types, read_candidates, read_index,
+    LIST, UNKNOWN_ACTION, Candidate, Index, UserLine, check_offsets, read_action_types, read_candidates, read_index,
     read_item_features, read_sequences)
 from onepiece_comp.identity import check_same, numberings, read_names
 from onepiece_comp.log_source import is_release, open_release
@@ -116,9 +116,9 @@ def _candidates(path: Path, candidates: Iterator[Candidate], local: _LocalItems)
     rows = [local.row(candidate.creative_id, candidate.features)
             for candidate in progress(candidates, total=None, what="candidates")]
     distinct = len(set(rows))
-    if distinct < 10:
-        raise InputError(path, found=f"{distinct} distinct candidates", expected="at least ten",
-                         do="a top-10 needs ten: check the candidate set")
+    if distinct < LIST:
+        raise InputError(path, found=f"{distinct} distinct candidates", expected=f"at least {LIST}, as in an answer",
+                         do="check the candidate set")
     if distinct < len(rows):
         raise InputError(
             path,

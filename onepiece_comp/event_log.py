@@ -6,6 +6,7 @@ memory: these converters are for some ten million events.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +77,8 @@ def original_item_id(creative_id: int) -> int:
 def ids(rows: Rows, name: str) -> Ids:
     """A column of texts or whole numbers as ids; InputError with the place of the first row that has none.
 
-    Spaces around a text are no part of it, and a whole number written as a float is the number; both are said.
+    Spaces around a text are no part of it, a whole number written as a float is the number, and letters with accents are
+    the same in either of their forms; how many were changed is said.
     """
     column = rows.table.column(name)
     try:
@@ -117,8 +119,8 @@ def _whole_numbers(rows: Rows, name: str) -> pa.ChunkedArray:
 
 
 def _plain(originals: Sequence[str]) -> list[str]:
-    """Ids without the spaces around them and, unless one of them has a fraction, without `.0` behind whole numbers."""
-    stripped = [text.strip() for text in originals]
+    """Ids without the spaces around them, accents in one form (NFC), and, unless one of them has a fraction, without `.0`."""
+    stripped = [text.strip() if text.isascii() else unicodedata.normalize("NFC", text).strip() for text in originals]
     if not any("." in text for text in stripped) or any(map(_FRACTION.fullmatch, stripped)):
         return stripped
     return [number[1] if (number := _WHOLE.fullmatch(text)) else text for text in stripped]
@@ -129,7 +131,7 @@ def _merged(codes: np.ndarray, originals: list[str], written: list[str], place: 
     changed = [code for code, original in enumerate(originals) if original != written[code]]
     if not changed:
         return Ids(codes, originals)
-    console.say(f"note: {place}: {len(changed):,} values are read without spaces around them and without '.0', for example "
+    console.say(f"note: {place}: {len(changed):,} values are read without spaces around them, without '.0' and with accents in one form, for example "
                 f"{written[changed[0]]!r} as {originals[changed[0]]!r}")
     distinct = {original: code for code, original in enumerate(dict.fromkeys(originals))}
     return Ids(np.array([distinct[original] for original in originals])[codes], list(distinct))

@@ -18,8 +18,10 @@ from onepiece_comp.baselines import NAMES, baselines
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import result_settings
 from onepiece_comp.console import say, table
+from onepiece_comp.convert import open_raw
 from onepiece_comp.errors import InputError, StaleRun
-from onepiece_comp.log_source import log_fingerprint, open_log
+from onepiece_comp.formats import LIST
+from onepiece_comp.log_source import log_fingerprint
 from onepiece_comp.oracle import ceiling, random_ranking
 from onepiece_comp.preprocess import preprocess
 from onepiece_comp.ranker_training import train_ranker
@@ -117,7 +119,7 @@ def run_all(raw: Path, work: Path, config: Config) -> Path:
     InputError where WORK holds outputs of another log or of other settings, unless within `artefacts.moving_aside`.
     """
     raw, work = Path(raw), Path(work)
-    log = open_log(raw)
+    log = open_raw(raw)
     by_hand = [stage for stage in ("retrieval", "joint") if (work / stage / MARKERS["run"]).is_file()]
     if by_hand and not (work / "stages.json").is_file():
         raise InputError(work, found=f"{' and '.join(by_hand)} without stages.json: trained stage by stage", expected="a folder of this "
@@ -139,7 +141,7 @@ def _stages(raw: Path, work: Path, config: Config) -> Iterator[_Stage]:
     learning, infer_config, last = _settings(config, "model", "train"), config.infer, "train jointly"
     yield _Stage("split", parts / MARKERS["split"], _settings(config, "split"), (), lambda: split(raw, parts, config.split))
     yield _Stage("preprocess", data / MARKERS["dataset"], _settings(config, "preprocess"), ("split",),
-                 lambda: preprocess(parts / "train", data, config.preprocess))
+                 lambda: _columns(raw, parts, data, config))
     yield _Stage("train retrieval", work / "retrieval" / MARKERS["run"], learning, ("preprocess",),
                  lambda: train_or_resume(data, work / "retrieval", config))
     yield _Stage("build tokenizer", work / "tokenizer" / MARKERS["tokenizer"], _settings(config, "tokenizer"), ("train retrieval",),
@@ -158,6 +160,15 @@ def _stages(raw: Path, work: Path, config: Config) -> Iterator[_Stage]:
                  lambda: _baselines(raw, parts, work / "baselines", config))
     yield _Stage("score", work / "score.json", _settings(config, "score"), ("infer", "baselines"),
                  lambda: _score(work, parts, config))
+
+
+def _columns(raw: Path, parts: Path, data: Path, config: Config) -> None:
+    """`preprocess`; before it, and so before hours of training, InputError where no answer could be filled."""
+    candidates = read_marker(parts, "split")["figures"]["candidates"]
+    if candidates < LIST:
+        raise InputError(raw, found=f"{candidates} candidates", expected=f"at least {LIST}, as in an answer",
+                         do="take a larger catalogue or another cut")
+    preprocess(parts / "train", data, config.preprocess)
 
 
 def _settings(config: Config, *sections: str) -> dict[str, object]:

@@ -21,6 +21,7 @@ from onepiece_comp.pickles import load_pickle, save_pickle
 EXPOSURE, CLICK, CONVERSION, UNKNOWN_ACTION = 0, 1, 2, 3
 ACTION_NAMES = ("exposure", "click", "conversion", "unknown")
 ACTIONS = len(ACTION_NAMES)
+LIST = 10  # items of an answer
 LONGEST_LINE = 64 << 20  # bytes; a line of 100 events has some 20,000
 FIELDS = "user, item, user features, item features, action, time"
 

@@ -118,22 +118,23 @@ def delimited(path: Path, columns: dict[str, pa.DataType], *, separator: str = "
     except UNREADABLE as error:
         lines = list(rows_of())  # another encoding and a quote that is not closed are said as what they are
         raise _broken(path, error, f"rows of {separator.join(present)!r}", lines) from error
-    if counted.lines == table.num_rows + first - 1:
+    if counted.lines == table.num_rows + first - 1 and not counted.escaped:
         return Rows(table, [(path, table.num_rows)], first)
     lines = np.fromiter(rows_of(), np.int64)[first - 1:]
     return Rows(table, [(path, table.num_rows)], first, {path: lines} if len(lines) == table.num_rows else {})
 
 
 class _Counted:
-    """A binary file that counts the lines that are read from it."""
+    """A binary file that counts the lines that are read from it, and quotes behind backslashes."""
 
     def __init__(self, file: object):
-        self._file, self._breaks, self._end = file, 0, b"\n"
+        self._file, self._breaks, self._end, self.escaped = file, 0, b"\n", 0
         self.closed = False
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self._breaks += data.count(b"\n")
+        self.escaped += data.count(b'\\"')
         self._end = data[-1:] or self._end
         return data
 
@@ -167,7 +168,7 @@ def _row_lines(path: Path, form: dict, *, watched: bool, width: int) -> Iterator
     start = 1
     try:
         for row in csv.reader(lines, **form):
-            if watched and len(lines.of_row) > 1:
+            if watched and (len(lines.of_row) > 1 or '\\"' in lines.of_row[0]):
                 _refuse_swallowed(path, start, lines.of_row, width=width, **form)
             if row:
                 yield start
@@ -181,14 +182,16 @@ def _row_lines(path: Path, form: dict, *, watched: bool, width: int) -> Iterator
 def _refuse_swallowed(path: Path, line: int, taken: list[str], *, width: int, delimiter: str, quotechar: str) -> None:
     inside = next((each for each in taken[1:] if each.count(delimiter) == width - 1), None)
     found = None
-    if sum(each.count(quotechar) for each in taken) % 2:
+    if any('\\"' in each for each in taken):
+        found = f"a quote behind a backslash in {taken[0].strip()!r:.60}, which ends the field here"
+    elif sum(each.count(quotechar) for each in taken) % 2:
         found = "a quote that is never closed"
     elif inside is not None and width > 1:
         found = f"a quoted field with what looks like rows in it, such as {inside.strip()!r:.60}"
     elif sum(map(len, taken)) > LONGEST_QUOTED:
         found = f"a quoted field of {len(taken):,} lines and more than {LONGEST_QUOTED:,} characters"
     if found:
-        raise InputError(f"{path}:{line}", found=found, expected="a quoted field that ends where it should",
+        raise InputError(f"{path}:{line}", found=found, expected="a quoted field that ends where it should, with quotes in it doubled",
                          do=f"correct it; --quote {UNQUOTED} if quotes are part of the texts, --quote '{quotechar}' if the field is right")
 
 

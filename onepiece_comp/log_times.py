@@ -165,4 +165,5 @@ def _with_range(found: Ticks) -> Ticks:
     if not len(known):
         return found
     first, last = (pd.Timestamp(int(moment) // found.per_second, unit="s") for moment in (known.min(), known.max()))
-    return found._replace(stated=f"{found.stated}: {first} to {last} UTC")
+    days = "" if (known % (86400 * found.per_second)).any() else "; whole days, within which the order of the rows counts"
+    return found._replace(stated=f"{found.stated}: {first} to {last} UTC{days}")

@@ -8,10 +8,10 @@ from collections import Counter
 from typing import NamedTuple
 
 from onepiece_comp.config import ModelConfig
+from onepiece_comp.formats import LIST
 from onepiece_comp.log_figures import LogFigures, action_shares
 
 _MANY_TIES, _MANY_COLD, _MANY_LACKING = 0.05, 0.2, 0.1
-_FEWEST_CANDIDATES = 10
 _COLD_TARGETS, _SEEN_TARGETS = 0.1, 0.01
 
 
@@ -119,10 +119,10 @@ def _shape_warnings(figures: LogFigures) -> list[Warned]:
             "the model reads the last ones only", "raise model.max_events if the rest matters"))
     present = [name for name, share in action_shares(figures.counts).items() if share and name != "null actions"]
     if len(present) == 1:
+        without = ", and a split by time finds no targets" if present == ["exposures"] else ""
         warned.append(Warned(
-            f"one action only ({present[0]})", "conditioning on the action and weights by action have no effect, and "
-            "without clicks or conversions a split by time finds no targets",
-            "map the log's actions to 0, 1 and 2 if it has more, else use --set split.mode=leave_one_out"))
+            f"one action only ({present[0]})", f"conditioning on the action and weights by action have no effect{without}",
+            "map the log's actions to 0, 1 and 2 if it has more" + (", else use --set split.mode=leave_one_out" if without else "")))
     return warned
 
 
@@ -165,7 +165,7 @@ def protocol_warnings(asked: Protocol) -> list[Warned]:
     """Warnings about candidates and targets."""
     warned = []
     distinct = asked.candidates - asked.repeated_candidates
-    if distinct < _FEWEST_CANDIDATES:
+    if distinct < LIST:
         warned.append(Warned(f"{distinct} different candidates", "a result lists ten different ones for each user",
                              "check the candidate set"))
     if asked.repeated_candidates:

@@ -18,7 +18,7 @@ from onepiece_comp import console
 from onepiece_comp.artefacts import read_marker, write_json
 from onepiece_comp.columns import ColumnWriter, load_column
 from onepiece_comp.errors import InputError
-from onepiece_comp.formats import read_candidates, read_index, read_sequences
+from onepiece_comp.formats import LIST, read_candidates, read_index, read_sequences
 from onepiece_comp.impressions import REPEAT
 from onepiece_comp.raw_folder import OriginalIds
 from onepiece_comp.truths import Truth, read_truth
@@ -26,7 +26,6 @@ from onepiece_comp.world import (
     INTERESTS, MATCH_WEIGHT, PERIODS, TASTE, TASTE_WEIGHT, Items, Topics, Users, World, bucket_of, build_pools,
     exposure_lift, interests_at, match, sigmoid)
 
-LIST = 10
 CHUNK = 1024  # users ranked together
 CELLS = 4_000_000  # users times items scored at once
 FOLDER = "oracle"

@@ -13,12 +13,13 @@ from pathlib import Path
 from onepiece_comp.artefacts import fingerprint, names_apart, read_json
 from onepiece_comp.console import say
 from onepiece_comp.errors import InputError
+from onepiece_comp.formats import LIST
 from onepiece_comp.item_sections import item_sections
 from onepiece_comp.metrics import bootstrap_difference, sign_flip_test
 from onepiece_comp.report_html import Drawing, Section, Table, Text, can_plot, write_report
 from onepiece_comp.run_sections import STAGES, figures_at, missing, read_score, run_sections
 from onepiece_comp.scaling_sections import scaling_sections
-from onepiece_comp.scoring import LIST, user_scores
+from onepiece_comp.scoring import user_scores
 from onepiece_comp.svg_drawings import interval_chart
 from onepiece_comp.truths import read_truth
 

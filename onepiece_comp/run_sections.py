@@ -12,11 +12,12 @@ import numpy as np
 
 from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker
 from onepiece_comp.columns import load_column
+from onepiece_comp.formats import LIST
 from onepiece_comp.log_figures import gini
 from onepiece_comp.log_sections import length_bars, rank_curve
 from onepiece_comp.metrics import bootstrap_mean
 from onepiece_comp.report_html import BARS, Cards, Drawing, Plot, Section, Table, Text
-from onepiece_comp.scoring import LIST, user_scores
+from onepiece_comp.scoring import user_scores
 from onepiece_comp.svg_drawings import funnel_chart, interval_chart
 from onepiece_comp.truths import read_truth
 

@@ -18,11 +18,10 @@ from onepiece_comp.config import ScoreConfig
 from onepiece_comp.config_reading import to_dict
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    CLICK, CONVERSION, EXPOSURE, UNKNOWN_ACTION, read_candidates, read_index, read_sequences)
+    CLICK, CONVERSION, EXPOSURE, LIST, UNKNOWN_ACTION, read_candidates, read_index, read_sequences)
 from onepiece_comp.raw_folder import OriginalIds
 from onepiece_comp.truths import Truth, read_truth
 
-LIST = 10
 ACTION_NAMES = {EXPOSURE: "exposure", CLICK: "click", CONVERSION: "conversion", UNKNOWN_ACTION: "unknown"}
 HISTORY_BUCKETS = {0: "0", 1: "1-4", 5: "5-9", 10: "10-19", 20: "20-49", 50: "50+"}  # by their first length, in events
 _ABSENT = "not in the file"

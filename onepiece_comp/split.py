@@ -23,9 +23,10 @@ from onepiece_comp.artefacts import (
     MARKERS, atomic_folder, files_under, fingerprint, link_or_copy, read_marker, write_json)
 from onepiece_comp.config import SplitConfig
 from onepiece_comp.config_reading import result_settings, to_dict
+from onepiece_comp.convert import open_raw
 from onepiece_comp.errors import InputError
 from onepiece_comp.formats import (
-    ACTIONS, CLICK, CONVERSION, UNKNOWN_ACTION, Candidate, Event, Features, Index, SequenceWriter, UserLine,
+    ACTIONS, CLICK, CONVERSION, LIST, UNKNOWN_ACTION, Candidate, Event, Features, Index, SequenceWriter, UserLine,
     check_offsets, read_item_features, read_sequences, write_candidates)
 from onepiece_comp.identity import NAMES, stated_names
 from onepiece_comp.raw_folder import OriginalIds, RawWriter, to_predict, to_predict_features
@@ -43,6 +44,7 @@ class Survey(NamedTuple):
     times: np.ndarray  # of all events, only where the cut is to be found
     first_seen: np.ndarray  # Unix seconds; NEVER for an item without events
     last_seen: np.ndarray  # Unix seconds; -1 for an item without events
+    actions: Counter  # events of each action, None where the log has none
 
 
 class Log(NamedTuple):
@@ -94,6 +96,8 @@ def split(raw: Path, out: Path, config: SplitConfig) -> Path:
     shown = {"cut": cut or "none", **{name: f"{value:,}" for name, value in figures.items()},
              "truth fingerprint": truth_fingerprint, "seconds": seconds}
     console.table(f"Split {raw} into {out} ({config.mode})", ["figure", "value"], shown.items())
+    if len(items) < LIST:
+        console.say(f"warning: {len(items)} candidates, and an answer has {LIST}: nothing can be inferred for this split")
     if figures["targets seen in the history"]:
         console.say(f"{repeats(out)}: infer.filter_seen=true, the default, leaves them out while ten others are left; "
                     "compare with --set infer.filter_seen=false")
@@ -109,7 +113,7 @@ def repeats(folder: Path) -> str:
 
 def _open_log(raw: Path, config: SplitConfig) -> Log:
     """Check the raw folder and read its log for the first time."""
-    source = log_source.open_log(raw)
+    source = open_raw(raw)
     index = source.index()
     if source.layout == "jsonl":
         check_offsets(source.sequences, raw / "seq_offsets.pkl")
@@ -122,13 +126,14 @@ def _open_log(raw: Path, config: SplitConfig) -> Log:
 
 def _survey(source: log_source.Log, *, items: int, config: SplitConfig) -> Survey:
     """When each item was seen first and last, and the times of all events where the cut depends on them."""
-    first, last, times, users = np.full(items + 1, NEVER), np.full(items + 1, -1), array("q"), set()
+    first, last, times, users, actions = np.full(items + 1, NEVER), np.full(items + 1, -1), array("q"), set(), Counter()
     until, automatic = end_of_log(config), config.mode != "leave_one_out" and config.cut == "auto"
     for line in console.progress(source.lines(), total=None, what="users surveyed"):
         if line.user in users:
             raise InputError(source.sequences, found=f"user {line.user!r} on two lines", expected="one line per user",
                              do="group the log by user")
         users.add(line.user)
+        actions.update(event.action for event in line.events)
         item_reids = np.array([event.item for event in line.events], np.int64)
         seconds = np.array([event.time for event in line.events], np.int64)
         wrong = item_reids[(item_reids < 1) | (item_reids > items)]
@@ -139,7 +144,7 @@ def _survey(source: log_source.Log, *, items: int, config: SplitConfig) -> Surve
         np.maximum.at(last, item_reids, seconds)
         if automatic:
             times.extend(seconds[seconds < until].tolist())
-    return Survey(len(users), np.frombuffer(times, np.int64) if times else np.empty(0, np.int64), first, last)
+    return Survey(len(users), np.frombuffer(times, np.int64) if times else np.empty(0, np.int64), first, last, actions)
 
 
 def _divide_log(log: Log, folder: Path) -> tuple[Index, Gathered]:
@@ -150,8 +155,11 @@ def _divide_log(log: Log, folder: Path) -> tuple[Index, Gathered]:
     with RawWriter(folder / "train") as train, SequenceWriter(folder / "histories") as histories:
         write_truth(folder / "truth.jsonl", _divide_users(log, gathered, train=train, histories=histories))
     if not gathered.target_items:
-        raise InputError("split", found=f"no target (mode {log.config.mode}, cut {iso_time(log.window.cut)})",
-                         expected="a click or conversion after the cut", do="choose an earlier cut or another mode")
+        held = ", ".join(f"{count:,} of action {ACTION_NAMES[UNKNOWN_ACTION if action is None else action]}"
+                         for action, count in log.survey.actions.most_common())
+        raise InputError("split", found=f"no target (mode {log.config.mode}, cut {iso_time(log.window.cut)}; the log has events {held})",
+                         expected="a click or conversion after the cut", do="choose an earlier cut or another mode, or convert "
+                         "the log again with --action and --map if its actions mean something else")
     if not train.index.items:
         raise InputError("split", found="no event to train on", expected="events before the targets",
                          do="choose a later cut or hold fewer users out")

@@ -19,14 +19,14 @@ import numpy as np
 from onepiece_comp.answer_parts import Answers, Parts
 from onepiece_comp import __version__
 from onepiece_comp.artefacts import fingerprint, peak_memory_mib, read_json, write_json
-from onepiece_comp.cascade import DEPTHS, LIST, Ranker
+from onepiece_comp.cascade import DEPTHS, Ranker
 from onepiece_comp.checkpoint import CONFIG, MODEL, Checkpoint, find_checkpoint, load_checkpoint
 from onepiece_comp.config import Config, InferConfig
 from onepiece_comp.config_reading import from_dict, override, result_settings, to_dict
 from onepiece_comp.console import progress, say, table
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation import Evaluation, read_evaluation
-from onepiece_comp.formats import ACTION_NAMES
+from onepiece_comp.formats import ACTION_NAMES, LIST
 from onepiece_comp.reranking import Reranker, load_ranker
 from onepiece_comp.training import choose_device, set_threads
 from onepiece_comp.truths import read_truth

@@ -93,7 +93,7 @@ def find_window(config: SplitConfig, *, times: np.ndarray, earliest: int) -> Win
                          do="correct one of them")
     if earliest >= cut:
         raise InputError("split.cut", found=f"no event before {iso_time(cut)}", expected="events to train on",
-                         do="choose a later cut")
+                         do="choose a later cut, or split.mode=leave_one_out for a log of one moment")
     return Window(cut, until)
 
 

@@ -20,6 +20,7 @@ from onepiece_comp.config import Config
 from onepiece_comp.config_reading import NEUTRAL, to_dict
 from onepiece_comp.console import be_quiet, say, table
 from onepiece_comp.errors import InputError, StaleRun
+from onepiece_comp.formats import LIST
 from onepiece_comp.heap import kept_heap
 from onepiece_comp.identity import NAME_COLUMN, original_ids
 from onepiece_comp.model import OnePiece, size
@@ -102,6 +103,11 @@ def _train(dataset: Path, run: Path, config: Config, ranks: Ranks, tokenizer: Pa
            resume: bool, copies: tuple[Path | None, Path | None]) -> Path:
     """`train` as one of its ranks; `copies` are the further places for events and log."""
     data = load_dataset(dataset)
+    if len(data.user_start) < 3:
+        raise InputError(dataset, found="one user", expected="two or more", do="take a larger log: a user's own items are no negatives")
+    if data.schema.items < LIST:
+        raise InputError(dataset, found=f"{data.schema.items} items", expected=f"at least {LIST}, as in an answer",
+                         do="train on a larger catalogue")
     settings = {"version": __version__, "model": to_dict(config.model), "train": to_dict(config.train),
                 "dataset": data.fingerprint, "tokenizer": _fingerprint_of(tokenizer),
                 "batches_per_step": (ranks.ranks * config.train.accumulate

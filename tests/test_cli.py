@@ -155,7 +155,7 @@ def _schema(dataset) -> Schema:
 def test_a_candidate_set_of_fewer_than_ten(eval_files, dataset):
     path = eval_files / "predict_set.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:9]))
-    with pytest.raises(InputError, match="9 distinct candidates, expected at least ten"):
+    with pytest.raises(InputError, match="9 distinct candidates, expected at least 10"):
         read_evaluation(eval_files, _schema(dataset))
 
 

@@ -286,6 +286,16 @@ def test_each_option_of_the_command_reaches_its_converter(tmp_path):
         CliRunner().invoke(app, ["convert", "table", "a", "b", "--interactions", "c"], catch_exceptions=False)
 
 
+def test_a_log_in_its_own_layout_is_called_by_its_kind_where_the_competitions_is_wanted(tmp_path):
+    source = kuairand(tmp_path / "in", (0, 3, 1))
+    for words in (["run", source, tmp_path / "work"], ["split", source, tmp_path / "parts"]):
+        with pytest.raises(InputError, match=f"found a log of kind kuairand, .*onepiece-comp convert kuairand {source} RAW"):
+            CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    told = CliRunner().invoke(app, ["doctor", str(source)])
+    assert told.exit_code == 0 and "a log of kind kuairand" in told.stdout.replace("\n", " ") and "not recognised" not in told.stdout
+    assert not (tmp_path / "work").exists()
+
+
 def test_what_fits_no_kind_is_not_guessed(tmp_path):
     (tmp_path / "notes.txt").write_text("3 things to do\n")
     (tmp_path / "broken.json.gz").write_bytes(b"no gzip")

@@ -196,3 +196,23 @@ def test_lines_that_end_as_in_windows_or_without_an_end_are_rows_like_others(tmp
     text = f"\ufeffu,i,t\r\n1,x,{TIME}\r\n1,y,{TIME + 1}"
     assert items(convert_table(written(tmp_path / "log.csv", text), tmp_path / "raw", **NAMES)) == {"1": ["x", "y"]}
     assert np.isin(["log.csv"], marker(tmp_path / "raw")["files"]).all()
+
+
+def test_letters_with_accents_are_one_id_in_either_form_and_it_is_said(tmp_path, capsys):
+    source = written(tmp_path / "log.csv", f"u,i,t\n1,caf\u00e9,{TIME}\n1,cafe\u0301,{TIME + 1}\n")
+    features = written(tmp_path / "items.csv", "i,kind\ncafe\u0301,x\n")
+    raw = convert_table(source, tmp_path / "raw", **NAMES, item_features=features)
+    assert items(raw) == {"1": ["caf\u00e9", "caf\u00e9"]} and item_features(raw) == {"caf\u00e9": {"kind": "x"}}
+    assert "log.csv: i: 1 values" in capsys.readouterr().out
+
+
+def test_quotes_behind_backslashes_as_databases_write_them_are_refused_with_their_line(tmp_path):
+    source = written(tmp_path / "log.csv", f'u,i,t\n1,x,{TIME}\n1,"a \\"b\\" c",{TIME}\n')
+    refuses("log.csv:3: found a quote behind a backslash .*with quotes in it doubled", convert_table, source, tmp_path / "raw", **NAMES)
+    assert items(convert_table(source, tmp_path / "raw", **NAMES, quote="none"))["1"] == ["x", '"a \\"b\\" c"']
+
+
+def test_times_of_whole_days_are_said_to_be_that(tmp_path):
+    text = "u,i,t\n1,a,2020-09-01\n1,b,2020-09-01\n"
+    raw = convert_table(written(tmp_path / "log.csv", text), tmp_path / "raw", **NAMES)
+    assert "whole days, within which the order of the rows counts" in marker(raw)["times"] and items(raw) == {"1": ["a", "b"]}

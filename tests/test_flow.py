@@ -15,7 +15,9 @@ from onepiece_comp.config import PreprocessConfig
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.errors import InputError
 from onepiece_comp.flow import run_all, train_or_resume
+from onepiece_comp.log_table import convert_table
 from onepiece_comp.preprocess import preprocess
+from onepiece_comp.training import train
 
 SETS = ["model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
         "train.epochs=1", "train.sampled_negatives=64", "train.validation_users=10", "train.threads=1", "infer.threads=1",
@@ -141,6 +143,19 @@ def test_a_run_is_kept_where_it_cannot_go_on_for_now(world, tmp_path):
         train_or_resume(world / "work" / "dataset", run, config)  # what cannot be read moves aside
     (aside,) = tmp_path.glob("run.20*")
     assert (run / "run.json").is_file() and (aside / "resume.pt").read_bytes() == weights[:100]
+
+
+def test_a_catalogue_that_cannot_fill_an_answer_is_found_before_anything_is_trained(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("u,i,t\n" + "".join(f"u{user},i{(user + step) % 9},{1_600_000_000 + 1000 * step + user}\n"
+                                       for user in range(30) for step in range(8)))
+    convert_table(log, tmp_path / "raw", user="u", item="i", time="t")
+    with pytest.raises(InputError, match="raw: found 9 candidates, expected at least 10, as in an answer"):
+        run_all(tmp_path / "raw", tmp_path / "work", load_config("tiny", None, SETS))
+    assert not (tmp_path / "work" / "retrieval").exists()
+    preprocess(tmp_path / "raw", tmp_path / "data", PreprocessConfig())
+    with pytest.raises(InputError, match="data: found 9 items, expected at least 10"):
+        train(tmp_path / "data", tmp_path / "run", load_config("tiny", None, SETS))
 
 
 def test_trainings_made_stage_by_stage_are_not_trained_anew(world, tmp_path):

@@ -163,7 +163,9 @@ def test_a_run_that_is_asked_to_end_saves_its_last_step_and_goes_on_from_there(d
                           capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert load_tensors(run / "resume.pt")["progress"][0] == at + 1  # the step in which it was asked is whole
-    train(dataset.path, run, _config(), resume=True)
+    with pytest.raises(InputError, match="other settings .train.warmup.$|train.warmup"):
+        train(dataset.path, run, _config("train.warmup=0.3"), resume=True)
+    train(dataset.path, run, _config("train.threads=2", "train.log_every=3", "train.save_minutes=5"), resume=True)  # the same result
     assert _equal(_weights(retrieval), _weights(run))
 
 
