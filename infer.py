@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from onepiece_comp.platform_jobs import evaluation_job  # noqa: E402
+from onepiece_comp.container.jobs import evaluation_job  # noqa: E402
 
 
 def infer() -> tuple[list[list[int]], list[str]]:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from onepiece_comp.container.jobs import frozen_config, training_job
 from onepiece_comp.errors import InputError
-from onepiece_comp.platform_jobs import frozen_config, training_job
 
 if __name__ == "__main__":
     try:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from onepiece_comp.benchmark_rows import PROTOCOLS, RowConfig, chosen
+from onepiece_comp.benchmark.full_ranking import Scorer, judge
+from onepiece_comp.benchmark.interactions import first_users, read_interactions
+from onepiece_comp.benchmark.next_item_model import NextItemModel
+from onepiece_comp.benchmark.next_item_ranking import code_scorer, ranking_of
+from onepiece_comp.benchmark.next_item_training import Trained, scored, scorer, train_next_item
+from onepiece_comp.benchmark.rows import PROTOCOLS, RowConfig, chosen
+from onepiece_comp.benchmark.trained_rows import Task, first_stage, train_codes
 from onepiece_comp.console import be_quiet
-from onepiece_comp.full_ranking import Scorer, judge
-from onepiece_comp.interactions import first_users, read_interactions
-from onepiece_comp.next_item_model import NextItemModel
-from onepiece_comp.next_item_ranking import code_scorer, ranking_of
-from onepiece_comp.next_item_training import Trained, scored, scorer, train_next_item
-from onepiece_comp.trained_rows import Task, first_stage, train_codes
 
 
 def main() -> None:

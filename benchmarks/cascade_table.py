@@ -23,16 +23,17 @@ from typing import NamedTuple
 import numpy as np
 
 from onepiece_comp.artefacts import MARKERS, fingerprint, is_made_of, make_unless_made, read_json, write_json
-from onepiece_comp.checkpoint import find_checkpoint
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
 from onepiece_comp.console import mean_and_spread, say, table
-from onepiece_comp.flow import train_or_resume
-from onepiece_comp.metrics import Interval, bootstrap_seeds
-from onepiece_comp.ranker_training import train_ranker
-from onepiece_comp.scoring import score, user_scores
-from onepiece_comp.submission import infer
-from onepiece_comp.truths import read_truth
+from onepiece_comp.evaluation.metrics import Interval, bootstrap_seeds
+from onepiece_comp.evaluation.score import user_scores
+from onepiece_comp.logs.truths import read_truth
+from onepiece_comp.stages.infer import infer
+from onepiece_comp.stages.score import score
+from onepiece_comp.stages.train import train_or_resume
+from onepiece_comp.stages.train_ranker import train_ranker
+from onepiece_comp.training.checkpoint import find_checkpoint
 
 PAPER = {"mode": "cascade", "union": 0, "semantic_weight": 0.0, "cold_ids": False}
 EXACT, RANKER = "exact, joint stage", "cascade_ranker"

@@ -24,8 +24,8 @@ import pyarrow
 import pyarrow.parquet
 
 from onepiece_comp.console import say, table
-from onepiece_comp.embeddings import EmbeddingSource, find_embeddings, read_embedding
-from onepiece_comp.vector_blocks import read_blocks
+from onepiece_comp.logs.embedding_blocks import read_blocks
+from onepiece_comp.logs.embeddings import EmbeddingSource, find_embeddings, read_embedding
 
 FIRST_ID = 20_000_000_001
 FORMS = {"lines": "JSON lines", "pickle": "pickle", "parquet": "Parquet"}

@@ -19,21 +19,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from onepiece_comp.console import table
-from onepiece_comp.heap import kept_heap
-from onepiece_comp.hstu import HSTUBlock, RelativeBias, gaps
-from onepiece_comp.losses import PairBias, RowBias, Rows, softmax_loss
-from onepiece_comp.moe import SparseMoE, swiglu
-from onepiece_comp.popularity import CONDITIONS, TrendPairs, TrendRows, pair_logits, trend_logits
-from onepiece_comp.retrieval import top_k
-from onepiece_comp.similarity import HistorySimilarity, Weighing
-from onepiece_comp.trend import FEATURES, WINDOW_DAYS, Trend
+from onepiece_comp.dataset.popularity_counts import FEATURES, WINDOW_DAYS, Trend
+from onepiece_comp.models.hstu import HSTUBlock, RelativeBias, gaps
+from onepiece_comp.models.losses import PairBias, RowBias, LossRows, softmax_loss
+from onepiece_comp.models.moe import SparseMoE, swiglu
+from onepiece_comp.models.popularity import CONDITIONS, TrendPairs, TrendRows, pair_logits, trend_logits
+from onepiece_comp.models.retrieval import top_k
+from onepiece_comp.models.similarity import HistorySimilarity, Weighing
+from onepiece_comp.training.process import kept_heap
 
 
 def loss_case() -> tuple[str, Callable, Callable]:
     """4,000 rows, 8,192 keys, width 64, a bias row each and hidden keys: forward and backward."""
     query, key, bias = (torch.randn(*shape, requires_grad=True) for shape in ((4000, 64), (8192, 64), (300, 8192)))
     row = torch.randint(0, 300, (4000,))
-    rows = Rows(torch.randint(0, 8192, (4000,)), torch.ones(4000),
+    rows = LossRows(torch.randint(0, 8192, (4000,)), torch.ones(4000),
                 hidden_BK=torch.rand(64, 8192) < 0.01, hidden_row_N=torch.randint(0, 64, (4000,)))
 
     def fast() -> torch.Tensor:
@@ -50,13 +50,13 @@ def loss_case() -> tuple[str, Callable, Callable]:
 def block_case() -> tuple[str, Callable, Callable]:
     """1,800 rows, 12,101 keys, width 64, as 256 users of Beauty have them: forward and backward."""
     query, key = (torch.randn(*shape, requires_grad=True) for shape in ((1800, 64), (12101, 64)))
-    rows = Rows(torch.randint(0, 12101, (1800,)), torch.ones(1800))
+    rows = LossRows(torch.randint(0, 12101, (1800,)), torch.ones(1800))
 
     def fast() -> torch.Tensor:
         return torch.autograd.grad(softmax_loss(query, key, rows), (query, key))[0]
 
     def plain() -> torch.Tensor:
-        with mock.patch("onepiece_comp.losses.rows_per_block", lambda key_KD: 256):
+        with mock.patch("onepiece_comp.models.losses.rows_per_block", lambda key_KD: 256):
             return fast()
     return "softmax loss in blocks of a million logits | of 256 rows", fast, plain
 
@@ -140,7 +140,7 @@ def second_codes_case() -> tuple[str, Callable, Callable]:
                        torch.randint(0, CONDITIONS, (rows,)))
     query, key = torch.randn(rows, width, requires_grad=True), torch.randn(codes, width, requires_grad=True)
     weight = torch.randn(CONDITIONS, FEATURES + 1, requires_grad=True)
-    targets = Rows(key_S[::children].clone(), torch.ones(rows))
+    targets = LossRows(key_S[::children].clone(), torch.ones(rows))
 
     def fast() -> torch.Tensor:
         bias = PairBias(pair_logits(weight, pairs), pairs.row_S, pairs.key_S)

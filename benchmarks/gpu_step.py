@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.console import table
-from onepiece_comp.model import OnePiece, size
-from onepiece_comp.optim import Optimisers
-from onepiece_comp.preprocess import Dataset, load_dataset
+from onepiece_comp.dataset.preprocess import Dataset, load_dataset
+from onepiece_comp.models.recommender import OnePiece, size
+from onepiece_comp.training.batches import TrainingBatches
+from onepiece_comp.training.optimisers import Optimisers
 
 
 def measure(data: Dataset, preset: str, steps: int) -> tuple[str, ...]:

@@ -27,16 +27,16 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from onepiece_comp.approximate import MaximumIndex
-from onepiece_comp.beam import beam_search
-from onepiece_comp.cascade import Ranker
-from onepiece_comp.checkpoint import load_checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.console import say, table
-from onepiece_comp.evaluation import read_evaluation
-from onepiece_comp.model import Encoded, OnePiece
-from onepiece_comp.retrieval import recall, top_k
-from onepiece_comp.word_search import faiss_settings
+from onepiece_comp.dataset.evaluation_folder import read_evaluation
+from onepiece_comp.funnel.beam import beam_search
+from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.index import MaximumIndex
+from onepiece_comp.models.recommender import Encoded, OnePiece
+from onepiece_comp.models.retrieval import recall, top_k
+from onepiece_comp.tokenizer.nearest_words import faiss_settings
+from onepiece_comp.training.checkpoint import load_checkpoint
 
 USERS, WIDTH, BEST, SEEN, FETCH = 256, 64, 384, 100, 1000
 DEPTHS = (10, 100, BEST)

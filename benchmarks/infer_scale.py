@@ -18,8 +18,8 @@ from pathlib import Path
 
 from onepiece_comp.artefacts import link_or_copy, read_json
 from onepiece_comp.console import progress, say, table
-from onepiece_comp.features import creative_by_row
-from onepiece_comp.formats import Candidate, read_index, read_item_features, write_candidates
+from onepiece_comp.logs.features import creative_by_row
+from onepiece_comp.logs.formats import Candidate, read_index, read_item_features, write_candidates
 
 MILLION = 1_000_000
 COLUMNS = ("what", "users", "once, s", "users/s", "peak memory, MiB", "a million users, h")

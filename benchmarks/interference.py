@@ -23,15 +23,15 @@ from onepiece_comp.artefacts import MARKERS, fingerprint, read_json, read_marker
 from onepiece_comp.config import Config
 from onepiece_comp.config_reading import load_config, to_dict
 from onepiece_comp.console import mean_and_spread, say, table
-from onepiece_comp.model import OnePiece
-from onepiece_comp.parallel import Ranks
-from onepiece_comp.preprocess import Dataset, load_dataset
-from onepiece_comp.run_log import RunLog
-from onepiece_comp.scaling import batches_of, held_out_losses, keep_ids, keep_users
-from onepiece_comp.semantic_ids import load_tokenizer
-from onepiece_comp.training import repeatable, set_threads
-from onepiece_comp.training_loop import Loop
-from onepiece_comp.validation import hold_out, validate
+from onepiece_comp.dataset.preprocess import Dataset, load_dataset
+from onepiece_comp.models.recommender import OnePiece
+from onepiece_comp.studies.scaling import batches_of, held_out_losses, keep_ids, keep_users
+from onepiece_comp.tokenizer.folder import load_tokenizer
+from onepiece_comp.training.devices import Ranks
+from onepiece_comp.training.loop import Loop
+from onepiece_comp.training.process import repeatable, set_threads
+from onepiece_comp.training.run_log import RunLog
+from onepiece_comp.training.validation import hold_out, validate
 
 LAMBDAS = (0.1, 0.01, 0.03, 0.3, 1.0)
 MOMENTS = (0.0, 0.05, 0.25, 0.5, 1.0)  # shares of the steps

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from onepiece_comp.checkpoint import MODEL, find_checkpoint
 from onepiece_comp.console import say, table
-from onepiece_comp.weights import load_tensors
+from onepiece_comp.training.checkpoint import MODEL, find_checkpoint
+from onepiece_comp.training.weights import load_tensors
 
 
 def command(dataset: Path, run: Path, sets: list[str], *, resume: bool) -> list[str]:

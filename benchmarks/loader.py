@@ -24,14 +24,15 @@ import torch
 from plain_loader import EMBEDDING, USER_ARRAYS, WIDTH, Batch, PlainDataset, drawn
 from torch.utils.data import DataLoader
 
-from onepiece_comp.batches import TrainingBatches
 from onepiece_comp.config import PreprocessConfig, SynthesizeConfig, TrainConfig
 from onepiece_comp.console import table
-from onepiece_comp.formats import UNKNOWN_ACTION
-from onepiece_comp.histories import event_columns, spans
-from onepiece_comp.pickles import save_pickle
-from onepiece_comp.preprocess import Dataset, load_dataset, preprocess
-from onepiece_comp.synthetic import synthesize
+from onepiece_comp.dataset.preprocess import Dataset, load_dataset
+from onepiece_comp.logs.formats import UNKNOWN_ACTION
+from onepiece_comp.logs.pickles import save_pickle
+from onepiece_comp.models.histories import event_columns, spans
+from onepiece_comp.stages.preprocess import preprocess
+from onepiece_comp.stages.synthesize import synthesize
+from onepiece_comp.training.batches import TrainingBatches
 
 class ColumnLoader:
     """The same tensors from the columns of a dataset; users have at most 101 events, as in the organisers' files."""

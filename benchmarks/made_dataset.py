@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onepiece_comp.features import Schema, joint_vocabulary
-from onepiece_comp.preprocess import Dataset, ItemTable
-from onepiece_comp.trend import Trend
+from onepiece_comp.dataset.popularity_counts import Trend
+from onepiece_comp.dataset.preprocess import Dataset, ItemTable
+from onepiece_comp.logs.features import Schema, joint_vocabulary
 
 _DAYS, _START = 30, 1_746_000_000
 _ITEM_VALUES = (8, 20, 40, 100, 100, 400, 400, 1000, 1000, 5000, 5000, 20000, 20000)  # of each item feature

@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from onepiece_comp.blocks import EventBlock
 from onepiece_comp.config import SynthesizeConfig
 from onepiece_comp.console import table
-from onepiece_comp.features import ItemFeatures, Profiles, joint_vocabulary, split_features
-from onepiece_comp.log_source import Log, open_log
-from onepiece_comp.parquet_release import ReleaseLog
-from onepiece_comp.parquet_writer import write_release
-from onepiece_comp.sequences import compiler_present, joined
-from onepiece_comp.synthetic import synthesize
+from onepiece_comp.logs.features import ItemFeatures, Profiles, joint_vocabulary, split_features
+from onepiece_comp.logs.json_lines import compiler_present, joined
+from onepiece_comp.logs.open_log import Log, open_log
+from onepiece_comp.logs.release import ReleaseLog
+from onepiece_comp.logs.release_writer import write_release
+from onepiece_comp.logs.user_blocks import EventBlock
+from onepiece_comp.stages.synthesize import synthesize
 
 WAYS = (("JSON lines, plain", "jsonl", "plain"), ("JSON lines, compiled", "jsonl", "compiled"),
         ("Parquet", "parquet", "auto"))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onepiece_comp.embeddings import find_embeddings, read_embedding
-from onepiece_comp.formats import read_index
-from onepiece_comp.pickles import load_pickle
+from onepiece_comp.logs.embeddings import find_embeddings, read_embedding
+from onepiece_comp.logs.formats import read_index
+from onepiece_comp.logs.pickles import load_pickle
 
 WIDTH = 102  # positions of the official arrays, padded on the left
 USER_ARRAYS = ("106", "107", "108", "110")

@@ -11,13 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from onepiece_comp.batches import ItemBatch, TrainBatch
-from onepiece_comp.hstu import CrossBlock, HSTUBlock, merge_heads, split_heads
-from onepiece_comp.model import Encoded, OnePiece
-from onepiece_comp.moe import Routing, SparseMoE, swiglu
-from onepiece_comp.popularity import _ABSENT, TrendPairs, TrendRows
-from onepiece_comp.popularity import _STEP as _TREND_STEP
-from onepiece_comp.similarity import _FLOOR, _SHARPNESS, _STEP, HistorySimilarity, Weighing
+from onepiece_comp.models.batch import ItemBatch, TrainBatch
+from onepiece_comp.models.hstu import CrossBlock, HSTUBlock, merge_heads, split_heads
+from onepiece_comp.models.moe import Routing, SparseMoE, swiglu
+from onepiece_comp.models.popularity import _ABSENT, _STEP as _TREND_STEP, TrendPairs, TrendRows
+from onepiece_comp.models.recommender import Encoded, OnePiece
+from onepiece_comp.models.similarity import _FLOOR, _SHARPNESS, _STEP, HistorySimilarity, Weighing
 
 
 def plain_model(model: OnePiece) -> OnePiece:

@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.console import table
-from onepiece_comp.features import ItemFeatures, Profiles, split_features
-from onepiece_comp.item_records import fill_item_features
-from onepiece_comp.log_source import JsonLinesLog
-from onepiece_comp.sequences import joined, read_sequence_blocks
+from onepiece_comp.logs.features import ItemFeatures, Profiles, split_features
+from onepiece_comp.logs.json_lines import fill_item_features, joined, read_sequence_blocks
+from onepiece_comp.logs.open_log import JsonLinesLog
 
 
 def repeated(sample: Path, folder: Path, copies: int) -> JsonLinesLog:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.artefacts import atomic_file, read_json
-from onepiece_comp.benchmark_pairs import baselines_of, pair_cells
-from onepiece_comp.benchmark_rows import PROTOCOLS, rows
-from onepiece_comp.benchmark_sections import METRICS
+from onepiece_comp.benchmark.full_ranking import FILTERS
+from onepiece_comp.benchmark.pairs import baselines_of, pair_cells
+from onepiece_comp.benchmark.rows import PROTOCOLS, rows
+from onepiece_comp.benchmark.sections import METRICS
 from onepiece_comp.config_reading import read_yaml
 from onepiece_comp.console import mean_and_spread
-from onepiece_comp.full_ranking import FILTERS
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 MAKE_UP = ("coverage@10", "coverage@50", "popularity@10", "popularity@50")

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from onepiece_comp.config import RankerConfig
 from onepiece_comp.console import say, table
-from onepiece_comp.hstu import gaps
-from onepiece_comp.target_attention import Past
-from onepiece_comp.target_ranker import PARTS, RankerInput, TargetRanker, sized
+from onepiece_comp.models.hstu import gaps
+from onepiece_comp.models.ranker import PARTS, RankerInput, TargetRanker, sized
+from onepiece_comp.models.target_attention import Past
 
 USERS, EVENTS, STATE, ITEM = 4, 100, 64, 128
 COLUMNS = ("form", "candidates", "together, ms a user", "alone, ms a user", "ratio", "largest difference")

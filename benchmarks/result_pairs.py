@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.console import mean_and_spread
-from onepiece_comp.metrics import bootstrap_seeds
-from onepiece_comp.scoring import user_scores
-from onepiece_comp.truths import read_truth
+from onepiece_comp.evaluation.metrics import bootstrap_seeds
+from onepiece_comp.evaluation.score import user_scores
+from onepiece_comp.logs.truths import read_truth
 
 RESAMPLES = 2000
 
@@ -30,10 +30,10 @@ def main() -> None:
     base = np.mean(ways[options.first[0]], axis=0)
     print(f"| {len(base):,} users | seeds | score | minus {options.first[0]} | 95 % interval |\n|---|---|---|---|---|")
     for name, seeds in ways.items():
-        print(f"| {name} | {len(seeds)} | {mean_and_spread([float(seed.mean()) for seed in seeds])} | {_difference(seeds, base)} |")
+        print(f"| {name} | {len(seeds)} | {mean_and_spread([float(seed.mean()) for seed in seeds])} | {score_difference(seeds, base)} |")
 
 
-def _difference(seeds: list[np.ndarray], base: np.ndarray) -> str:
+def score_difference(seeds: list[np.ndarray], base: np.ndarray) -> str:
     found = bootstrap_seeds({"users": [seed - base for seed in seeds]}, resamples=RESAMPLES, seed=0)
     return f"{found.mean:+.4f} | {found.low:+.4f} .. {found.high:+.4f}"
 

@@ -12,14 +12,15 @@ import torch
 from made_dataset import made_codes, made_dataset
 from plain_step import plain_losses, plain_model
 
-from onepiece_comp.batches import TrainBatch, TrainingBatches
 from onepiece_comp.config import Config, TokenizerConfig
 from onepiece_comp.config_reading import load_config
-from onepiece_comp.model import OnePiece
-from onepiece_comp.optim import Optimisers
-from onepiece_comp.preprocess import Dataset
-from onepiece_comp.row_optim import clip_gradients
-from onepiece_comp.tokenizer import choose_codes
+from onepiece_comp.dataset.preprocess import Dataset
+from onepiece_comp.models.batch import TrainBatch
+from onepiece_comp.models.recommender import OnePiece
+from onepiece_comp.tokenizer.build import choose_codes
+from onepiece_comp.training.batches import TrainingBatches
+from onepiece_comp.training.optimisers import Optimisers
+from onepiece_comp.training.table_optimiser import clip_gradients
 
 FORMS = ("ours", "plain")
 _CHECKED_USERS = 16

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from onepiece_comp.console import say
-from onepiece_comp.console import table as show
-from onepiece_comp.item_tower import look_up
-from onepiece_comp.row_optim import RowOptimiser, clip_gradients
+from onepiece_comp.console import say, table as show
+from onepiece_comp.models.item_tower import look_up
+from onepiece_comp.training.table_optimiser import RowOptimiser, clip_gradients
 
 WIDTH, TOUCHED, TWICE = 32, 5000, 500
 FORMS = ("adamw", "adamw, fused", "adam_rows", "adagrad_rows", "adam_rows, bfloat16", "adagrad_rows, bfloat16")

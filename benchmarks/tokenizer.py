@@ -17,13 +17,13 @@ import faiss
 import numpy as np
 
 from onepiece_comp.artefacts import peak_memory_mib
-from onepiece_comp.collisions import resolve_collisions
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import say, table
-from onepiece_comp.id_figures import measure
-from onepiece_comp.kmeans import fit_codebook
-from onepiece_comp.quantisers import Additive, in_blocks, sample_of
-from onepiece_comp.word_search import Codebook, faiss_settings
+from onepiece_comp.tokenizer.collisions import resolve_collisions
+from onepiece_comp.tokenizer.figures import measure
+from onepiece_comp.tokenizer.kmeans import fit_codebook
+from onepiece_comp.tokenizer.nearest_words import Codebook, faiss_settings
+from onepiece_comp.tokenizer.quantisers import Additive, in_blocks, sample_of
 
 WIDTH, HELD_OUT = 64, 50_000
 

@@ -3,7 +3,7 @@
     python benchmarks/tokenizer_at_scale.py WORK --items 17500000 --codes 16384 --results benchmarks/results
 
 WORK gets a dataset folder of creative ids and float16 vectors, 64 wide, of the same tree of clusters as in
-`tokenizer.py` (2.2 GB at full size). Memory is watched from outside: what the process itself holds, file pages that
+`tokenizer/build.py` (2.2 GB at full size). Memory is watched from outside: what the process itself holds, file pages that
 the system may drop apart.
 """
 

@@ -18,17 +18,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onepiece_comp.alignment import write_aligned
 from onepiece_comp.artefacts import MARKERS, write_json
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.console import say, table
-from onepiece_comp.preprocess import preprocess
-from onepiece_comp.scoring import score
-from onepiece_comp.split import split
-from onepiece_comp.submission import MODES, infer
-from onepiece_comp.synthetic import synthesize
-from onepiece_comp.tokenizer import build_tokenizer
-from onepiece_comp.training import train
+from onepiece_comp.funnel.infer import MODES
+from onepiece_comp.stages.build_tokenizer import build_tokenizer
+from onepiece_comp.stages.infer import infer
+from onepiece_comp.stages.preprocess import preprocess
+from onepiece_comp.stages.score import score
+from onepiece_comp.stages.split import split
+from onepiece_comp.stages.synthesize import synthesize
+from onepiece_comp.stages.train import train
+from onepiece_comp.tokenizer.align import write_aligned
 
 COLUMNS = ("vectors", "quantiser", "rule", "seed", "share an id", "error", "beam HR@10", "beam NDCG@10", "beam score",
            "in the beam", "cascade HR@10", "cascade NDCG@10", "cascade score", "retrieval score")

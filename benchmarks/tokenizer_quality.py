@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from onepiece_comp.collisions import RULES, Resolved, resolve_collisions
 from onepiece_comp.config import TokenizerConfig
 from onepiece_comp.console import say, table
-from onepiece_comp.embeddings import find_embeddings, read_embedding
-from onepiece_comp.id_figures import measure
-from onepiece_comp.quantisers import Additive, Quantiser, in_blocks
-from onepiece_comp.tokenizer import fit_quantiser
-from onepiece_comp.word_search import Codebook
+from onepiece_comp.logs.embeddings import find_embeddings, read_embedding
+from onepiece_comp.tokenizer.build import fit_quantiser
+from onepiece_comp.tokenizer.collisions import RULES, Resolved, resolve_collisions
+from onepiece_comp.tokenizer.figures import measure
+from onepiece_comp.tokenizer.nearest_words import Codebook
+from onepiece_comp.tokenizer.quantisers import Additive, Quantiser, in_blocks
 
 PUBLISHED = {"LETTER": "letter.index.json.gz", "CollisionGenRec, k-means": "index_rkmeans_native.json.gz",
              "CollisionGenRec, k-means, zero collisions": "index_rkmeans_zcr.json.gz",

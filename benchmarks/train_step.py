@@ -24,9 +24,9 @@ from plain_step import items_by_position, plain_retrieval_loss, plain_semantic_l
 from step_case import FORMS, Case, Clock, Form, Milliseconds
 from torch.nn import functional as F
 
-from onepiece_comp.arithmetic import Shape, Work, bfloat16_peak, forward_work, shape_of
-from onepiece_comp.batches import TrainBatch
 from onepiece_comp.console import say, table
+from onepiece_comp.models.batch import TrainBatch
+from onepiece_comp.training.arithmetic import Shape, Work, bfloat16_peak, forward_work, shape_of
 
 WARM_UP = 2
 

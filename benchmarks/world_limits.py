@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from onepiece_comp import metrics
 from onepiece_comp.console import table
-from onepiece_comp.formats import read_candidates, read_index, read_sequences
-from onepiece_comp.oracle import _alive, _click_next, load_oracle
-from onepiece_comp.raw_folder import OriginalIds
-from onepiece_comp.truths import read_truth
-from onepiece_comp.world import DAY, bucket_of
+from onepiece_comp.evaluation import metrics
+from onepiece_comp.logs.formats import read_candidates, read_index, read_sequences
+from onepiece_comp.logs.raw_folder import OriginalIds
+from onepiece_comp.logs.truths import read_truth
+from onepiece_comp.world.arrays import DAY, bucket_of
+from onepiece_comp.world.oracle import _alive, _click_next, load_oracle
 
 HALF_LIFE_DAYS, NOWHERE = 10.0, -30.0
 ROWS = ("truth at the target's time", "truth at the moment", "true interests, popularity by count",
@@ -58,7 +58,7 @@ def scores(raw: Path, split: Path, every: int) -> dict[str, float]:
             score[seen[seen >= 0]] = -np.inf
             rank = int((score > score[target]).sum()) + 1 if np.isfinite(score[target]) else 0
             hits[name].append(rank if rank <= 10 else 0)
-    return {name: float(metrics.score(metrics.hit_rate(np.array(r), 10).mean(), metrics.ndcg(np.array(r), 10).mean()))
+    return {name: float(metrics.combined_score(metrics.hit_rate(np.array(r), 10).mean(), metrics.ndcg(np.array(r), 10).mean()))
             for name, r in hits.items()}
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.console import table
-from onepiece_comp.flow import run_all
-from onepiece_comp.synthetic import synthesize
+from onepiece_comp.stages.run import run_all
+from onepiece_comp.stages.synthesize import synthesize
 
 NAMES = ("random", "popularity", "popularity_day", "item_knn", "retrieval", "beam", "cascade", "ceiling")
 

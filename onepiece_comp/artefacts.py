@@ -2,7 +2,8 @@
 
 A folder is whole when its marker (`schema.json`, `tokenizer.json`, ...) is in it: the marker is written last and the
 folder appears under its name by one rename. The marker lists the files that the stage wrote and what they were made of:
-a folder that holds anything else, or was made of something else, is never replaced; `moving_aside` gives it a dated name.
+a folder that holds anything else, or was made of something else, is never replaced; `moving_aside` gives it a dated
+name.
 """
 
 import contextlib
@@ -76,7 +77,9 @@ def _named_os_errors(out: Path) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
-    """The operating system's error, or the one that led to this: PyTorch's writer ends with a RuntimeError of its own."""
+    """The operating system's error, or the one that led to this:
+    PyTorch's writer ends with a RuntimeError of its own.
+    """
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -131,8 +134,10 @@ def _in_the_way(out: Path, marker: str, made_of: Mapping[str, object]) -> InputE
                           expected="a new or empty folder, or an earlier output of the same stage and settings", do=do)
     strange = sorted(set(_entries(out)) - set(wrote["files"]))
     if strange:
-        shown = ", ".join(strange[:_SHOWN]) + (f" and {len(strange) - _SHOWN:,} others" if len(strange) > _SHOWN else "")
-        return InputError(out, found=f"entries that this stage did not write: {shown}", expected="its own files alone", do=do)
+        shown = ", ".join(strange[:_SHOWN]) + (f" and {len(strange) - _SHOWN:,} others" if len(strange) > _SHOWN
+                                               else "")
+        return InputError(out, found=f"entries that this stage did not write: {shown}", expected="its own files alone",
+                          do=do)
     if changed := differences(wrote["made_of"], made_of):
         return InputError(out, found=f"an output made of something else: {changed}", expected="the same", do=do)
     return None
@@ -158,7 +163,9 @@ def _brief(value: object) -> str:
 
 
 def check_output(out: Path, marker: str, made_of: Mapping[str, object] | None) -> InputError | None:
-    """InputError where an `atomic_folder` could not replace `out`; within `moving_aside` why it must move aside, or None."""
+    """InputError where an `atomic_folder` could not replace `out`;
+    within `moving_aside` why it must move aside, or None.
+    """
     stands = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if stands and not (out / marker).is_file():
         raise InputError(out, found=f"something that this tool did not write (no {marker} in it)",

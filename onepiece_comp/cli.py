@@ -6,13 +6,16 @@ from typing import NoReturn
 
 import typer
 
-from onepiece_comp import console, data_commands, model_commands, platform_commands, study_commands
+from onepiece_comp import console
+from onepiece_comp.commands import (
+    container as platform_commands, data as data_commands, model as model_commands, studies as study_commands)
 from onepiece_comp.errors import InputError
 
 app = typer.Typer(name="onepiece-comp", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, help="From a user-event log to a scored top-10 submission, stage by stage.")
 for group in (data_commands, model_commands, platform_commands, study_commands):
-    app.registered_commands += group.app.registered_commands  # `add_typer` joins them without a name only since typer 0.15
+    # `add_typer` joins them without a name only since typer 0.15
+    app.registered_commands += group.app.registered_commands
 
 
 class _Stopped(BaseException):

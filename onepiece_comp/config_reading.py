@@ -26,7 +26,9 @@ def _nearest(name: str, valid: typing.Iterable[str]) -> str:
 
 
 def _coerce(value: object, kind: object, place: str) -> object:
-    """`value` as the field's type: whole numbers pass for floats and texts, dates for texts, lists for tuples; no more."""
+    """`value` as the field's type: whole numbers pass for floats and texts, dates for texts, lists for tuples;
+    no more.
+    """
     origin = typing.get_origin(kind)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -36,7 +38,8 @@ def _coerce(value: object, kind: object, place: str) -> object:
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _coerce(value, typing.get_args(kind)[0], place)
     if kind is str and isinstance(value, (int, datetime.date)) and not isinstance(value, bool):
-        return value.isoformat() if isinstance(value, datetime.date) else str(value)  # dates and seconds that YAML has read
+        # dates and seconds that YAML has read
+        return value.isoformat() if isinstance(value, datetime.date) else str(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -49,7 +52,8 @@ def _replace(section: object, values: dict, place: typing.Callable[[str], str]) 
     kinds = typing.get_type_hints(type(section))
     for key in values:
         if key not in kinds:
-            raise InputError(place(key), found=f"the unknown key {key!r}", expected=f"a key of {type(section).__name__}",
+            raise InputError(place(key), found=f"the unknown key {key!r}",
+                             expected=f"a key of {type(section).__name__}",
                              do=_nearest(key, kinds))
     return dataclasses.replace(section, **{k: _coerce(v, kinds[k], place(k)) for k, v in values.items()})
 
@@ -105,7 +109,9 @@ def load_config(preset: str = "tiny", file: Path | None = None, sets: typing.Seq
 
 
 def override(config: Config, file: Path | None, sets: typing.Sequence[str]) -> Config:
-    """`config` changed by a YAML file, then by `section.key=value` overrides; InputError for what is out of its range."""
+    """`config` changed by a YAML file, then by `section.key=value` overrides;
+    InputError for what is out of its range.
+    """
     if file is not None:
         value, lines = read_yaml(Path(file))
         if value is not None and not isinstance(value, dict):

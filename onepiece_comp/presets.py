@@ -33,9 +33,12 @@ PRESETS: dict[str, dict[str, dict]] = {
         "infer": {"mode": "retrieval", "filter_seen": False, "drop_last": True},
     },
     # OnePiece (arXiv 2512.07424) as its paper and release have it: in-batch negatives, LogQ on both sides, layer-wise
-    # decoder, greedy re-assignment, the beam's survivors ranked by the cosine alone, cold items dropped. Differs: targets
-    # of the user's window are no negatives; the beam takes only ids that exist; the decoder starts from the last layer, as
-    # the paper has it; no exposure dates and popularity ranks as inputs, since in the release both look past the moment;
+    # decoder, greedy re-assignment, the beam's survivors ranked by the cosine alone, cold items dropped. Differs:
+    # targets
+    # of the user's window are no negatives; the beam takes only ids that exist; the decoder starts from the last layer,
+    # as
+    # the paper has it; no exposure dates and popularity ranks as inputs, since in the release both look past the
+    # moment;
     # logits are not clamped. Experts need Transformer blocks there: model.block=transformer
     # model.rotary=true model.layers=8 model.experts=64.
     "onepiece-paper": {

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from onepiece_comp.config import PreprocessConfig, SplitConfig
-from onepiece_comp.embeddings import write_embedding
-from onepiece_comp.formats import Event, UserLine
-from onepiece_comp.preprocess import Dataset, load_dataset, preprocess
-from onepiece_comp.raw_folder import RawWriter
-from onepiece_comp.split import split
+from onepiece_comp.dataset.preprocess import Dataset, load_dataset
+from onepiece_comp.logs.embeddings import write_embedding
+from onepiece_comp.logs.formats import Event, UserLine
+from onepiece_comp.logs.raw_folder import RawWriter
+from onepiece_comp.stages.preprocess import preprocess
+from onepiece_comp.stages.split import split
 
 torch.set_num_threads(1)
 

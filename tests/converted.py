@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from onepiece_comp.converters.event_log import original_item_id
 from onepiece_comp.errors import InputError
-from onepiece_comp.event_log import original_item_id
-from onepiece_comp.formats import UserLine, check_offsets, read_index, read_sequences
-from onepiece_comp.raw_folder import OriginalIds
+from onepiece_comp.logs.formats import UserLine, check_offsets, read_index, read_sequences
+from onepiece_comp.logs.raw_folder import OriginalIds
 
 
 def lines(raw: Path) -> dict[str, UserLine]:

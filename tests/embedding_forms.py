@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from onepiece_comp.embeddings import find_embeddings
+from onepiece_comp.logs.embeddings import find_embeddings
 
 FIRST_ID = 20_000_000_001
 WIDTH = 6

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from onepiece_comp import training
+from onepiece_comp.stages import train as stage
 
 
 class Killed(BaseException):
@@ -19,5 +19,5 @@ def killed_before_it_was_whole() -> Iterator[None]:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training, "_finish", die)
+        patch.setattr(stage, "finish_run", die)
         yield

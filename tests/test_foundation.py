@@ -16,11 +16,16 @@ from onepiece_comp.artefacts import (
     atomic_file, atomic_folder, files_under, fingerprint, names_apart, read_marker, write_json)
 from onepiece_comp.columns import ColumnWriter, load_column
 from onepiece_comp.config import Config, ModelConfig
+from onepiece_comp.config_ranges import settings
 from onepiece_comp.config_reading import from_dict, load_config, to_dict
 from onepiece_comp.console import mean_and_spread
+from onepiece_comp.dataset.targets import unix_seconds
 from onepiece_comp.errors import InputError
+from onepiece_comp.funnel.infer import MODES
+from onepiece_comp.models.encoder import BLOCKS
 from onepiece_comp.presets import PRESETS
-from onepiece_comp.targets import unix_seconds
+from onepiece_comp.tokenizer.build import QUANTISERS
+from onepiece_comp.tokenizer.collisions import RULES
 
 
 def test_a_folder_appears_only_when_its_block_ends_well(tmp_path):
@@ -65,7 +70,7 @@ def test_arrays_and_weights_tell_a_full_disk_too(tmp_path, write):
         import numpy as np, torch
         from pathlib import Path
         from onepiece_comp.artefacts import atomic_file
-        from onepiece_comp.checkpoint import save_tensors
+        from onepiece_comp.training.checkpoint import save_tensors
         from onepiece_comp.errors import InputError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -214,15 +219,20 @@ def test_a_config_survives_json():
         from_dict(ModelConfig, {"depth": 3}, "config.json")
 
 
-def test_every_field_of_the_configuration_is_explained_beside_it():
-    import inspect
+def test_every_setting_says_what_it_means_and_its_default_is_what_it_may_be():
+    found = list(settings(Config()))
+    assert len(found) > 120 and len({name for name, *_ in found}) == len(found)
+    for name, value, meaning, fits in found:
+        assert meaning.strip() and (fits is None or fits.test(value)), name
 
-    import onepiece_comp.config as module
-    for section in vars(module).values():
-        if isinstance(section, type) and section.__name__.endswith("Config") and section is not Config:
-            for line in inspect.getsource(section).splitlines():
-                if line.startswith("    ") and " = " in line:
-                    assert "  # " in line, line
+
+def test_the_choices_of_a_setting_are_those_that_its_stage_knows():
+    """The tables from name to maker stand where the makers are."""
+    words = {name: fits.words.removeprefix("one of ").split(", ") for name, _, _, fits in settings(Config()) if fits is not None}
+    meaning = {name: text for name, _, text, _ in settings(Config())}
+    for name, table in (("tokenizer.quantiser", QUANTISERS), ("tokenizer.resolve", RULES), ("model.block", BLOCKS),
+                        ("infer.mode", ("auto", *MODES))):
+        assert all(known in words.get(name, meaning[name]) for known in table), name
 
 
 def test_one_process_does_not_sweep_what_another_is_writing(tmp_path):

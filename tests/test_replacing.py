@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_training import _config
+from small_models import train_config
 from typer.testing import CliRunner
 
 from onepiece_comp.artefacts import MARKERS, atomic_folder, moving_aside, read_json, write_json
 from onepiece_comp.cli import app
 from onepiece_comp.errors import InputError
-from onepiece_comp.training import train
+from onepiece_comp.stages.train import train
 
 
 def line(*words: object) -> str:
@@ -125,7 +125,7 @@ def test_a_training_run_moves_aside_on_request_alone(dataset, tmp_path):
     run.mkdir()
     (run / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="--force, which moves this one aside"):
-        train(dataset.path, run, _config("train.epochs=1"))
+        train(dataset.path, run, train_config("train.epochs=1"))
     with moving_aside(print):
-        train(dataset.path, run, _config("train.epochs=1"))
+        train(dataset.path, run, train_config("train.epochs=1"))
     assert (dated(run)[0] / "notes.txt").read_text() == "mine" and (run / "run.json").is_file()

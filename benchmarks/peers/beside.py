@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from onepiece_comp.artefacts import atomic_file, write_json
-from onepiece_comp.benchmark_rows import PROTOCOLS, rows
-from onepiece_comp.full_ranking import CUTS, FILTERS, Scored, batches_of, figures, judge
-from onepiece_comp.interactions import (
+from onepiece_comp.benchmark.full_ranking import CUTS, FILTERS, Scored, batches_of, figures, judge
+from onepiece_comp.benchmark.interactions import (
     Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
+from onepiece_comp.benchmark.rows import PROTOCOLS, rows
 
 # one call of pip for each list; RecBole 1.2.1 is of 2023 and asks for what no longer installs, so it comes without what it asks for
 NEEDS = {"rectools": [["rectools[torch]"]],

@@ -8,8 +8,8 @@ ranx breaks ties as it likes, so it gets the order that our rule says: a target 
 import numpy as np
 from ranx import Qrels, Run, evaluate
 
-from onepiece_comp.full_ranking import CUTS, Scored, judge
-from onepiece_comp.metrics import hit_rate, ndcg
+from onepiece_comp.benchmark.full_ranking import CUTS, Scored, judge
+from onepiece_comp.evaluation.metrics import hit_rate, ndcg
 
 USERS, ITEMS, LEVELS = 200, 500, 50
 
