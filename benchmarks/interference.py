@@ -35,7 +35,7 @@ from onepiece_comp.training.validation import hold_out, validate
 
 LAMBDAS = (0.1, 0.01, 0.03, 0.3, 1.0)
 MOMENTS = (0.0, 0.05, 0.25, 0.5, 1.0)  # shares of the steps
-IDS = {"unshared": "assignment", "shared": "none"}  # how ids come apart
+IDS = {"unshared": "assignment", "shared": "none"}  # how collisions are resolved
 HELD_OUT, JUDGED_USERS, BATCH_USERS, BATCHES = 0.1, 300, 16, 12
 CPU = torch.device("cpu")
 

@@ -18,4 +18,4 @@ class StaleRun(InputError):
 
 
 class Diverged(InputError):
-    """A training that came apart: its loss is no number, or far above where it began."""
+    """A training that diverged: its loss is no number, or far above where it began."""

@@ -39,7 +39,7 @@ def ranks(score_BI: np.ndarray, target_B: np.ndarray) -> np.ndarray:  # noqa: N8
     """
     if np.isnan(score_BI[:, 1:]).any():
         raise InputError("scores", found="one that is no number", expected="numbers",
-                         do="lower learning_rate: training came apart")
+                         do="lower learning_rate: training diverged")
     own = np.take_along_axis(score_BI, target_B[:, None], 1)
     return (score_BI[:, 1:] >= own).sum(1).astype(np.int64)  # the target itself is the 1
 

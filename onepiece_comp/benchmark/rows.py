@@ -67,7 +67,7 @@ class CodeRowConfig(RowConfig):
     first_epochs: int = 200  # of that row, at most
     levels: int = 3  # L, codes of an item
     codes: int = 256  # C, codes per level; 0 = from the number of items
-    resolve: str = "assignment"  # how shared ids come apart, or none: they stay shared; see `collisions.py`
+    resolve: str = "assignment"  # how collisions are resolved, or none: ids stay shared; see `collisions.py`
     inputs: str = "codes"  # what the encoder reads of an item: codes | ids | codes+ids | codes+vectors (of `first`)
     # none | last | conditioned: a query among the items from the last state, from that behind the codes
     dense: str = "none"

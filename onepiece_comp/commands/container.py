@@ -54,7 +54,7 @@ def rehearse(
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
-    """The platform's life of a submission: training job, release, evaluation job, score; no network, bare variables."""
+    """Run the training and evaluation jobs as the platform does, with its environment variables only and no network."""
     from onepiece_comp.container.pack import rehearse_packed as stage
     from onepiece_comp.container.rehearse import Limits
     from onepiece_comp.container.sandbox import NOT_PROMISED

@@ -143,7 +143,7 @@ def settings(
 @app.command(epilog="Example: onepiece-comp run work/raw work --preset tiny")
 @forceable
 def run(raw: Path, work: Path, preset: Preset = "tiny", config: ConfigFile = None, sets: Sets = None) -> None:
-    """The lot: split, preprocess, train, tokenizer, train jointly, infer, score; reuses what is done."""
+    """The whole pipeline: split, preprocess, train, tokenizer, train jointly, infer, score; reuses what is done."""
     from onepiece_comp.stages.run import run_all
 
     run_all(raw, work, load_config(preset, config, sets or ()))

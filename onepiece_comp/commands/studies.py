@@ -40,7 +40,7 @@ def tokenizer_report(
         Optional[list[str]], typer.Option(help="May be repeated; default: tokenizer.quantiser.")
     ] = None,
     rule: Annotated[
-        Optional[list[str]], typer.Option(help="How shared ids come apart, may be repeated; default: every rule.")
+        Optional[list[str]], typer.Option(help="How collisions are resolved, may be repeated; default: every rule.")
     ] = None,
     preset: Preset = "tiny",
     config: ConfigFile = None,

@@ -1,4 +1,5 @@
-"""What a folder or file is, what it holds, and what of it will hurt: tables on the terminal, plots in a page of HTML.
+"""What a folder or file holds: statistics, and warnings about data problems, as tables on the terminal,
+plots in a page of HTML.
 
 Looks at anything that the stages read or write: logs, datasets, evaluation folders, splits, tokenizers, runs, truths,
 results; of other logs it says which converter fits. A log is read once, in blocks, by the reader that `preprocess.py`

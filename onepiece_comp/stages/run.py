@@ -1,4 +1,4 @@
-"""The lot: raw files to a scored submission, each stage once; what is done and unchanged is reused.
+"""The whole pipeline: raw files to a scored submission, each stage once; what is done and unchanged is reused.
 
 Stages and folders under WORK: split/ dataset/ retrieval/ tokenizer/ joint/ (ranker/) result/ baselines/ and score.json.
 `stages.json` holds what each was made from and what it wrote. What was made from something else, or was replaced since,

@@ -107,7 +107,7 @@ def train_or_resume(data: Path, run: Path, config: Config, **inputs: Path | None
 
     A run of others, or one whose state cannot be read, moves aside where that is allowed (`artefacts.moving_aside`);
     one that was killed before it saved anything always does. Any other error leaves the run as it is: a card that is
-    missing now, a full disk or a loss that came apart is no reason to train anew.
+    missing now, a full disk or a loss that diverged is no reason to train anew.
     """
     if (run / "resume.pt").is_file() and not (run / MARKERS["run"]).is_file():
         try:

@@ -71,7 +71,7 @@ def ablate(ladder: Path, raw: Path, work: Path, *, hours: float = 2.0, seeds: in
     """
     rows, work, until = read_ladder(ladder), Path(work), time.monotonic() + 3600 * hours
     _prepare(Path(raw), work, rows[0].config)
-    found: dict[tuple[str, int], RowResult | None] = {}  # None: its loss came apart
+    found: dict[tuple[str, int], RowResult | None] = {}  # None: its loss diverged
     for row in rows:
         _one(row, 0, rows[0], work, until, found)
     ranked = sorted((row for row in rows[1:] if found.get((row.name, 0))), key=lambda row: -found[row.name, 0].valid)
@@ -159,7 +159,7 @@ def _one(row: Row, seed: int, first: Row, work: Path, until: float,
         except Diverged as error:  # a finding of its own, but for the first row, to which the others are compared
             if row is first:
                 raise
-            say(f"came apart: {error}")
+            say(f"diverged: {error}")
             done = {"key": key, "came_apart": str(error)}
         write_json(folder / "row.json", done)
     found[row.name, seed] = (None if "came_apart" in done
@@ -222,7 +222,7 @@ def _report(ladder: Path, work: Path, rows: Sequence[Row], found: dict[tuple[str
 def _line(row: Row, reached: Sequence[RowResult | None]) -> tuple[str, ...]:
     values = [value for value in reached if value]
     if not values:
-        return (row.name, "0", *["came apart" if reached else "not run"] * (len(COLUMNS) - 2))
+        return (row.name, "0", *["diverged" if reached else "not run"] * (len(COLUMNS) - 2))
     several = lambda name: mean_and_spread([getattr(value, name) for value in values])
     difference = ("", "") if values[0].difference is None else (
         f"{values[0].difference[0]:+.4f}", f"{values[0].difference[1]:+.4f} .. {values[0].difference[2]:+.4f}")

@@ -57,7 +57,7 @@ def scaling(grid: Path, dataset: Path, out: Path, *, hours: float = 3.0) -> Path
         keep_users(dataset, out / "data" / name, chosen)
     if set(plan.objectives) != {"InfoNCE"}:
         keep_ids(dataset, out / "tokenizer", rows[0].config.tokenizer, plan.vectors)
-    points: dict[Cell, Point | None] = {}  # None: its loss came apart
+    points: dict[Cell, Point | None] = {}  # None: its loss diverged
     planner = _Planner(out)
     for cell in cells:
         _one(cell, plan, planner, until, points)
@@ -132,7 +132,7 @@ def _one(cell: Cell, plan: Plan, planner: "_Planner", until: float, points: dict
         try:
             done = {"key": key, **_run(config, cell, plan, data, out)._asdict()}
         except Diverged as error:  # a finding of its own; the other cells can be trained
-            say(f"came apart: {error}")
+            say(f"diverged: {error}")
             done = {"key": key, "came_apart": str(error)}
         write_json(file, done)
     points[cell] = None if "came_apart" in done else Point(**{
@@ -214,7 +214,7 @@ def _report(grid: Path, out: Path, cells: Sequence[Cell], found: Mapping[Cell, P
             plan: Plan) -> Path:
     points = {cell: point for cell, point in found.items() if point}
     lines = [(cell.row.name, cell.objective, str(cell.seed), f"{cell.share:g}", *(
-        points[cell].cells() if cell in points else ["came apart" if cell in found else "not run"] + [""] * 8))
+        points[cell].cells() if cell in points else ["diverged" if cell in found else "not run"] + [""] * 8))
         for cell in cells]
     table(f"scaling: {grid.name}", COLUMNS, lines)
     write_json(out / "scaling.json", {"grid": str(grid), "rows": [

@@ -1,4 +1,4 @@
-"""One semantic id per item: codes that items share in, codes that no two items share out, by one of five rules.
+"""Resolves collisions: codes that several items share in, one semantic id per item out, by one of five rules.
 
 Stands between `quantisers.py` and `build.py`. Sources: a counter as one more code, TIGER (arXiv 2305.05065); greedy
 re-assignment of the last code, OnePiece (arXiv 2512.07424), here by distance to the item and with nothing left over; a

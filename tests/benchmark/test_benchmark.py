@@ -16,6 +16,7 @@ from onepiece_comp.artefacts import fingerprint
 from onepiece_comp.benchmark.baselines import knn_scorer
 from onepiece_comp.benchmark.full_ranking import judge
 from onepiece_comp.benchmark.interactions import read_interactions, targets, train_counts, window
+from onepiece_comp.benchmark.next_item_blocks import LiGRBlock
 from onepiece_comp.benchmark.next_item_losses import (
     calibrated_power, full_softmax, generalised_bce, sampled_logits, sampled_softmax)
 from onepiece_comp.benchmark.next_item_model import NextItemModel
@@ -458,3 +459,22 @@ def test_the_average_is_what_is_judged_and_kept_and_training_goes_on_without_it(
         train_next_item(log, replace(TINY, average=1.0), max_length=8, seed=0)
     with pytest.raises(InputError, match="drawn_for"):
         train_next_item(log, replace(TINY, drawn_for="batch"), max_length=8, seed=0)
+
+
+@pytest.mark.parametrize("gate, branch", [("attention_gate", "attention"), ("feed_gate", "down")])
+def test_each_gate_of_ligr_closes_its_own_branch_and_is_read_off_the_stream_that_enters_it(gate, branch):
+    torch.manual_seed(0)
+    block, x_BTD = LiGRBlock(width=8, heads=2, hidden=12, dropout=0.0).eval(), torch.randn(2, 5, 8)
+    whole = block(x_BTD)
+    with torch.no_grad():
+        getattr(block, gate).weight.zero_()
+        getattr(block, gate).bias.fill_(-60.0)  # closed
+        closed = block(x_BTD)
+        part = block.attention.query if branch == "attention" else block.down
+        part.weight.add_(1.0)
+        assert torch.equal(block(x_BTD), closed) and not torch.allclose(closed, whole)
+        getattr(block, gate).bias.fill_(60.0)  # open: the branch joins as it is
+        middle = x_BTD + block.attention_gate(x_BTD).sigmoid() * block.attention(*2 * (block.attention_norm(x_BTD),))
+        gated, up = block.gate_up(block.feed_norm(middle)).chunk(2, dim=-1)
+        ended = middle + block.feed_gate(middle).sigmoid() * block.down(F.silu(gated) * up)
+    torch.testing.assert_close(block(x_BTD), ended)

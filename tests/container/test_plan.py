@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onepiece_comp.config_reading import load_config
-from onepiece_comp.container.plan import Scale, hours, memory, model_of, read_size, schema_of
+from onepiece_comp.container.plan import Scale, hours, measured_rate, memory, model_of, read_size, schema_of
 from onepiece_comp.errors import InputError
 from onepiece_comp.models.recommender import OnePiece
 from onepiece_comp.training.optimisers import Optimisers, prepare_tables
@@ -49,3 +49,13 @@ def test_sizes_are_read_with_their_units():
     assert read_size("19GiB") == 19 * 2**30 and read_size("1.5GB") == 1_500_000_000
     with pytest.raises(InputError, match="19 parsecs"):
         read_size("19 parsecs")
+
+
+def test_hours_are_the_work_over_the_rate_and_a_measured_rate_is_a_share_of_plain_products(monkeypatch):
+    """A product that takes a known time: 2 x 768^3 operations in a tenth of a second, of which a step reaches a quarter."""
+    config, schema, ticks = load_config("tiny", None, SETS), schema_of(50), iter(range(100))
+    model = model_of(config, schema)
+    slow, fast = (hours(model, config, Scale(1000, 50), rate) for rate in (1e10, 4e10))
+    assert slow["train retrieval"] == pytest.approx(4 * fast["train retrieval"])
+    monkeypatch.setattr("onepiece_comp.container.plan.time.perf_counter", lambda: next(ticks) / 10)
+    assert measured_rate(torch.device("cpu")) == pytest.approx(0.25 * 2 * 768**3 / 0.1)

@@ -1,4 +1,4 @@
-"""Upload folders, and the platform's life of a submission: bare variables, no network, only the promised libraries."""
+"""Upload folders, and the jobs as the platform runs them: its environment variables only, no network, its libraries."""
 
 import json
 import re

@@ -14,6 +14,8 @@ from onepiece_comp.artefacts import names_apart, write_json
 from onepiece_comp.config import ScoreConfig
 from onepiece_comp.errors import InputError
 from onepiece_comp.evaluation.metrics import sign_flip_test
+from onepiece_comp.logs.truths import Truth, write_truth
+from onepiece_comp.reports import run_sections
 from onepiece_comp.reports.drawings import code_rings, funnel_chart, interval_chart
 from onepiece_comp.reports.item_sections import CodeNames, item_sections, usage
 from onepiece_comp.reports.page import Section, Table, write_report
@@ -195,3 +197,19 @@ def test_names_of_a_few_items_take_no_memory_for_the_others(tmp_path):
     tracemalloc.stop()
     assert peak < 20_000 * 40 + (1 << 20) and names(7099) == "7099 ‹99\N{NO-BREAK SPACE}99›"
     assert CodeNames(tmp_path, [5])(5) == CodeNames(tmp_path / "nothing", [5])(5) == "5"
+
+
+def test_the_score_is_shown_by_how_often_training_saw_the_target(tmp_path, monkeypatch):
+    """Targets of 0, 4, 5, 19, 20, 99, 100 and 1,000 events; only those of at least 20 are hit, in the first place."""
+    counts, drawn = [0, 4, 5, 19, 20, 99, 100, 1000], []
+    for folder in ("dataset", "split", "result"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "dataset" / "creative_id.npy", np.array([0, *range(101, 108)]))  # the first target is in no training
+    np.save(tmp_path / "dataset" / "item_count.npy", np.array([0, *counts[1:]]))
+    write_truth(tmp_path / "split" / "truth.jsonl", [Truth(f"u{n}", 100 + n, 1, 1000) for n in range(8)])
+    answers = [[100 + n if counts[n] >= 20 else 999, *range(200, 209)] for n in range(8)]
+    write_json(tmp_path / "result" / "result.json", {"time": 1.0, "top10s": answers, "user": [f"u{n}" for n in range(8)]})
+    monkeypatch.setattr(run_sections, "interval_chart", lambda rows, **more: drawn.extend(rows) or interval_chart(rows, **more))
+    run_sections._popularity(tmp_path)
+    assert [(label, values["score"][0]) for label, values in drawn] == [
+        ("never in training (1)", 0), ("1-4 events (1)", 0), ("5-19 events (2)", 0), ("20-99 events (2)", 1), ("100+ events (2)", 1)]

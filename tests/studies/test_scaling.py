@@ -113,7 +113,7 @@ def test_a_cell_whose_loss_comes_apart_is_a_finding_and_the_others_run(dataset, 
                                  ).replace("[InfoNCE, ids, both]", "[InfoNCE]"))
     for times in range(2):
         page = scaling(grid, dataset.path, tmp_path / "out")
-        assert page.read_text().count("came apart") == 1 and "Alone and together" not in page.read_text()
+        assert page.read_text().count("diverged") == 1 and "Alone and together" not in page.read_text()
         assert [row["row"] for row in json.loads((tmp_path / "out" / "scaling.json").read_text())["rows"]] == ["half"]
         assert ("== wild" in capsys.readouterr().out) == (times == 0)
 
@@ -136,3 +136,12 @@ def test_a_dataset_without_users_to_train_on_is_refused(dataset, tmp_path):
     grid.write_text(GRID.replace("negatives: 20, beside", "negatives: 20, held_out: 0.999, beside"))
     with pytest.raises(InputError, match="held out"):
         scaling(grid, dataset.path, tmp_path / "out")
+
+
+def test_the_step_size_of_adamw_falls_with_the_root_of_the_width(tmp_path):
+    """A row of four times the width of 64 steps half as far, one of a quarter twice; Muon scales its steps itself."""
+    (tmp_path / "grid.yaml").write_text("config: {train: {learning_rate: 0.002, muon_learning_rate: 0.02}}\nrows:\n"
+                                        + "".join(f"  w{width}: {{model: {{width: {width}}}}}\n" for width in (16, 64, 256)))
+    found = {row.name: settings_of(Cell(row, "InfoNCE", 0, 1.0)).train for row in read_ladder(tmp_path / "grid.yaml")}
+    assert [found[f"w{width}"].learning_rate for width in (16, 64, 256)] == pytest.approx([0.004, 0.002, 0.001])
+    assert {train.muon_learning_rate for train in found.values()} == {0.02}

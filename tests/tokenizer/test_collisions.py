@@ -1,4 +1,4 @@
-"""Ids come apart by five rules: each does what it says, loses no item, and the least error is the least."""
+"""Collisions are resolved by five rules: each does what it says, loses no item, and the least error is the least."""
 
 import itertools
 
