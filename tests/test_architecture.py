@@ -26,8 +26,8 @@ ROOMS = {
         assignment item_vectors folder nearest_words kmeans quantisers align id_tree collisions figures rqvae
         build""",
     "models": """
-        histories hstu prefix_table popularity batch item_tower history_inputs losses moe similarity sid_decoder
-        target_attention ranker transformer encoder recommender retrieval""",
+        declared histories hstu prefix_table popularity batch item_tower history_inputs losses moe similarity
+        sid_decoder target_attention ranker transformer encoder recommender retrieval""",
     "training": """
         arithmetic batches devices process run_log table_optimiser optimisers table_shards validation weights
         checkpoint loop train""",

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from onepiece_comp.models.declared import BRANCH_END, HIDDEN, ZERO
+
 TIME_BUCKETS = 64
 _GAP_SCALE = 0.301  # log-gap per bucket: a factor of 1.35
 
@@ -40,6 +42,8 @@ class _GatherBias(torch.autograd.Function):
 
 class RelativeBias(nn.Module):
     """Learned bias per head: by distance in positions and by log-bucketed time gap."""
+
+    DECLARES = {"position_HC": ZERO, "time_HC": ZERO}
 
     def __init__(self, heads: int, max_length: int, *, time: bool = True):
         super().__init__()
@@ -92,6 +96,8 @@ def rotate(x_BHTK: torch.Tensor) -> torch.Tensor:
 class HSTUBlock(nn.Module):
     """x + W2(U * LN(attention)), U V Q K = SiLU(W1 LN(x)); LayerNorms without affine parameters."""
 
+    DECLARES = {"uvqk.weight": HIDDEN, "out.weight": BRANCH_END}
+
     def __init__(self, *, width: int, heads: int, max_length: int, dropout: float, time_bias: bool = True,
                  rotary: bool = False):
         super().__init__()
@@ -124,6 +130,8 @@ class HSTUBlock(nn.Module):
 
 class CrossBlock(nn.Module):
     """The same attention from a query stream into another's states, as the semantic-id decoder reads the encoder."""
+
+    DECLARES = {"gate_query.weight": HIDDEN, "value_key.weight": HIDDEN, "out.weight": BRANCH_END}
 
     def __init__(self, *, width: int, heads: int, max_length: int, dropout: float):
         super().__init__()

@@ -13,10 +13,14 @@ from torch.nn import functional as F
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.logs.features import Schema, vocabulary_size
 from onepiece_comp.models.batch import ItemBatch
+from onepiece_comp.models.declared import HIDDEN, TABLE, ZERO
 
 
 class ItemTower(nn.Module):
     """ItemDNN. `codes` [items + 1, L] are the semantic ids when they are an input, by catalogue row; row 0 is -1."""
+
+    DECLARES = {"id_table.weight": ZERO, "hash_tables.*.weight": ZERO, "feature_table.weight": TABLE,
+                "code_tables.*.weight": TABLE, "absent.*": ZERO, "hidden.weight": HIDDEN, "out.weight": HIDDEN}
 
     def __init__(self, config: ModelConfig, schema: Schema, codes: torch.Tensor | None = None):
         super().__init__()
@@ -94,6 +98,8 @@ def look_up(table: nn.Embedding, index: torch.Tensor) -> torch.Tensor:
 
 class UserTower(nn.Module):
     """UserDNN: the sum of a profile's token vectors, then ReLU."""
+
+    DECLARES = {"start": ZERO}
 
     def __init__(self, config: ModelConfig, schema: Schema):
         super().__init__()

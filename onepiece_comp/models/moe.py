@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from onepiece_comp.models.declared import BRANCH_END, HIDDEN
 from onepiece_comp.models.losses import load_balance
 
 
@@ -29,6 +30,8 @@ def swiglu(x_ND: torch.Tensor, gate_up_DF: torch.Tensor, down_FD: torch.Tensor) 
 
 class SparseMoE(nn.Module):
     """y = shared(x) + sum over the top A experts of gate * expert(x), gates renormalised over the chosen."""
+
+    DECLARES = {"*gate_up_*": HIDDEN._replace(inputs_first=True), "*down_*": BRANCH_END._replace(inputs_first=True)}
 
     def __init__(self, *, width: int, experts: int, active: int, hidden: int):
         super().__init__()

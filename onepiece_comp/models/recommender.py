@@ -17,6 +17,7 @@ from onepiece_comp.config import ModelConfig
 from onepiece_comp.dataset.popularity_counts import FEATURES as TREND_FEATURES
 from onepiece_comp.logs.features import Schema
 from onepiece_comp.models.batch import ItemBatch, TrainBatch
+from onepiece_comp.models.declared import ZERO, initialise
 from onepiece_comp.models.encoder import EncoderLayer, LatentSteps
 from onepiece_comp.models.histories import NO_ACTION, History
 from onepiece_comp.models.history_inputs import HistoryInputs
@@ -28,7 +29,6 @@ from onepiece_comp.models.popularity import CONDITIONS, TrendPairs, TrendRows, p
 from onepiece_comp.models.sid_decoder import SemanticIdDecoder
 from onepiece_comp.models.similarity import HistorySimilarity, Weighing
 
-INPUTS_FIRST = ("_EDF", "_EFD", "_DF", "_FD")  # endings of matrices W of x @ W; an nn.Linear has outputs first
 _LEAST_TEMPERATURE = 0.01  # a learned one stops here, as in CLIP
 CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}  # users x positions x keys compared at once
 
@@ -64,6 +64,8 @@ class Forced(NamedTuple):
 class OnePiece(nn.Module):
     """The joint model. `codes` [items + 1, L] (row 0 and items without an id: -1) switches the semantic-id head on."""
 
+    DECLARES = {"log_temperature": ZERO, "trend": ZERO}
+
     def __init__(self, config: ModelConfig, schema: Schema, codes: torch.Tensor | None = None):
         super().__init__()
         self.config, self.schema = config, schema
@@ -85,7 +87,7 @@ class OnePiece(nn.Module):
         if codes is not None:
             self.decoder = SemanticIdDecoder(config, levels=codes.shape[1], codes=int(codes.max()) + 1,
                                              max_length=self.max_length)
-        initialise(self)
+        initialise(self, branch_scale=residual_scale(config.layers))
 
     def encode_items(self, items: ItemBatch) -> torch.Tensor:
         """Candidate-side item vectors [N, D], not normalised."""
@@ -275,28 +277,6 @@ def _in_user_blocks(part: Callable[[int, int, slice], torch.Tensor], batch: Trai
     if len(parts) == 1:
         return part(*parts[0])
     return sum(checkpoint(part, *arguments, use_reentrant=False) for arguments in parts)
-
-
-@torch.no_grad()
-def initialise(model: OnePiece) -> None:
-    """All initial values: matrices by fan-in, output matrices of residual branches smaller with depth, ids at zero."""
-    scale = residual_scale(model.config.layers)
-    for name, parameter in model.named_parameters():
-        if "id_table" in name or "hash_tables" in name:
-            parameter.zero_()
-        elif "table" in name or ".prefix." in name:
-            parameter.normal_(0, 0.3)
-        elif name.endswith("code_LCD"):
-            parameter.normal_(0, 0.02)
-        elif parameter.dim() >= 2 and not name.endswith(("_HC", "trend")):
-            fan_in = parameter.shape[-2] if name.endswith(INPUTS_FIRST) else parameter.shape[-1]
-            branch_end = (
-                name.endswith(("block.out.weight", "down_EFD", "down_FD")) or ".blocks." in name
-                and "out.weight" in name
-            )
-            parameter.normal_(0, (scale if branch_end else 1.0) * fan_in ** -0.5)
-        else:
-            parameter.zero_()
 
 
 class Size(NamedTuple):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from onepiece_comp.config import ModelConfig
 from onepiece_comp.dataset.popularity_counts import FEATURES as TREND_FEATURES
+from onepiece_comp.models.declared import Declared, TABLE, ZERO
 from onepiece_comp.models.hstu import CrossBlock
 from onepiece_comp.models.popularity import CONDITIONS
 from onepiece_comp.models.similarity import HistorySimilarity
@@ -21,6 +22,9 @@ from onepiece_comp.models.similarity import HistorySimilarity
 
 class SemanticIdDecoder(nn.Module):
     """Queries whose dot products with `code_table(level)` are the logits of that level's codes."""
+
+    DECLARES = {"prefix.*.weight": TABLE._replace(step="decayed"), "trend": ZERO,
+                "code_LCD": Declared("codes", "decayed")}
 
     def __init__(self, config: ModelConfig, *, levels: int, codes: int, max_length: int):
         super().__init__()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from onepiece_comp.models.declared import ZERO
 from onepiece_comp.models.histories import NO_ACTION, History, last_position
 from onepiece_comp.models.hstu import TIME_BUCKETS
 
@@ -66,6 +67,8 @@ class HistorySimilarity(nn.Module):
 
     The action that a position is to predict decides how much each action of the history counts, and the scale.
     """
+
+    DECLARES = {"*_HC": ZERO, "scale": ZERO, "sharpness": ZERO, "floor": ZERO}
 
     def __init__(self, *, width: int, metric_width: int):
         super().__init__()

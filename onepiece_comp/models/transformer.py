@@ -8,11 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from onepiece_comp.models.declared import BRANCH_END, HIDDEN
 from onepiece_comp.models.hstu import RelativeBias, merge_heads, rotate, split_heads
 
 
 class TransformerBlock(nn.Module):
     """x + W2 attention(RMSNorm(x)), then, with `hidden` above 0, x + SwiGLU(RMSNorm(x))."""
+
+    DECLARES = {"uvqk.weight": HIDDEN, "out.weight": BRANCH_END, "gate_up_DF": HIDDEN._replace(inputs_first=True),
+                "down_FD": BRANCH_END._replace(inputs_first=True)}
 
     def __init__(self, *, width: int, heads: int, max_length: int, dropout: float, hidden: int, time_bias: bool = True,
                  rotary: bool = False):

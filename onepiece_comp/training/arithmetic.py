@@ -13,12 +13,12 @@ from typing import NamedTuple
 from torch import nn
 
 from onepiece_comp.models.batch import TrainBatch
+from onepiece_comp.models.declared import declarations
 from onepiece_comp.models.encoder import EncoderLayer, LatentSteps
 from onepiece_comp.models.moe import SparseMoE
 from onepiece_comp.models.recommender import OnePiece
 from onepiece_comp.models.sid_decoder import SemanticIdDecoder
 
-_MATRIX_ENDINGS = ("_DF", "_FD")  # matrices that are no nn.Linear
 _PEAKS = {  # dense bfloat16 FLOP/s by the vendor's data sheets, more particular names first
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H20": 148e12,
     "A100": 312e12, "L40S": 362e12, "L20": 119.5e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12,
@@ -91,7 +91,9 @@ def bfloat16_peak(card: str) -> float | None:
 def _matrices(module: nn.Module) -> int:
     """Multiply-adds of one row through all matrices of a module, each taken once."""
     linear = sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
-    return linear + sum(p.numel() for name, p in module.named_parameters() if name.endswith(_MATRIX_ENDINGS))
+    declared = declarations(module)
+    return linear + sum(p.numel() for name, p in module.named_parameters() if declared[name].inputs_first
+                        and p.dim() == 2)
 
 
 def _block(layer: EncoderLayer, shape: Shape, width: int) -> int:

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from onepiece_comp.errors import InputError
-from onepiece_comp.models.recommender import INPUTS_FIRST, OnePiece
+from onepiece_comp.models.declared import declarations
+from onepiece_comp.models.recommender import OnePiece
 from onepiece_comp.training.table_optimiser import RowOptimiser
 
 SCHEDULES = ("cosine", "constant")
 _BETAS, _EPS = (0.9, 0.98), 1e-9
 TABLE_OPTIMISERS = ("adamw", "adam_rows", "adagrad_rows")
-_MUON_ENDINGS = ("uvqk.weight", "gate_query.weight", "value_key.weight", ".out.weight", "gate_up_EDF", "down_EFD",
-                 "gate_up_DF", "down_FD", "item_tower.hidden.weight")
 
 
 def orthogonalise(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -65,25 +64,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Every parameter in exactly one of `rows`, `muon`, `decayed` and `plain`; fails when a pattern matches nothing.
+    """Every parameter in one of `rows`, `muon`, `decayed` and `plain`, as its layer declares.
 
-    `rows` are tables with sparse gradients; there may be none.
+    `rows` are tables with sparse gradients, whatever is declared; there may be none.
     """
     groups: dict[str, list[nn.Parameter]] = {"rows": [], "muon": [], "decayed": [], "plain": []}
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
+    declared = declarations(model)
     for name, parameter in model.named_parameters():
-        if id(parameter) in sparse:
-            groups["rows"].append(parameter)
-        elif name.endswith(_MUON_ENDINGS):
-            groups["muon"].append(parameter)
-        elif parameter.dim() >= 2 and "table" not in name and not name.endswith(("_HC", "trend")):
-            groups["decayed"].append(parameter)
-        else:
-            groups["plain"].append(parameter)
-    assert all(group for name, group in groups.items()
-               if name != "rows"), f"an optimiser group is empty: { {k: len(v) for k, v in groups.items()} }"
-    claimed = [id(p) for group in groups.values() for p in group]
-    assert len(claimed) == len(set(claimed)) == sum(1 for _ in model.parameters()), "a parameter is unclaimed"
+        groups["rows" if id(parameter) in sparse else declared[name].step].append(parameter)
     return groups
 
 
@@ -92,11 +81,12 @@ def _by_rate(model: nn.Module, parameters: list[nn.Parameter], trained_rate: flo
     """The parameters as groups of one rate and one side of the input each."""
     is_fresh = (fresh.__contains__ if fresh is not None
                 else lambda name: name.startswith("decoder.") or "code_table" in name)
+    declared = declarations(model)
     name_of = {id(p): name for name, p in model.named_parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
         name = name_of[id(parameter)]
-        groups.setdefault((is_fresh(name), name.endswith(INPUTS_FIRST)), []).append(parameter)
+        groups.setdefault((is_fresh(name), declared[name].inputs_first), []).append(parameter)
     return [{"params": groups[new, first], "rate": 1.0 if new else trained_rate, "inputs_first": first}
             for new, first in sorted(groups)]
 
