@@ -2,10 +2,11 @@
 
 python benchmarks/benchmark_epochs.py ml-1m-order DATA --users 300 --models sasrec-softmax,hstu
 
-A row with codes has them of vectors that nothing was learned for: its first stage is a row of its own. The last column is
-the look at the test events, which is taken once.
+A row with codes has them of vectors that nothing was learned for: its first stage is a row of its own. The last column
+is the look at the test events, which is taken once.
 
-Scaled by users, which are in no order of length in the published files. CPU time, so that a busy machine does not count.
+Scaled by users, which are in no order of length in the published files. CPU time, so that a busy machine does not
+count.
 """
 
 import argparse

@@ -37,7 +37,8 @@ from onepiece_comp.training.checkpoint import find_checkpoint
 
 PAPER = {"mode": "cascade", "union": 0, "semantic_weight": 0.0, "cold_ids": False}
 EXACT, RANKER = "exact, joint stage", "cascade_ranker"
-COLUMNS = ("row", "seeds", "HR@10", "NDCG@10", "score", f"to '{EXACT}'", "95 % interval", "warm targets", "cold targets",
+COLUMNS = ("row", "seeds", "HR@10", "NDCG@10", "score", f"to '{EXACT}'", "95 % interval", "warm targets",
+           "cold targets",
            "target kept", "kept a user", "users/s")
 
 
@@ -119,7 +120,8 @@ def one(row: Row, work: Path, config: Config, until: float) -> dict | None:
         return None
     if row.ranker:
         settings = dataclasses.replace(settings, ranker=str(work / RANKER))
-    key = fingerprint(to_dict(settings), to_dict(config.score), find_checkpoint(run).name, (run / "run.json").read_text(),
+    key = fingerprint(to_dict(settings), to_dict(config.score), find_checkpoint(run).name,
+                      (run / "run.json").read_text(),
                       *([work / RANKER / MARKERS["ranker"]] if row.ranker else []))
     kept = read_json(out / "row.json") if (out / "row.json").is_file() else {}
     if kept.get("key") == key:
@@ -185,7 +187,8 @@ def to_exact(name: str, works: Sequence[Path]) -> Interval:
     gains: dict[str, list[np.ndarray]] = {}
     for work in works:
         truths = read_truth(work / "split" / "truth.jsonl")
-        ours, exact = (user_scores(work / "cascade_table" / folder(row) / "result.json", truths) for row in (name, EXACT))
+        ours, exact = (user_scores(work / "cascade_table" / folder(row) / "result.json", truths) for row in (name,
+            EXACT))
         gains.setdefault(fingerprint([tuple(one) for one in truths]), []).append(ours - exact)
     return bootstrap_seeds(gains, resamples=2000, seed=0)
 
@@ -211,7 +214,8 @@ def write(options: argparse.Namespace, lines: list[tuple[str, ...]]) -> None:
     asked = [f"python benchmarks/cascade_table.py {options.name}", *(["WORK"] * len(options.work)),
              *([f"--preset {options.preset}"] if options.preset != "tiny" else []),
              *([f"--config benchmarks/{options.config.name}"] if options.config else []),
-             *(f"--set {change}" for change in options.sets), *([f"--few {options.few}"] if options.few != "none" else [])]
+             *(f"--set {change}" for change in options.sets),
+             *([f"--few {options.few}"] if options.few != "none" else [])]
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"cascade_{options.name}.md").write_text("\n".join([
         f"`{' '.join(asked)}`", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|",

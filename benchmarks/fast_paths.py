@@ -132,7 +132,9 @@ def popularity_case() -> tuple[str, Callable, Callable]:
 
 
 def second_codes_case() -> tuple[str, Callable, Callable]:
-    """Loss of second codes: 2,000 rows, 16,384 codes, of which 100 can follow each row's first, a third shown lately."""
+    """Loss of second codes: 2,000 rows, 16,384 codes, of which 100 can follow each row's first,
+    a third shown lately.
+    """
     rows, codes, width, children = 2000, 16_384, 64, 100
     key_S = torch.stack([torch.randperm(codes)[:children].sort().values for _ in range(rows)]).flatten()
     lately = torch.arange(0, rows * children, 3)
@@ -243,7 +245,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
-    for case in (loss_case, block_case, bias_case, similarity_case, popularity_case, second_codes_case, expert_case, top_ten_case, shortlist_case,
+    for case in (loss_case, block_case, bias_case, similarity_case, popularity_case, second_codes_case, expert_case,
+                 top_ten_case, shortlist_case,
                  trend_case, heap_case):
         name, fast, plain = case()
         ours, theirs = measure(fast, plain, options.repeats)

@@ -7,8 +7,8 @@ Candidates are unit vectors about 2,000 centres; a query is the mean of four of 
 what indexes are good at and what they fail at. Processor seconds, median of the repeats; memory is the peak of the
 process above what it held before, so without faiss's own copy of the candidates. Recall is that of the exact best
 among the 1,000 that an index names, which is what `infer.index` ranks. The beam is that of a model that
-`onepiece-comp run RAW WORK` trained, on its evaluation's users; its bound is the rate at which its matrix products alone
-would run, were they as fast as one large product.
+`onepiece-comp run RAW WORK` trained, on its evaluation's users; its bound is the rate at which its matrix products
+alone would run, were they as fast as one large product.
 """
 
 import argparse
@@ -192,7 +192,8 @@ def beam_rows(work: Path, repeats: int) -> list[tuple]:
     costs, rate = [measure(search, repeats) for search in searches], product_rate(repeats)
     bounds = [rate * len(length_B) / products(search) for search in searches]
     shape = f"{len(legal):,} ids in {model.decoder.code_LCD.shape[0]} levels of {model.decoder.codes:,} codes"
-    rows = [(name, shape, f"{len(length_B) / cost.processor:,.0f}", f"{bound:,.0f}", f"{cost.mib:,.0f}", f"{float(share):.1%}")
+    rows = [(name, shape, f"{len(length_B) / cost.processor:,.0f}", f"{bound:,.0f}", f"{cost.mib:,.0f}",
+             f"{float(share):.1%}")
             for (name, share), cost, bound in zip(shares.items(), costs, bounds)]
     for row in rows:
         say(" | ".join(row))

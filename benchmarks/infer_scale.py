@@ -4,9 +4,9 @@
     python benchmarks/infer_scale.py work/scale --users 8192 --set infer.threads=1
 
 The log of `scale.py` is noise of the right shape, so a few steps of training do: sizes, time and memory are what is
-measured. Candidates are the first items of the index, users the first of the log. Two shards of the cascade, of which the
-second joins both, then exact retrieval alone; each is a process of its own, whose peak memory is reported. A million
-users are extrapolated: what is done once is counted once.
+measured. Candidates are the first items of the index, users the first of the log. Two shards of the cascade, of which
+the second joins both, then exact retrieval alone; each is a process of its own, whose peak memory is reported. A
+million users are extrapolated: what is done once is counted once.
 """
 
 import argparse
@@ -42,7 +42,8 @@ def main() -> None:
     rows = []
     for mode in ("cascade", "retrieval"):
         for shard in ("1/2", "2/2"):
-            command("infer", "--ckpt", work / "joint", "--data", evaluation, "--out", work / mode, "--mode", mode, "--shard", shard,
+            command("infer", "--ckpt", work / "joint", "--data", evaluation, "--out", work / mode, "--mode", mode,
+                    "--shard", shard,
                     sets=sets)
         rows.append(line(mode, read_json(work / mode / "funnel.json"), read_json(work / mode / "result.json")["time"]))
     table(f"{options.candidates:,} candidates", COLUMNS, rows)
@@ -53,7 +54,8 @@ def prepare(work: Path, codes: int) -> None:
     """Semantic ids of all items, and a joint model that has seen some batches."""
     if not (work / "tokenizer").is_dir():
         command("build-tokenizer", work / "dataset", work / "tokenizer", "--vectors", "emb_81", sets=[
-            f"tokenizer.codes={codes}", "tokenizer.resolve=none", "tokenizer.iterations=5", "tokenizer.points_per_code=16"])
+            f"tokenizer.codes={codes}", "tokenizer.resolve=none", "tokenizer.iterations=5",
+            "tokenizer.points_per_code=16"])
     if not (work / "joint" / "run.json").is_file():
         command("train", work / "dataset", work / "joint", "--tokenizer", work / "tokenizer", sets=[
             "train.epochs=0.0002", "train.validation_users=0", "train.checkpoints=1"])
@@ -69,10 +71,12 @@ def write_evaluation(raw: Path, out: Path, *, users: int, candidates: int) -> No
     with open(raw / "seq.jsonl", "rb") as log, open(out / "predict_seq.jsonl", "wb") as lines:
         lines.writelines(islice(log, users))
     creative = creative_by_row(read_index(raw / "indexer.pkl").items)
-    chosen = ((reid, features) for reid, features in read_item_features(raw / "item_feat_dict.json") if reid <= candidates)
+    chosen = ((reid, features) for reid, features in read_item_features(raw / "item_feat_dict.json")
+              if reid <= candidates)
     shown = progress(islice(chosen, candidates), total=candidates, what="candidates written")
     aside = out / "aside.jsonl"
-    write_candidates(aside, (Candidate(int(creative[reid]), number, features) for number, (reid, features) in enumerate(shown)))
+    write_candidates(aside, (Candidate(int(creative[reid]), number, features) for number, (reid,
+        features) in enumerate(shown)))
     aside.rename(out / "predict_set.jsonl")
 
 
@@ -80,7 +84,8 @@ def command(*words: object, sets: list[str]) -> None:
     """A command of the package, in a process of its own."""
     text = [str(word) for word in words]
     say("== " + " ".join(text))
-    subprocess.run([sys.executable, "-m", "onepiece_comp", *text, *(word for one in sets for word in ("--set", one))], check=True)
+    subprocess.run([sys.executable, "-m", "onepiece_comp", *text, *(word for one in sets for word in ("--set", one))],
+                   check=True)
 
 
 def line(mode: str, funnel: dict, last_seconds: float) -> tuple[str, ...]:
@@ -92,13 +97,16 @@ def line(mode: str, funnel: dict, last_seconds: float) -> tuple[str, ...]:
 
 def write(options: argparse.Namespace, rows: list[tuple[str, ...]]) -> None:
     """The table as Markdown, with the command that makes it."""
-    asked = " ".join(["python benchmarks/infer_scale.py WORK", f"--users {options.users}", f"--candidates {options.candidates}",
+    asked = " ".join(["python benchmarks/infer_scale.py WORK", f"--users {options.users}",
+                      f"--candidates {options.candidates}",
                       *(f"--set {one}" for one in options.sets)])
     made = json.loads((options.work / "train" / "made.json").read_text())
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "infer_scale.md").write_text("\n".join([
-        f"`{asked}`", "", f"{options.candidates:,} candidates of {made['items']:,} items, model of the preset `tiny` with 2 x "
-        f"{options.codes:,} codes, two shards one after the other. `once` = reading, item vectors, ids, popularity; the last "
+        f"`{asked}`", "", f"{options.candidates:,} candidates of {made['items']:,} items, model of the preset `tiny` "
+                          f"with 2 x "
+        f"{options.codes:,} codes, two shards one after the other. `once` = reading, item vectors, ids, popularity; "
+        f"the last "
         "column is extrapolated.", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|",
         *("| " + " | ".join(row) + " |" for row in rows)]) + "\n")
 

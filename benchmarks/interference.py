@@ -2,10 +2,11 @@
 
     python benchmarks/interference.py WORK/dataset WORK/interference --set train.threads=1
 
-One model, one split by users, the same initial weights and batches of a seed in every row: InfoNCE alone, ids alone, both at
-several weights of the ids, with ids that no two items share and with ids as the quantiser gave them. At several moments of
-a joint training the gradients of both losses over the shared parameters are compared on batches of users that training never
-sees, without dropout. All rows run under the first seed, then under the next; resumable: a row's JSON is kept under OUT/rows.
+One model, one split by users, the same initial weights and batches of a seed in every row: InfoNCE alone, ids alone,
+both at several weights of the ids, with ids that no two items share and with ids as the quantiser gave them. At several
+moments of a joint training the gradients of both losses over the shared parameters are compared on batches of users
+that training never sees, without dropout. All rows run under the first seed, then under the next; resumable: a row's
+JSON is kept under OUT/rows.
 """
 
 import argparse
@@ -95,7 +96,8 @@ class Moments(Loop):
 
     def _judge(self, log: RunLog | None) -> None:
         share = self.validate_at[self.progress.step]
-        self.found[f"{share:g}"] = {name: angles._asdict() for name, angles in gradients(self.model, self._probe).items()}
+        self.found[f"{share:g}"] = {name: angles._asdict() for name, angles in gradients(self.model,
+            self._probe).items()}
         if log is not None:
             super()._judge(log)
 
@@ -108,7 +110,8 @@ def gradients(model: OnePiece, batches: Sequence) -> dict[str, Angles]:
     for batch in batches:
         item_ND = model.encode_items(batch.items)
         encoded = model.encode(batch.history, item_ND)
-        losses = (model.retrieval_loss(batch, encoded, item_ND), model.semantic_loss(model.forced(batch, encoded), encoded))
+        losses = (model.retrieval_loss(batch, encoded, item_ND), model.semantic_loss(model.forced(batch, encoded),
+            encoded))
         for place, loss in enumerate(losses):
             for name, parameters in groups.items():
                 found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -120,12 +123,14 @@ def gradients(model: OnePiece, batches: Sequence) -> dict[str, Angles]:
 
 def shared_parameters(model: OnePiece) -> dict[str, list[torch.nn.Parameter]]:
     """Parameters that both losses reach, in groups from the input up."""
-    tables = {id(p) for m in model.modules() if isinstance(m, (torch.nn.Embedding, torch.nn.EmbeddingBag)) for p in m.parameters()}
+    tables = {id(p) for m in model.modules() if isinstance(m, (torch.nn.Embedding, torch.nn.EmbeddingBag))
+              for p in m.parameters()}
     groups: dict[str, list] = {"embedding tables": [], "item tower": [], "history inputs": []}
     for name, parameter in model.named_parameters():
         first, second = name.split(".")[:2] if "." in name else (name, "")
         if first in ("item_tower", "inputs"):
-            group = "embedding tables" if id(parameter) in tables else {"item_tower": "item tower", "inputs": "history inputs"}[first]
+            group = ("embedding tables" if id(parameter) in tables
+                     else {"item_tower": "item tower", "inputs": "history inputs"}[first])
             groups[group].append(parameter)
         elif first == "layers":
             groups.setdefault(f"layer {int(second) + 1}", []).append(parameter)
@@ -142,7 +147,8 @@ def compare(first_BP: np.ndarray, second_BP: np.ndarray) -> Angles:  # noqa: N80
     count = len(first_BP)
     other = ~np.eye(count, dtype=bool)
     same = np.diag(cosines[2])
-    whole, parts = _true(products), [_true([np.delete(np.delete(p, b, 0), b, 1) for p in products]) for b in range(count)]
+    whole, parts = _true(products), [_true([np.delete(np.delete(p, b, 0), b, 1) for p in products])
+                                     for b in range(count)]
     known = whole is not None and None not in parts
     error = float(np.sqrt((count - 1) * np.var(parts))) if known else None
     return Angles(first_BP.shape[1], float(same.mean()), float(same.std(ddof=1)), float((same < 0).mean()),
@@ -167,7 +173,8 @@ def run_row(row: Row, config: Config, out: Path) -> dict:
     run, started = out / "run", time.monotonic()
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    loop = Moments(model, data, run, config, CPU, warm=False, ranks=Ranks()) if row.retrieval and row.semantic else Loop(
+    loop = Moments(model, data, run, config, CPU, warm=False,
+                   ranks=Ranks()) if row.retrieval and row.semantic else Loop(
         model, data, run, config, CPU, warm=False, ranks=Ranks())
     with RunLog((run, None, None), 0) as log, repeatable(CPU):
         if isinstance(loop, Moments):
@@ -196,7 +203,8 @@ def main() -> None:
     set_threads(config.train.threads)
     until = time.monotonic() + 3600 * options.hours
     prepare(options.dataset, options.out, config, options.vectors)
-    found = {row: figures for row in all_rows(options.seeds) if (figures := one(row, config, options.out, until)) is not None}
+    found = {row: figures for row in all_rows(options.seeds) if (figures := one(row, config, options.out,
+                                                                                until)) is not None}
     report(options, found)
 
 
@@ -213,10 +221,12 @@ def prepare(dataset: Path, out: Path, config: Config, vectors: str) -> None:
 def one(row: Row, config: Config, out: Path, until: float) -> dict | None:
     """Figures of a row: those kept, or new ones where there is time."""
     config = dataclasses.replace(config, train=dataclasses.replace(
-        config.train, seed=row.seed, retrieval_weight=row.retrieval, semantic_weight=row.semantic, conditioned_weight=0.0,
+        config.train, seed=row.seed, retrieval_weight=row.retrieval, semantic_weight=row.semantic,
+        conditioned_weight=0.0,
         validation_users=0, checkpoints=1))
     file = out / "rows" / row.file
-    key = fingerprint(to_dict(config.model), to_dict(config.train), read_json(out / "data" / "train" / MARKERS["dataset"]),
+    key = fingerprint(to_dict(config.model), to_dict(config.train),
+                      read_json(out / "data" / "train" / MARKERS["dataset"]),
                       read_marker(out / f"tokenizer-{row.ids}", "tokenizer")["checksum"], MOMENTS, BATCHES)
     kept = read_json(file) if file.is_file() else {}
     if kept.get("key") == key:
@@ -232,31 +242,40 @@ def one(row: Row, config: Config, out: Path, until: float) -> dict | None:
 def report(options: argparse.Namespace, found: Mapping[Row, dict]) -> None:
     """Tables on the terminal and as Markdown."""
     rows = all_rows(options.seeds)
-    shown = sorted((row for row in rows if row.seed == 0), key=lambda row: (bool(row.retrieval and row.semantic), not row.retrieval,
+    shown = sorted((row for row in rows if row.seed == 0),
+                   key=lambda row: (bool(row.retrieval and row.semantic), not row.retrieval,
                                                                            row.ids == "shared", row.semantic))
     losses = [loss_line(row, rows, found) for row in shown]
     default = Row("unshared", 1.0, LAMBDAS[0], 0)
-    others = [line for row in shown if row.retrieval and row.semantic and row != default for line in angle_lines(row, found, ["1"])]
+    others = [line for row in shown if row.retrieval and row.semantic and row != default for line in angle_lines(row,
+        found, ["1"])]
     angles = angle_lines(default, found, [f"{share:g}" for share in MOMENTS]) + others
     tables = (("Held-out losses", LOSS_COLUMNS, losses), ("Angles between the gradients", ANGLE_COLUMNS, angles))
     for title, columns, lines in tables:
         table(title, columns, lines)
-    asked = ["python benchmarks/interference.py WORK/dataset OUT", *([f"--preset {options.preset}"] if options.preset != "tiny" else []),
-             *([f"--vectors {options.vectors}"] if options.vectors != "emb_81" else []), *(f"--set {one}" for one in options.sets)]
+    asked = ["python benchmarks/interference.py WORK/dataset OUT",
+             *([f"--preset {options.preset}"] if options.preset != "tiny" else []),
+             *([f"--vectors {options.vectors}"] if options.vectors != "emb_81" else []),
+             *(f"--set {one}" for one in options.sets)]
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "interference.md").write_text("\n".join([f"`{' '.join(asked)}`", "", *(line for title, columns, lines in tables for line in (
-        f"{title}:", "", *("| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *lines)), ""))]))
+    (options.results / "interference.md").write_text("\n".join([f"`{' '.join(asked)}`", "",
+                                                                *(line for title, columns, lines in tables for line in (
+        f"{title}:", "", *("| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *lines)),
+        ""))]))
     say(f"wrote {options.results / 'interference.md'}")
 
 
-LOSS_COLUMNS = ("row", "seeds", "InfoNCE", "to InfoNCE alone", "ids", "to these ids alone", "first code", "second code", "score", "minutes")
-ANGLE_COLUMNS = ("row", "steps", "parameters of", "cosine, same batch", "below 0", "different batches", "InfoNCE with itself",
+LOSS_COLUMNS = ("row", "seeds", "InfoNCE", "to InfoNCE alone", "ids", "to these ids alone", "first code", "second code",
+                "score", "minutes")
+ANGLE_COLUMNS = ("row", "steps", "parameters of", "cosine, same batch", "below 0", "different batches",
+                 "InfoNCE with itself",
                  "ids with themselves", "noise taken out", "chance", "norm of ids / InfoNCE")
 
 
 def loss_line(row: Row, rows: Sequence[Row], found: Mapping[Row, dict]) -> list[str]:
     """Means over seeds; differences to the row alone are of the same seed."""
-    mine = [found[row._replace(seed=seed)] for seed in sorted({r.seed for r in rows}) if row._replace(seed=seed) in found]
+    mine = [found[row._replace(seed=seed)] for seed in sorted({r.seed for r in rows})
+            if row._replace(seed=seed) in found]
     if not mine:
         return [row.name, "0", *["not run"] * (len(LOSS_COLUMNS) - 2)]
     ids = lambda figures: sum(figures["codes"])
@@ -265,15 +284,19 @@ def loss_line(row: Row, rows: Sequence[Row], found: Mapping[Row, dict]) -> list[
                                  (row.semantic, Row(row.ids, 0.0, 1.0, 0), ids)):
         pairs = [(loss(found[r]), loss(found[alone._replace(seed=r.seed)])) for r in found
                  if r._replace(seed=0) == row and alone._replace(seed=r.seed) in found]
-        cells += [mean_and_spread([loss(figures) for figures in mine]), mean_and_spread([a - b for a, b in pairs], sign=True)
+        cells += [mean_and_spread([loss(figures) for figures in mine]), mean_and_spread([a - b for a, b in pairs],
+            sign=True)
                   if pairs and row != alone else ""] if trained else ["", ""]
-    levels = [mean_and_spread([figures["codes"][level] for figures in mine]) if row.semantic else "" for level in (0, 1)]
+    levels = [mean_and_spread([figures["codes"][level] for figures in mine]) if row.semantic else "" for level in (0,
+        1)]
     return [*cells, *levels, mean_and_spread([figures["score"] for figures in mine]) if row.retrieval else "",
             f"{np.mean([figures['seconds'] for figures in mine]) / 60:.1f}"]
 
 
 def angle_lines(row: Row, found: Mapping[Row, dict], moments: Sequence[str]) -> list[list[str]]:
-    """Angles of a row, seeds averaged: every group at its moments for the first row, all parameters at the end for others."""
+    """Angles of a row, seeds averaged: every group at its moments for the first row,
+    all parameters at the end for others.
+    """
     mine = [figures["moments"] for r, figures in found.items() if r._replace(seed=0) == row]
     if not mine:
         return [[row.name, "", "", *["not run"] * (len(ANGLE_COLUMNS) - 3)]]
@@ -284,8 +307,10 @@ def angle_lines(row: Row, found: Mapping[Row, dict], moments: Sequence[str]) -> 
             mean = lambda field: np.mean([one[field] for one in seen])
             true = "noise alone" if any(one["true"] is None for one in seen) else (
                 f"{mean('true'):+.3f} ± {np.sqrt(np.mean([one['error'] ** 2 for one in seen]) / len(seen)):.3f}")
-            lines.append([row.name, f"{100 * float(moment):g} %", group, f"{mean('together'):+.3f} ± {mean('spread'):.3f}",
-                          f"{100 * mean('opposed'):.0f} %", f"{mean('apart'):+.3f}", f"{mean('first'):+.3f}", f"{mean('second'):+.3f}",
+            lines.append([row.name, f"{100 * float(moment):g} %", group,
+                          f"{mean('together'):+.3f} ± {mean('spread'):.3f}",
+                          f"{100 * mean('opposed'):.0f} %", f"{mean('apart'):+.3f}", f"{mean('first'):+.3f}",
+                          f"{mean('second'):+.3f}",
                           true, f"{1.96 / seen[0]['parameters'] ** 0.5:.3f}", f"{mean('norms'):.2f}"])
     return lines
 

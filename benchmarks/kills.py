@@ -3,8 +3,8 @@
     python benchmarks/kills.py DATASET WORK --kills 20 --results benchmarks/results
 
 The unbroken run tells how long starting and training take; the other is killed (SIGKILL) a random stretch after it has
-started and resumed each time, with the state written every few steps. The last start runs to the end. On CPU the weights must be
-equal bit for bit; the script fails when they are not.
+started and resumed each time, with the state written every few steps. The last start runs to the end. On CPU the
+weights must be equal bit for bit; the script fails when they are not.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "kills.md").write_text("\n".join([
         f"`python benchmarks/kills.py DATASET WORK --kills {options.kills} --seed {options.seed} --set "
-        f"{' '.join(options.sets)}`", "", "| what | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]) + "\n")
+        f"{' '.join(options.sets)}`", "", "| what | value |", "|---|---|",
+        *(f"| {a} | {b} |" for a, b in rows)]) + "\n")
     sys.exit(0 if equal else 1)
 
 

@@ -98,13 +98,15 @@ def main() -> None:
             "json.loads alone": lambda: parse(log),
             "plain reader": lambda: read(log, "plain", 1, known=True)[0],
             "compiled reader, 1 thread": lambda: read(log, "compiled", 1, known=True)[0],
-            f"compiled reader, {max(2, cores)} threads, wall": lambda: read(log, "compiled", max(2, cores), known=True)[0]}
+            f"compiled reader, {max(2, cores)} threads, wall": lambda: read(log, "compiled", max(2, cores),
+                                                                            known=True)[0]}
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.repeats):
             for name, way in ways.items():
                 seconds[name].append(way())
         users, base = options.copies * 88, statistics.median(seconds["plain reader"])
-        rows = [("seq.jsonl: " + name, f"{size / 1e6 / (t := statistics.median(times)):.0f}", f"{users / t:,.0f} users/s",
+        rows = [("seq.jsonl: " + name, f"{size / 1e6 / (t := statistics.median(times)):.0f}",
+                 f"{users / t:,.0f} users/s",
                  f"{base / t:.1f}x") for name, times in seconds.items()]
         for reader in ("plain", "compiled"):
             times = [dictionary(folder, options.sample, 10, reader) for _ in range(options.repeats)]
@@ -117,8 +119,10 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "preprocess.md").write_text("\n".join([
         f"`python benchmarks/preprocess.py SAMPLE --copies {options.copies} --repeats {options.repeats}`", "",
-        f"{size / 1e6:.0f} MB of lines (88 real users repeated), {cores} cores, processor time of one thread unless it says wall, median of {options.repeats}.", "",
-        "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
+        f"{size / 1e6:.0f} MB of lines (88 real users repeated), {cores} cores, processor time of one thread unless "
+        f"it says wall, median of {options.repeats}.", "",
+        "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows)])
         + "\n")
 
 

@@ -1,10 +1,13 @@
-"""docs/benchmarks.md from the result files of `onepiece-comp benchmark` and the figures that others published, and README's table.
+"""docs/benchmarks.md from the result files of `onepiece-comp benchmark` and the figures that others published,
+and README's table.
 
-python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json work/peers/rectools.json --out docs/benchmarks.md
-python benchmarks/public_tables.py benchmarks/results/public/*.json --out docs/benchmarks.md --summary benchmarks/results/public.md
+python benchmarks/public_tables.py work/beauty/result.json work/ml-1m-order/result.json work/peers/rectools.json --out
+docs/benchmarks.md python benchmarks/public_tables.py benchmarks/results/public/*.json --out docs/benchmarks.md
+--summary benchmarks/results/public.md
 
-Several files of one protocol are joined by row and seed, the last file's holds; so do its differences by user. Results of `benchmarks/peers/beside.py` stand
-beside our row of the same model. Rows without a result are named as not run. Nothing in the page is written by hand but the text of this file.
+Several files of one protocol are joined by row and seed, the last file's holds; so do its differences by user. Results
+of `benchmarks/peers/beside.py` stand beside our row of the same model. Rows without a result are named as not run.
+Nothing in the page is written by hand but the text of this file.
 """
 
 import argparse
@@ -23,14 +26,17 @@ from onepiece_comp.console import mean_and_spread
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 MAKE_UP = ("coverage@10", "coverage@50", "popularity@10", "popularity@50")
-BESIDE = ("beside", "epochs", "threads", "users", "hr@10", "ndcg@10", "hr@200", "CPU s", "CPU s an epoch", "users/s", "peak MiB")
+BESIDE = ("beside", "epochs", "threads", "users", "hr@10", "ndcg@10", "hr@200", "CPU s", "CPU s an epoch", "users/s",
+          "peak MiB")
 SUMMARY = {"beauty": "Beauty", "ml-1m-order": "MovieLens-1M"}  # protocols of README's table
 LABELS = {
-    "popularity": "popularity", "item-knn": "item-kNN", "sasrec-bce": "SASRec, binary cross-entropy", "tiger": "TIGER without text",
+    "popularity": "popularity", "item-knn": "item-kNN", "sasrec-bce": "SASRec, binary cross-entropy",
+    "tiger": "TIGER without text",
     "liger": "LIGER without text", "cobra": "COBRA without text", "hstu": "HSTU, sampled softmax, no times",
     "sasrec-sampled": "SASRec, sampled softmax", "esasrec": "eSASRec", "sasrec-gbce": "SASRec, gBCE",
     "sasrec-softmax": "SASRec, full softmax", "hstu-softmax": "HSTU, full softmax, no times",
-    "hstu-average": "HSTU of four blocks, ranked by a moving average of its weights", "onepiece-beam": "OnePiece, beam alone",
+    "hstu-average": "HSTU of four blocks, ranked by a moving average of its weights",
+    "onepiece-beam": "OnePiece, beam alone",
     "onepiece-retrieval": "OnePiece, exact retrieval", "onepiece-cascade": "OnePiece, cascade",
     "sasrec-attributes": "SASRec, full softmax, attributes of items",
     "onepiece-attributes": "OnePiece, cascade, on that SASRec with attributes"}
@@ -93,9 +99,12 @@ def main() -> None:
 
 
 def _summary(results: dict[str, dict]) -> list[str]:
-    """Two metrics of each row without seen items, the best NDCG@10 last, as a share of the best of its columns; those in bold."""
+    """Two metrics of each row without seen items, the best NDCG@10 last, as a share of the best of its columns;
+    those in bold.
+    """
     metrics = ("hr@10", "ndcg@10")
-    found = {row: {name: [[one["figures"]["unseen"][metric] for one in results[name]["rows"][row]] for metric in metrics]
+    found = {row: {name: [[one["figures"]["unseen"][metric] for one in results[name]["rows"][row]]
+                          for metric in metrics]
                    for name in SUMMARY if row in results[name]["rows"]} for row in LABELS}
     best = {(name, place): max(f"{np.mean(held[name][place]):.4f}" for held in found.values() if name in held)
             for name in SUMMARY for place in range(len(metrics))}
@@ -109,18 +118,24 @@ def _summary(results: dict[str, dict]) -> list[str]:
     share = lambda row: np.mean([np.mean(held[1]) / float(best[name, 1]) for name, held in found[row].items()])
     order = sorted((row for row in LABELS if found[row]), key=share)
     seeds = lambda row: "/".join(str(len(found[row][name][0])) if name in found[row] else "-" for name in SUMMARY)
-    return [f"`{COMMAND} --summary benchmarks/results/public.md`", "", *_markdown(("row", "seeds", *(f"{label} {metric}" for label in SUMMARY.values() for metric in ("HR@10", "NDCG@10"))), [
-        (LABELS[row], seeds(row), *(cell(row, name, place) for name in SUMMARY for place in range(len(metrics)))) for row in order])]
+    return [f"`{COMMAND} --summary benchmarks/results/public.md`", "",
+            *_markdown(("row", "seeds",
+                        *(f"{label} {metric}" for label in SUMMARY.values() for metric in ("HR@10", "NDCG@10"))), [
+        (LABELS[row], seeds(row), *(cell(row, name, place) for name in SUMMARY for place in range(len(metrics))))
+        for row in order])]
 
 
 def _joined(files: Sequence[dict]) -> dict[str, dict]:
-    """The result files by protocol; of a row and seed that several hold, that of the last. Exits where they differ in data."""
+    """The result files by protocol; of a row and seed that several hold, that of the last.
+    Exits where they differ in data.
+    """
     joined, data = {}, {}
     for found in files:
         for result in (one for results in found["rows"].values() for one in results):
             same = [result["about"][name] for name in ("data_sha256", "version", "quick")]
             if data.setdefault(found["protocol"], same) != same:
-                raise SystemExit(f"{found['protocol']}: {result['row']}, seed {result['seed']}, is of other data, another version "
+                raise SystemExit(f"{found['protocol']}: {result['row']}, seed {result['seed']}, is of other data, "
+                                 f"another version "
                                  f"or a quick run: {same} beside {data[found['protocol']]}")
         whole = joined.setdefault(found["protocol"], {"rows": {}, "against": {}})
         for baseline, pairs in found.get("against", {}).items():
@@ -144,8 +159,10 @@ def _section(name: str, found: dict, published: Sequence[dict], peers: Sequence[
     text = [f"## {name}", about, *([f"Not run: {', '.join(missing) if lines else 'any row'}."] if missing else [])]
     if lines:
         text += ["", *_markdown(("row", "items", "seeds", *METRICS), [line[0] for line in lines]), "",
-                 *_markdown(("row", "items", *MAKE_UP, "best epoch", "wall minutes", "users/s"), [line[1] for line in lines])]
-    pairs = [(row, name, *pair_cells(found["against"], row, name)) for row in found["rows"] for name in FILTERS] if lines else []
+                 *_markdown(("row", "items", *MAKE_UP, "best epoch", "wall minutes", "users/s"),
+                            [line[1] for line in lines])]
+    pairs = ([(row, name, *pair_cells(found["against"], row, name)) for row in found["rows"] for name in FILTERS]
+             if lines else [])
     if pairs := [pair for pair in pairs if any(pair[2:])]:
         text += ["", *_markdown(("NDCG@10, row -", "items", *baselines_of(found["against"])), pairs)]
     if peers:
@@ -168,7 +185,8 @@ def _lines(row: str, results: Sequence[dict]) -> list[tuple[tuple[str, ...], tup
 
 def _beside(ours: Sequence[dict], peers: Sequence[dict]) -> list[tuple[str, ...]]:
     """Other people's code and our row of the same model under its first seed: figures without seen items, and cost."""
-    mine = [{**row, "peer": "ours: sasrec-softmax", "epochs": len(row["epochs"]), "train_cpu_seconds": row["cpu_seconds"]}
+    mine = [{**row, "peer": "ours: sasrec-softmax", "epochs": len(row["epochs"]),
+             "train_cpu_seconds": row["cpu_seconds"]}
             for row in ours[:1]]
     return [(one["peer"], str(one["epochs"]), str(one["threads"]), f"{one['users']:,}" if "users" in one else "all",
              *(f"{one['figures']['unseen'][name]:.4f}" for name in ("hr@10", "ndcg@10", "hr@200")),

@@ -1,4 +1,5 @@
-"""Results of several ways of training, each in several seeds over the same users, and their differences to the first way.
+"""Results of several ways of training, each in several seeds over the same users,
+and their differences to the first way.
 
     python benchmarks/result_pairs.py work/split/truth.jsonl before work/before-*/result/result.json \
         --and after work/after-*/result/result.json > benchmarks/results/change.md
@@ -26,11 +27,13 @@ def main() -> None:
     parser.add_argument("--and", dest="others", nargs="+", action="append", default=[], help="the same of another way")
     options = parser.parse_args()
     truth = read_truth(options.truth)
-    ways = {name: [user_scores(Path(file), truth) for file in files] for name, *files in (options.first, *options.others)}
+    ways = {name: [user_scores(Path(file), truth) for file in files] for name, *files in (options.first,
+        *options.others)}
     base = np.mean(ways[options.first[0]], axis=0)
     print(f"| {len(base):,} users | seeds | score | minus {options.first[0]} | 95 % interval |\n|---|---|---|---|---|")
     for name, seeds in ways.items():
-        print(f"| {name} | {len(seeds)} | {mean_and_spread([float(seed.mean()) for seed in seeds])} | {score_difference(seeds, base)} |")
+        print(f"| {name} | {len(seeds)} | {mean_and_spread([float(seed.mean()) for seed in seeds])} | "
+              f"{score_difference(seeds, base)} |")
 
 
 def score_difference(seeds: list[np.ndarray], base: np.ndarray) -> str:

@@ -118,9 +118,11 @@ def _item_records(items: int, rng: np.random.Generator, folder: Path) -> tuple[n
     with open(folder / "item_feat_dict.json", "wb") as file:
         for start in progress(range(0, items, ITEMS_PER_BLOCK), total=None, what="blocks of items"):
             count = min(ITEMS_PER_BLOCK, items - start)
-            columns = [(f'"{fid}": '.encode(), rng.integers(1, size + 1, count).tolist(), (rng.random(count) < share).tolist())
+            columns = [(f'"{fid}": '.encode(), rng.integers(1, size + 1, count).tolist(),
+                        (rng.random(count) < share).tolist())
                        for fid, (size, share) in FEATURES.items()]
-            records = [b"{" + b", ".join([name + b"%d" % values[i] for name, values, there in columns if there[i]]) + b"}"
+            records = [b"{" + b", ".join([name + b"%d" % values[i] for name, values, there in columns
+                                          if there[i]]) + b"}"
                        for i in range(count)]
             file.write(b"".join([b'%s"%d": %s' % (b", " if start + i else b"{", start + i + 1, record)
                                  for i, record in enumerate(records)]))
@@ -147,7 +149,8 @@ def _write_users(folder: Path, users: int, items: int, record: np.ndarray, recor
     texts = _bytes(b"[[", b"], [", b", null, ", b", ", b", null, ", b", null, null, ", b"]]\n")
     offsets, offset, events = [], 0, 0
     with open(folder / "seq.jsonl", "wb") as file:
-        for first in progress(range(0, users, USERS_PER_BLOCK), total=-(-users // USERS_PER_BLOCK), what="blocks of users"):
+        for first in progress(range(0, users, USERS_PER_BLOCK), total=-(-users // USERS_PER_BLOCK),
+                              what="blocks of users"):
             count = min(USERS_PER_BLOCK, users - first)
             length = np.maximum(100 - rng.gamma(0.6, 15, count).astype(np.int64), 12)
             start = np.concatenate([[0], np.cumsum(length)])
@@ -228,10 +231,12 @@ def main() -> None:
     seconds, source = time.monotonic() - began, read_json(dataset / "schema.json")["source"]
     rows = [("users", f"{made['users']:,}", f"{10 * made['users']:,}"), ("items", f"{made['items']:,}", ""),
             ("events", f"{made['events']:,}", f"{10 * made['events']:,}"),
-            ("seq.jsonl, GB", f"{(raw / 'seq.jsonl').stat().st_size / 1e9:.1f}", f"{(raw / 'seq.jsonl').stat().st_size / 1e8:.0f}"),
+            ("seq.jsonl, GB", f"{(raw / 'seq.jsonl').stat().st_size / 1e9:.1f}",
+             f"{(raw / 'seq.jsonl').stat().st_size / 1e8:.0f}"),
             ("item_feat_dict.json, GB", f"{(raw / 'item_feat_dict.json').stat().st_size / 1e9:.2f}", ""),
             ("making the log, s", "kept from before" if options.keep else f"{making:.0f}", ""),
-            ("preprocess, s", f"{seconds:.0f}", f"{10 * seconds:.0f}"), ("users/s", f"{made['users'] / seconds:,.0f}", ""),
+            ("preprocess, s", f"{seconds:.0f}", f"{10 * seconds:.0f}"), ("users/s", f"{made['users'] / seconds:,.0f}",
+                                                                         ""),
             ("peak memory, MiB", f"{source['peak_memory_mib']:,}", ""),
             ("dataset/, GB", f"{_size(dataset) / 1e9:.2f}", f"{_size(dataset) / 1e8:.1f}")]
     columns = ("preprocess at size", "measured", "times ten")

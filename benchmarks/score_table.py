@@ -2,7 +2,8 @@
 
     python benchmarks/score_table.py work/score.json --command "onepiece-comp run ..." > benchmarks/results/kuairand.md
 
-Of several: means over the seeds, the score's standard deviation, and from the lowest to the highest bound of the seeds' intervals.
+Of several: means over the seeds, the score's standard deviation, and from the lowest to the highest bound of the seeds'
+intervals.
 """
 
 import argparse
@@ -36,7 +37,8 @@ def main() -> None:
     for command in options.command:
         print(f"    {command}")
     print(
-        f"\n| {reports[0]['users']:,} users{seeds} | HR@{k} | NDCG@{k} | score | submission minus this row, 95 % interval |\n|---|---|---|---|---|"
+        f"\n| {reports[0]['users']:,} users{seeds} | HR@{k} | NDCG@{k} | score | submission minus this row, 95 % "
+        f"interval |\n|---|---|---|---|---|"
     )
     low, high = _bounds([report["score"] for report in reports])
     print(_row("**submission**", reports, f"score {low:.4f} .. {high:.4f}"))

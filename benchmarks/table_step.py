@@ -42,7 +42,8 @@ class Form:
         self.table = nn.Embedding(rows, WIDTH, sparse=not dense)
         if name.endswith("bfloat16"):
             self.table.weight.data = self.table.weight.data.bfloat16()
-        self.optimiser = (torch.optim.AdamW(self.table.parameters(), lr=0.002, weight_decay=0.0, fused=name.endswith("fused"))
+        self.optimiser = (torch.optim.AdamW(self.table.parameters(), lr=0.002, weight_decay=0.0,
+                                            fused=name.endswith("fused"))
                           if dense else RowOptimiser([self.table.weight], kind=name.split("_")[0], lr=0.002))
 
     def step(self, index: torch.Tensor) -> float:
@@ -56,7 +57,8 @@ class Form:
 
     def held(self) -> list[torch.Tensor]:
         """Weights and optimiser state; numbers that are not by row are left out."""
-        return [self.table.weight.data, *(value for value in self.optimiser.state[self.table.weight].values() if value.dim())]
+        return [self.table.weight.data,
+                *(value for value in self.optimiser.state[self.table.weight].values() if value.dim())]
 
 
 def measure(name: str, rows: int, steps: int) -> Figures:
@@ -99,7 +101,8 @@ def lines_of(rows: int, steps: int) -> list[tuple[str, ...]]:
         found[name] = measure_apart(name, rows, steps)
         say(f"{rows:,} rows, {name}: {1000 * found[name].seconds:.2f} ms of CPU a step")
     dense = min(found[name].seconds for name in FORMS if name.startswith("adamw"))
-    return [(f"{rows:,}", name, f"{1000 * figures.seconds:.2f}", f"{dense / figures.seconds:.1f}", f"{figures.peak_mib:,.0f}",
+    return [(f"{rows:,}", name, f"{1000 * figures.seconds:.2f}", f"{dense / figures.seconds:.1f}",
+             f"{figures.peak_mib:,.0f}",
              f"{figures.bytes_per_row:.0f}") for name, figures in found.items()]
 
 
@@ -117,7 +120,8 @@ def main() -> None:
         f"`python benchmarks/table_step.py --rows {' '.join(map(str, options.rows))} --steps {options.steps}`", "",
         f"{TOUCHED:,} rows of {WIDTH} touched, {TWICE} of them twice; one thread; torch {torch.__version__}.",
         "Peak: weights, gradient, state and what a step makes in passing; bytes a row: weights and state.", "",
-        "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *("| " + " | ".join(line) + " |" for line in lines)]) + "\n")
+        "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
+        *("| " + " | ".join(line) + " |" for line in lines)]) + "\n")
 
 
 if __name__ == "__main__":

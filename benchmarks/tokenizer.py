@@ -98,7 +98,8 @@ def main() -> None:
         took, ours = seconds(lambda: fit_codebook(sample, options.codes, iterations=config.iterations, seed=0))
         theirs_took, theirs = seconds(lambda: plain(sample, options.codes, options.plain_iterations))
         exact = 2 * len(sample) * options.codes * WIDTH / rate
-        rows += [(f"level {level + 1}, fit to {len(sample):,}: ours", f"{took:.1f}", f"{took / exact:.1f}", f"{error(test, ours):.4f}"),
+        rows += [(f"level {level + 1}, fit to {len(sample):,}: ours", f"{took:.1f}", f"{took / exact:.1f}",
+                  f"{error(test, ours):.4f}"),
                  (f"level {level + 1}, fit to {len(sample):,}: faiss.Kmeans, {options.plain_iterations} iterations",
                   f"{theirs_took:.1f}", f"{theirs_took / exact:.1f}", f"{error(test, theirs):.4f}")]
         say(str(rows[-2:]))
@@ -112,7 +113,8 @@ def main() -> None:
             vectors, before.copy(), quantiser, TokenizerConfig(codes=options.codes, resolve=rule)))
         figures = measure(vectors, quantiser, before, resolved, resolved.codes)
         was, now = figures["before"][-1], figures["after"][-1]
-        rows.append((f"collisions, {rule}: {was['shared']:.1%} shared, then {now['shared']:.1%}; {resolved.moved:,} moved, "
+        rows.append((f"collisions, {rule}: {was['shared']:.1%} shared, then {now['shared']:.1%}; {resolved.moved:,} "
+                     f"moved, "
                      f"{resolved.overflowed:,} spilled", f"{took:.1f}", "",
                      f"{was['relative_error']:.4f} to {now['relative_error']:.4f}"))
     rows.append(("fit, encode and assignment", f"{total + took:.1f}", "", ""))
@@ -121,12 +123,17 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0))
     (options.results / "tokenizer.md").write_text("\n".join([
-        f"`python benchmarks/tokenizer.py --items {options.items} --codes {options.codes} --points {options.points}`", "",
-        f"{options.items:,} made vectors of {WIDTH}, 2 x {options.codes:,} codes, {cores} core{'s' * (cores > 1)}, wall "
-        f"seconds; matrix products run at {rate / 1e9:.0f} GFLOP/s, so that one exact pass over all vectors costs at least "
-        f"{encode_bound:.1f} s; peak memory {peak_memory_mib():,.0f} MiB. Errors of {HELD_OUT:,} held-out vectors, of the "
+        f"`python benchmarks/tokenizer.py --items {options.items} --codes {options.codes} --points {options.points}`",
+        "",
+        f"{options.items:,} made vectors of {WIDTH}, 2 x {options.codes:,} codes, {cores} core{'s' * (cores > 1)}, "
+        f"wall "
+        f"seconds; matrix products run at {rate / 1e9:.0f} GFLOP/s, so that one exact pass over all vectors costs at "
+        f"least "
+        f"{encode_bound:.1f} s; peak memory {peak_memory_mib():,.0f} MiB. Errors of {HELD_OUT:,} held-out vectors, of "
+        f"the "
         "collisions of all.", "",
-        "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *("| " + " | ".join(row) + " |" for row in rows)]) + "\n")
+        "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/tokenizer_at_scale.py WORK --items 17500000 --codes 16384 --results benchmarks/results
 
 WORK gets a dataset folder of creative ids and float16 vectors, 64 wide, of the same tree of clusters as in
-`tokenizer/build.py` (2.2 GB at full size). Memory is watched from outside: what the process itself holds, file pages that
-the system may drop apart.
+`tokenizer/build.py` (2.2 GB at full size). Memory is watched from outside: what the process itself holds, file pages
+that the system may drop apart.
 """
 
 import argparse
@@ -95,7 +95,8 @@ def main() -> None:
         ("items without a vector", f"{figures['items_without_vector']:,}"),
         ("moved, and to another prefix", f"{figures['moved']:,} and {figures['overflowed']:,}"),
     ]
-    title = f"{options.items:,} items, vectors of {WIDTH}, 2 x {options.codes:,} codes, fitted to {options.points} a code"
+    title = (f"{options.items:,} items, vectors of {WIDTH}, 2 x {options.codes:,} codes, "
+             f"fitted to {options.points} a code")
     table(title, ("what", "value"), rows)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "tokenizer_at_scale.md").write_text("\n".join([

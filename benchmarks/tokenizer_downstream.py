@@ -70,7 +70,8 @@ class World(NamedTuple):
         sets = [f"tokenizer.{key}={value}" for key, value in tokenizer.items()]
         return load_config(sets=[
             "train.threads=1", "infer.threads=1", f"train.seed={row.seed}", f"tokenizer.seed={row.seed}",
-            f"tokenizer.codes={self.codes}", f"train.warm_start_epochs={self.epochs}", "infer.semantic_weight=0.1", *sets])
+            f"tokenizer.codes={self.codes}", f"train.warm_start_epochs={self.epochs}", "infer.semantic_weight=0.1",
+            *sets])
 
     def vectors(self, name: str) -> str:
         """The text that `build_tokenizer` takes for its vectors."""
@@ -93,7 +94,8 @@ def prepare(work: Path, users: int, epochs: float) -> None:
     steps: list[tuple[str, Callable]] = [
         (f"raw/{MARKERS['raw']}", lambda: synthesize(work / "raw", config.synthesize)),
         ("split/truth.jsonl", lambda: split(work / "raw", work / "split", config.split)),
-        (f"dataset/{MARKERS['dataset']}", lambda: preprocess(work / "split/train", work / "dataset", config.preprocess)),
+        (f"dataset/{MARKERS['dataset']}", lambda: preprocess(work / "split/train", work / "dataset",
+                                                             config.preprocess)),
         (f"retrieval/{MARKERS['run']}", lambda: train(work / "dataset", work / "retrieval", config)),
     ]
     for made, step in steps:
@@ -112,7 +114,8 @@ def run_row(world: World, row: Row) -> dict:
     folder.mkdir(parents=True)
     started = time.monotonic()
     build_tokenizer(world.work / "dataset", folder / "tokenizer", config.tokenizer, vectors=world.vectors(row.vectors))
-    train(world.work / "dataset", folder / "joint", config, tokenizer=folder / "tokenizer", warm=world.work / "retrieval")
+    train(world.work / "dataset", folder / "joint", config, tokenizer=folder / "tokenizer",
+          warm=world.work / "retrieval")
     infer(folder / "joint", folder, config.infer, data=world.work / "split/eval",
           truth=world.work / "split/truth.jsonl", beside=MODES)
     truth = world.work / "split/truth.jsonl"

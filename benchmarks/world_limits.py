@@ -58,7 +58,8 @@ def scores(raw: Path, split: Path, every: int) -> dict[str, float]:
             score[seen[seen >= 0]] = -np.inf
             rank = int((score > score[target]).sum()) + 1 if np.isfinite(score[target]) else 0
             hits[name].append(rank if rank <= 10 else 0)
-    return {name: float(metrics.combined_score(metrics.hit_rate(np.array(r), 10).mean(), metrics.ndcg(np.array(r), 10).mean()))
+    return {name: float(metrics.combined_score(metrics.hit_rate(np.array(r), 10).mean(),
+                                               metrics.ndcg(np.array(r), 10).mean()))
             for name, r in hits.items()}
 
 

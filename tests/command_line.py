@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "convert", "describe", "split", "preprocess", "build-tokenizer", "tokenizer-report", "align", "train", "train-ranker", "infer", "export-ann", "baselines", "score", "run", "ablate", "benchmark", "scaling", "report", "pack", "rehearse", "plan", "doctor")
+COMMANDS = ("synthesize", "convert", "describe", "split", "preprocess", "build-tokenizer", "tokenizer-report", "align", "settings",
+            "train", "train-ranker", "infer", "export-ann", "baselines", "score", "run", "ablate", "benchmark",
+            "scaling", "report", "pack", "rehearse", "plan", "doctor")
 
 
 def command(*words, **environment):

@@ -1,4 +1,6 @@
-"""The order of the rooms and of the modules in each, the homes of the libraries, and the size of things: read with ast."""
+"""The order of the rooms and of the modules in each, the homes of the libraries, and the size of things:
+read with ast.
+"""
 
 import ast
 import re
@@ -57,7 +59,8 @@ HOMES = {
     "torch": {"models", "training", "funnel", "ranking", "benchmark", "studies", "stages", "container",
               "tokenizer.nearest_words", "tokenizer.rqvae", "tokenizer.align"},
 }
-WITHOUT_TORCH = {"stages.convert", "stages.synthesize", "stages.split", "stages.preprocess", "stages.baselines", "stages.score",
+WITHOUT_TORCH = {"stages.convert", "stages.synthesize", "stages.split", "stages.preprocess", "stages.baselines",
+                 "stages.score",
                  "container.job_cache", "container.upload", "container.sandbox", "container.rehearse", "container.pack"}
 LONGEST_FILE, LONGEST_FUNCTION, WIDEST_LINE = 450, 60, 120
 
@@ -112,8 +115,10 @@ def test_a_module_imports_only_what_stands_before_it(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_each_library_stays_in_its_home(name):
-    strangers = [package for package, _ in _imports(MODULES[name]) if package in HOMES and not _of(HOMES[package], name)]
-    assert not strangers and not (name in WITHOUT_TORCH and "torch" in [package for package, _ in _imports(MODULES[name])])
+    strangers = [package for package, _ in _imports(MODULES[name]) if package in HOMES and not _of(HOMES[package],
+        name)]
+    assert (not strangers
+            and not (name in WITHOUT_TORCH and "torch" in [package for package, _ in _imports(MODULES[name])]))
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -138,7 +143,15 @@ def test_files_and_functions_stay_readable_and_errors_are_named(name):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
         if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None and getattr(node.type, "id", "") not in ("Exception", "BaseException"), node.lineno
+            assert node.type is not None and getattr(node.type, "id", "") not in ("Exception",
+                "BaseException"), node.lineno
+
+
+def test_scripts_and_tests_have_no_wide_lines_but_for_the_sentences_of_a_page():
+    files = [path for folder in ("tests", "benchmarks") for path in (PACKAGE.parent / folder).rglob("*.py")]
+    wide = [f"{path.name}:{number}" for path in files if path.name != "public_tables.py"
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1) if len(line) > WIDEST_LINE]
+    assert len(files) > 100 and not wide
 
 
 def drawing() -> str:
@@ -149,7 +162,8 @@ def drawing() -> str:
         used[room] = used.get(room, set()) | {other.partition(".")[0] for package, other in _imports(path)
                                               if package == "onepiece_comp" and "." in other} - {room}
     rooms = [room for room in ROOMS if room]
-    return "\n".join(f"    {room:<11} <- {', '.join(sorted(used[room], key=rooms.index)) or 'the root'}" for room in rooms)
+    return "\n".join(f"    {room:<11} <- {', '.join(sorted(used[room], key=rooms.index)) or 'the root'}"
+                     for room in rooms)
 
 
 def test_the_drawing_of_the_house_is_true():
@@ -157,10 +171,13 @@ def test_the_drawing_of_the_house_is_true():
 
 
 def test_a_public_name_stands_for_one_thing():
-    """Classes and functions of modules; commands are named as the stages that they call, `benchmark` waits to be dissolved."""
+    """Classes and functions of modules; commands are named as the stages that they call,
+    `benchmark` waits to be dissolved.
+    """
     places: dict[str, list[str]] = {}
     for name, path in MODULES.items():
         for node in _tree(path).body if not name.startswith(("commands.", "benchmark.")) else ():
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_") and node.name != "main":
+            if isinstance(node, (ast.ClassDef,
+                                 ast.FunctionDef)) and not node.name.startswith("_") and node.name != "main":
                 places.setdefault(node.name, []).append(name)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -1,4 +1,6 @@
-"""Folders that version 0.1.1 wrote answer as they did: a dataset, a tokenizer, a checkpoint, and the ten of every user."""
+"""Folders that version 0.1.1 wrote answer as they did:
+a dataset, a tokenizer, a checkpoint, and the ten of every user.
+"""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ from onepiece_comp.artefacts import (
     atomic_file, atomic_folder, files_under, fingerprint, names_apart, read_marker, write_json)
 from onepiece_comp.columns import ColumnWriter, load_column
 from onepiece_comp.config import Config, ModelConfig
-from onepiece_comp.config_ranges import settings
+from onepiece_comp.config_ranges import settings, show_settings
 from onepiece_comp.config_reading import from_dict, load_config, to_dict
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.dataset.targets import unix_seconds
@@ -64,7 +64,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("write", ["np.save(temporary.open('wb'), np.zeros(99999))",
                                    "save_tensors({'x': torch.zeros(99999)}, temporary)"])
 def test_arrays_and_weights_tell_a_full_disk_too(tmp_path, write):
-    """Neither numpy nor PyTorch raises the system's error as it is; a limit of the file's size stands in for the disk."""
+    """Neither numpy nor PyTorch raises the system's error as it is;
+    a limit of the file's size stands in for the disk.
+    """
     script = textwrap.dedent(f"""
         import resource, signal
         import numpy as np, torch
@@ -110,7 +112,8 @@ def test_a_wrong_folder_is_named_for_what_it_is(tmp_path):
 
 
 def test_a_column_written_in_blocks_loads_as_one_array(tmp_path):
-    with ColumnWriter(tmp_path, "ids", "int32") as ids, ColumnWriter(tmp_path, "vectors", "float16", width=3) as vectors:
+    with ColumnWriter(tmp_path, "ids", "int32") as ids, ColumnWriter(tmp_path, "vectors", "float16",
+                                                                     width=3) as vectors:
         for block in range(5):
             ids.append(np.arange(block))
             vectors.append(np.full((2, 3), block))
@@ -153,8 +156,10 @@ def test_files_and_overrides_win_over_presets_in_this_order(tmp_path):
     ("model:\n  wdith: 3\n", 2, "did you mean 'width'"), ("modle:\n  width: 3\n", 1, "did you mean 'model'"),
     ("train:\n  epochs: many\n", 2, "expected a float"), ("train:\n  seed: 1.5\n", 2, "expected a int"),
     ("train:\n  seed: true\n", 2, "expected a int"), ("train: 3\n", 1, "expected keys"),
-    ("model:\n  width: 3\n  width: 4\n", 3, "second time"), ("train: {epochs: 9}\ntrain: {seed: 1}\n", 2, "'train' a second time"),
-    ("train:\n  no: 3\n", 1, "unknown key False"), ("1: {a: 2}\n", 1, "unknown section 1"), ("model:\n  hash_sizes: 3\n", 2, "expected a list")])
+    ("model:\n  width: 3\n  width: 4\n", 3, "second time"), ("train: {epochs: 9}\ntrain: {seed: 1}\n", 2,
+                                                             "'train' a second time"),
+    ("train:\n  no: 3\n", 1, "unknown key False"), ("1: {a: 2}\n", 1, "unknown section 1"),
+    ("model:\n  hash_sizes: 3\n", 2, "expected a list")])
 def test_a_wrong_key_or_type_is_named_with_file_and_line(tmp_path, text, line, words):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=f"c.yaml:{line}: ") as caught:
@@ -163,11 +168,16 @@ def test_a_wrong_key_or_type_is_named_with_file_and_line(tmp_path, text, line, w
 
 
 @pytest.mark.parametrize("wrong", [
-    "train.batch_users=0", "train.log_every=0", "train.learning_rate=0", "model.heads=3", "model.active_experts=9", "model.layers=0",
-    "train.action_weights=[1]", "train.device=gpu", "infer.batch_users=0", "infer.beam=0", "infer.survivors=-1", "infer.union=-1",
-    "infer.action=7", "ranker.checkpoints=0", "ranker.batch_lists=0", "train.loss=BCE", "train.precision=bf16", "ranker.keep=allways",
-    "preprocess.reader=compild", "preprocess.max_array_values=-1", "preprocess.trend_bucket_hours=0.0002", "preprocess.threads=-1",
-    "split.seed=-1", "score.seed=-1", "train.validation_users=-1", "model.dropout=1", "model.temperature=0", "model.expert_width=0",
+    "train.batch_users=0", "train.log_every=0", "train.learning_rate=0", "model.heads=3", "model.active_experts=9",
+    "model.layers=0",
+    "train.action_weights=[1]", "train.device=gpu", "infer.batch_users=0", "infer.beam=0", "infer.survivors=-1",
+    "infer.union=-1",
+    "infer.action=7", "ranker.checkpoints=0", "ranker.batch_lists=0", "train.loss=BCE", "train.precision=bf16",
+    "ranker.keep=allways",
+    "preprocess.reader=compild", "preprocess.max_array_values=-1", "preprocess.trend_bucket_hours=0.0002",
+    "preprocess.threads=-1",
+    "split.seed=-1", "score.seed=-1", "train.validation_users=-1", "model.dropout=1", "model.temperature=0",
+    "model.expert_width=0",
     "model.hash_sizes=[0]", "model.balance_weight=-1", "tokenizer.balance=-3", "train.duplicate_cosine=-1",
     "train.action_weights=[1,-1,1,1]", "train.seed=99999999999", "train.threads=5000"])
 def test_a_setting_out_of_its_range_is_named_when_it_is_read(wrong):
@@ -184,7 +194,8 @@ def test_presets_and_cards_by_number_are_in_range():
         load_config("tiny", None, ["model.rotary=true", "model.width=6", "model.heads=2"])
 
 
-@pytest.mark.parametrize(("file", "words"), [("a: [", "no valid YAML"), ("split: {cut: 2022-02-30}", "no valid YAML"), ("- 1", "list")])
+@pytest.mark.parametrize(("file", "words"), [("a: [", "no valid YAML"), ("split: {cut: 2022-02-30}", "no valid YAML"),
+                                             ("- 1", "list")])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, file, words):
     (tmp_path / "c.yaml").write_text(file)
     with pytest.raises(InputError, match=words):
@@ -195,7 +206,8 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, file, words):
 def test_a_cut_may_be_written_as_a_date_or_as_seconds(tmp_path, cut):
     (tmp_path / "c.yaml").write_text(f"split:\n  cut: {cut}\n")
     of_set = load_config("tiny", None, [f"split.cut={cut}"]).split
-    assert unix_seconds(load_config("tiny", tmp_path / "c.yaml").split.cut, "") == unix_seconds(of_set.cut, "") == 1651795200
+    assert unix_seconds(load_config("tiny", tmp_path / "c.yaml").split.cut, "") == unix_seconds(of_set.cut,
+        "") == 1651795200
     with pytest.raises(InputError, match="milliseconds"):
         unix_seconds("1651795200000", "split.cut")
 
@@ -228,7 +240,8 @@ def test_every_setting_says_what_it_means_and_its_default_is_what_it_may_be():
 
 def test_the_choices_of_a_setting_are_those_that_its_stage_knows():
     """The tables from name to maker stand where the makers are."""
-    words = {name: fits.words.removeprefix("one of ").split(", ") for name, _, _, fits in settings(Config()) if fits is not None}
+    words = {name: fits.words.removeprefix("one of ").split(", ") for name, _, _, fits in settings(Config())
+             if fits is not None}
     meaning = {name: text for name, _, text, _ in settings(Config())}
     for name, table in (("tokenizer.quantiser", QUANTISERS), ("tokenizer.resolve", RULES), ("model.block", BLOCKS),
                         ("infer.mode", ("auto", *MODES))):
@@ -256,3 +269,11 @@ def test_brackets_in_a_table_on_a_terminal_are_text(monkeypatch):
     console.table("grid[v2].yaml [/x]", ("row [a]", "b"), [("[bold]x in a row that is wider than the title", 1)])
     shown = written.file.getvalue()
     assert all(text in shown for text in ("grid[v2].yaml [/x]", "row [a]", "[bold]x"))
+
+
+def test_a_section_of_settings_is_listed_with_what_it_may_be_and_an_unknown_one_refused(capsys):
+    show_settings(load_config("tiny", None, ["score.k=5"]), "score")
+    listed = capsys.readouterr().out
+    assert "score.k" in listed and "1 or more" in listed and "cut-off" in listed and "train." not in listed
+    with pytest.raises(InputError, match="no section of settings, expected one of synthesize, split"):
+        show_settings(Config(), "scores")

@@ -53,7 +53,8 @@ def test_an_entry_of_somebody_else_stops_the_stage_and_is_named(tmp_path, what):
         mine.symlink_to(tmp_path)
     else:
         mine.mkdir() if what.endswith("/") else mine.write_text("a thesis")
-    with pytest.raises(InputError, match=f"entries that this stage did not write: .*{what.strip('/').rpartition('/')[2]}.*--force"):
+    with pytest.raises(InputError, match=f"entries that this stage did not write: "
+                                         f".*{what.strip('/').rpartition('/')[2]}.*--force"):
         make(out, {"seed": 1})
     assert mine.exists() or mine.is_symlink()
     with moving_aside(print):
@@ -105,7 +106,8 @@ def test_a_second_split_into_a_folder_of_work_keeps_what_lies_there(raw_log, tmp
 def test_columns_and_logs_of_other_settings_are_not_replaced_unasked(raw_log, tmp_path):
     data, raw = tmp_path / "data", tmp_path / "raw"
     line("preprocess", raw_log, data)
-    line("preprocess", raw_log, data, "--set", "preprocess.threads=1", "--set", "preprocess.reader=plain")  # what cannot change it
+    # what cannot change it
+    line("preprocess", raw_log, data, "--set", "preprocess.threads=1", "--set", "preprocess.reader=plain")
     with pytest.raises(InputError, match="data: found an output made of something else: max_array_values 16, now 4"):
         line("preprocess", raw_log, data, "--set", "preprocess.max_array_values=4")
     other = Path(shutil.copytree(raw_log, tmp_path / "other"))

@@ -3,8 +3,8 @@
 python benchmarks/peers/beside.py rectools beauty DATA work/peers --epochs 20
 python benchmarks/peers/beside.py recbole beauty DATA work/peers --epochs 20
 
-Makes work/peers/PEER-env with pip unless --python names an environment that has what PEER needs. A peer trains a number of
-epochs that is given, without validation: choose it on ours, or compare at several. Writes work/peers/PEER.json.
+Makes work/peers/PEER-env with pip unless --python names an environment that has what PEER needs. A peer trains a number
+of epochs that is given, without validation: choose it on ours, or compare at several. Writes work/peers/PEER.json.
 """
 
 import argparse
@@ -23,10 +23,13 @@ from onepiece_comp.benchmark.interactions import (
     Interactions, files_of, first_users, read_interactions, sha256, targets, train_counts)
 from onepiece_comp.benchmark.rows import PROTOCOLS, rows
 
-# one call of pip for each list; RecBole 1.2.1 is of 2023 and asks for what no longer installs, so it comes without what it asks for
+# one call of pip for each list; RecBole 1.2.1 is of 2023 and asks for what no longer installs, so it comes without what
+# it asks for
 NEEDS = {"rectools": [["rectools[torch]"]],
-         "recbole": [["torch==2.13.0", "numpy==1.24.4", "scipy==1.11.4", "pandas==2.0.3", "colorlog==4.7.2", "colorama==0.4.4",
-                      "setuptools==80.9.0", "tabulate", "texttable", "psutil", "thop", "tqdm", "pyyaml", "plotly", "tensorboard",
+         "recbole": [["torch==2.13.0", "numpy==1.24.4", "scipy==1.11.4", "pandas==2.0.3", "colorlog==4.7.2",
+                      "colorama==0.4.4",
+                      "setuptools==80.9.0", "tabulate", "texttable", "psutil", "thop", "tqdm", "pyyaml", "plotly",
+                      "tensorboard",
                       "scikit-learn"],
                      ["--no-deps", "recbole==1.2.1"]]}
 COST = ("train_seconds", "train_cpu_seconds", "users_per_second", "peak_memory_mib")
@@ -55,7 +58,8 @@ def main() -> None:
     worker = Path(__file__).resolve().with_name(f"{asked.peer}_worker.py")
     # in the work folder, since both libraries write logs of their own where they are started
     subprocess.run([python or _environment(asked.work / f"{asked.peer}-env", asked.peer), worker, split, lists,
-                    "--epochs", str(asked.epochs), "--length", str(protocol.max_length), "--threads", str(asked.threads),
+                    "--epochs", str(asked.epochs), "--length", str(protocol.max_length), "--threads",
+                    str(asked.threads),
                     "--width", str(rows(asked.name)["sasrec-softmax"].width)],
                    check=True, cwd=asked.work, env=_own_environment())
     held = np.load(lists)
@@ -65,7 +69,8 @@ def main() -> None:
     write_json(asked.work / f"{asked.peer}.json", found)
     print("  ".join(f"{name} {found[name]:,.1f}" for name in COST))
     for kind in FILTERS:
-        print(f"{kind:7s}" + "  ".join(f"{name} {found['figures'][kind][name]:.4f}" for name in ("hr@10", "ndcg@10", "hr@200")))
+        print(f"{kind:7s}" + "  ".join(f"{name} {found['figures'][kind][name]:.4f}" for name in ("hr@10", "ndcg@10",
+            "hr@200")))
 
 
 def _environment(folder: Path, peer: str) -> str:

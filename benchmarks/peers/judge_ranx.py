@@ -25,13 +25,15 @@ def main() -> None:
         lists = {}
         for user in range(USERS):
             hidden = set(seen[user].tolist()) - {target[user]} if kind == "unseen" else set()
-            order = sorted((i for i in range(1, ITEMS + 1) if i not in hidden), key=lambda i: (-score[user, i], i == target[user]))
+            order = sorted((i for i in range(1, ITEMS + 1) if i not in hidden),
+                           key=lambda i: (-score[user, i], i == target[user]))
             lists[f"u{user}"] = {f"i{item}": float(ITEMS - place) for place, item in enumerate(order)}
         theirs, run = {}, Run(lists)
         evaluate(qrels, run, names)
         for name in names:
             theirs[name] = np.array([run.scores[name][f"u{user}"] for user in range(USERS)])
-        ours = {f"{metric}@{cut}": rule(judged[kind].rank, cut) for cut in CUTS for metric, rule in (("hit_rate", hit_rate), ("ndcg", ndcg))}
+        ours = {f"{metric}@{cut}": rule(judged[kind].rank, cut) for cut in CUTS for metric, rule in (("hit_rate",
+            hit_rate), ("ndcg", ndcg))}
         worst = max(float(np.abs(ours[name] - theirs[name]).max()) for name in names)
         print(f"{kind}: largest difference of any user in {len(names)} metrics: {worst:.2e}")
 

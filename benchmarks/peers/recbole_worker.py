@@ -1,8 +1,8 @@
 """RecBole's SASRec on a split that we wrote; runs in RecBole's own environment, without our package.
 
-Reads SPLIT.npz (columns user, item, place, train) and writes LISTS.npz: the first 200 items of each user with and without
-the seen filter, and what it cost. Training sees the rows marked `train`; histories at the test are all rows of the file.
-Sizes, dropout and step size are those of our row, the rest RecBole's defaults.
+Reads SPLIT.npz (columns user, item, place, train) and writes LISTS.npz: the first 200 items of each user with and
+without the seen filter, and what it cost. Training sees the rows marked `train`; histories at the test are all rows of
+the file. Sizes, dropout and step size are those of our row, the rest RecBole's defaults.
 """
 
 import argparse
@@ -37,14 +37,18 @@ def main() -> None:
     held = {name: column for name, column in np.load(asked.split).items()}
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), held)
-        # RecBole holds the last event of each user out; for us that is the one to validate on, which it must not train on
+        # RecBole holds the last event of each user out; for us that is the one to validate on, which it must not train
+        # on
         config = Config(model="SASRec", dataset="split", config_dict={
             "data_path": folder, "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "MAX_ITEM_LIST_LENGTH": asked.length,
             "eval_args": {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full", "group_by": "user"},
-            "train_neg_sample_args": None, "loss_type": "CE", "hidden_size": asked.width, "inner_size": asked.width, "n_layers": 2,
-            "n_heads": 1, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2, "learning_rate": 0.001, "epochs": asked.epochs,
-            "train_batch_size": asked.batch, "use_gpu": False, "checkpoint_dir": folder, "state": "INFO", "show_progress": False})
+            "train_neg_sample_args": None, "loss_type": "CE", "hidden_size": asked.width, "inner_size": asked.width,
+            "n_layers": 2,
+            "n_heads": 1, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2, "learning_rate": 0.001,
+            "epochs": asked.epochs,
+            "train_batch_size": asked.batch, "use_gpu": False, "checkpoint_dir": folder, "state": "INFO",
+            "show_progress": False})
         init_seed(0, True)
         init_logger(config)
         dataset = create_dataset(config)
@@ -80,13 +84,15 @@ def _lists(model: torch.nn.Module, dataset: object, held: dict[str, np.ndarray],
     start = np.concatenate([[0], stop[:-1]])
     found = {"unseen": [], "all": []}
     for first in range(0, len(start), AT_ONCE):
-        histories = [theirs[held["item"][a:b]] for a, b in zip(start[first:first + AT_ONCE], stop[first:first + AT_ONCE])]
+        histories = [theirs[held["item"][a:b]] for a, b in zip(start[first:first + AT_ONCE],
+                                                               stop[first:first + AT_ONCE])]
         latest = [history[-length:] for history in histories]
         sequence = np.zeros((len(latest), length), np.int64)
         for row, history in enumerate(latest):
             sequence[row, :len(history)] = history
         score = model.full_sort_predict(Interaction({
-            "item_id_list": torch.from_numpy(sequence), "item_length": torch.tensor([len(history) for history in latest])}))
+            "item_id_list": torch.from_numpy(sequence),
+            "item_length": torch.tensor([len(history) for history in latest])}))
         score[:, 0] = -torch.inf
         found["all"].append(ours[score.topk(LIST).indices.numpy()])
         for row, history in enumerate(histories):

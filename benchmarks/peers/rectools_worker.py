@@ -1,7 +1,8 @@
 """RecTools' SASRec on a split that we wrote; runs in RecTools' own environment, without our package.
 
-Reads SPLIT.npz (columns user, item, place, train) and writes LISTS.npz: the first 200 items of each user with and without
-the seen filter, and what it cost. Training sees the rows marked `train`; histories at the test are all rows of the file.
+Reads SPLIT.npz (columns user, item, place, train) and writes LISTS.npz: the first 200 items of each user with and
+without the seen filter, and what it cost. Training sees the rows marked `train`; histories at the test are all rows of
+the file.
 """
 
 import argparse
@@ -46,7 +47,8 @@ def main() -> None:
     lists = {name: _lists(model.recommend(users=users, dataset=everything, k=LIST, filter_viewed=name == "unseen",
                                           on_unsupported_targets="ignore"), users) for name in ("unseen", "all")}
     ended = time.monotonic()
-    np.savez(asked.lists, peer=f"RecTools {version('rectools')} SASRec, softmax", user=users, **lists, train_seconds=trained - started,
+    np.savez(asked.lists, peer=f"RecTools {version('rectools')} SASRec, softmax", user=users, **lists,
+             train_seconds=trained - started,
              train_cpu_seconds=trained_cpu - worked, users_per_second=2 * len(users) / (ended - trained),
              peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

@@ -1,4 +1,6 @@
-"""Public benchmarks: what is held out, what the losses are, that a planted order is learned, that done rows are kept."""
+"""Public benchmarks: what is held out, what the losses are, that a planted order is learned,
+that done rows are kept.
+"""
 
 import json
 from dataclasses import replace
@@ -160,7 +162,8 @@ def test_negatives_in_blocks_have_the_loss_and_the_gradients_of_all_at_once(monk
     monkeypatch.setattr("onepiece_comp.benchmark.next_item_losses.sampled_logits",
                         lambda query, *more: (shapes.append(len(query)), sampled_logits(query, *more))[1])
     torch.testing.assert_close(found(), whole)
-    assert max(shapes) == 1 and len(shapes) == ((target > 0).any(1).sum() if drawn_for == "user" else (target > 0).sum())
+    assert (max(shapes) == 1
+            and len(shapes) == ((target > 0).any(1).sum() if drawn_for == "user" else (target > 0).sum()))
     valid, row = target > 0, (target - 1).clamp_min(0)
     drawn = np.random.default_rng(0).integers(0, 11, (9 if drawn_for == "user" else int(valid.sum()), 4))
     by_row = torch.from_numpy(drawn)[torch.where(valid)[0]] if drawn_for == "user" else torch.from_numpy(drawn)
@@ -224,7 +227,8 @@ def test_every_row_of_an_epoch_pulls_as_hard_whatever_its_batch(circle):
         pull = lambda seen, target: (model[0] * value(seen).mean()).sum()
         fit(model, pull, lambda: 0.0, log, replace(TINY, batch_users=size, epochs=1), 8, np.random.default_rng(0),
             optimiser=torch.optim.SGD(model.parameters(), lr=1.0))
-        assert -model[0].item() * usual_rows(log, replace(TINY, batch_users=size), 8) == pytest.approx(value(rows_of).sum().item())
+        assert -model[0].item() * usual_rows(log, replace(TINY, batch_users=size),
+                                             8) == pytest.approx(value(rows_of).sum().item())
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sampled", "bce", "gbce"])
@@ -289,7 +293,8 @@ def _rising(monkeypatch, module="next_item_training", *, after=0, ends=0):
 @pytest.mark.parametrize("settings", [{"average": 0.9}, {"loss": "sampled", "negatives": 4}])
 def test_a_training_that_was_ended_goes_on_as_if_it_had_not_been(circle, tmp_path, monkeypatch, settings):
     log, state = read_interactions(circle), tmp_path / "state.pt"
-    train = lambda state: train_next_item(log, replace(TINY, epochs=6, dropout=0.3, **settings), max_length=8, seed=3, state=state)
+    train = lambda state: train_next_item(log, replace(TINY, epochs=6, dropout=0.3, **settings), max_length=8, seed=3,
+                                          state=state)
     _rising(monkeypatch)
     whole = train(None)
     _rising(monkeypatch, ends=4)
@@ -352,7 +357,8 @@ def test_a_mean_is_of_one_setting_and_a_quick_run_touches_nothing(circle, tmp_pa
     settings = {"models": "sasrec-softmax", "sets": ["width=8", "epochs=2"], "seeds": (0, 1)}
     first = _run(circle, tmp_path / "out", **settings)["rows"]["sasrec-softmax"]
     quick = _run(circle, tmp_path / "out", **settings, quick=True)
-    assert quick["rows"]["sasrec-softmax"][0]["about"]["quick"] and (tmp_path / "out" / "quick" / "result.json").is_file()
+    assert (quick["rows"]["sasrec-softmax"][0]["about"]["quick"]
+            and (tmp_path / "out" / "quick" / "result.json").is_file())
     assert _run(circle, tmp_path / "out", **settings)["rows"]["sasrec-softmax"] == first
     other = _run(circle, tmp_path / "out", **{**settings, "sets": ["width=8", "epochs=1"], "seeds": (0,)})
     assert [(found["seed"], len(found["epochs"])) for found in other["rows"]["sasrec-softmax"]] == [(0, 1)]
@@ -374,7 +380,8 @@ def test_without_times_and_attributes_the_rows_that_read_them_are_left_out_unles
     assert not (tmp_path / "named").exists()
 
 
-@pytest.mark.parametrize("wrong", ["epochs=0", "patience=0", "batch_users=0", "negatives=0", "heads=3", "dropout=1", "width=0",
+@pytest.mark.parametrize("wrong", ["epochs=0", "patience=0", "batch_users=0", "negatives=0", "heads=3", "dropout=1",
+                                   "width=0",
                                    "learning_rate=nan", "block=foo", "loss=foo", "temperature=0"])
 def test_a_setting_that_no_training_could_have_is_an_error_before_any(circle, tmp_path, wrong):
     for row in ("sasrec-softmax", "onepiece-beam"):
@@ -388,12 +395,15 @@ def test_a_setting_that_no_training_could_have_is_an_error_before_any(circle, tm
 @pytest.mark.parametrize("batch_users, place", [(16, "loss"), (128, "scores")])  # in the second step, or in none
 def test_a_training_that_comes_apart_ends_with_an_error(circle, tmp_path, batch_users, place):
     with pytest.raises(InputError, match=f"{place}: .*lower learning_rate"):
-        _run(circle, tmp_path / "out", models="sasrec-softmax", sets=["width=8", "learning_rate=1e30", f"batch_users={batch_users}"])
+        _run(circle, tmp_path / "out", models="sasrec-softmax",
+             sets=["width=8", "learning_rate=1e30", f"batch_users={batch_users}"])
 
 
-@pytest.mark.parametrize("lines, said", [("1 2 3\n2 3 4\n", "none with more than 3 events"), ("1 2\n2 3\n", "none with 3 events")])
+@pytest.mark.parametrize("lines, said", [("1 2 3\n2 3 4\n", "none with more than 3 events"),
+                                         ("1 2\n2 3\n", "none with 3 events")])
 def test_a_log_that_is_too_short_is_an_error(tmp_path, lines, said):
-    (tmp_path / "short.txt").write_text("".join(f"{user} {line}\n" for user, line in enumerate(lines.split("\n")) if line))
+    (tmp_path / "short.txt").write_text("".join(f"{user} {line}\n" for user, line in enumerate(lines.split("\n"))
+                                                if line))
     with pytest.raises(InputError, match=said):
         _run(tmp_path / "short.txt", tmp_path / "out", models="popularity,sasrec-softmax")
 
@@ -411,11 +421,14 @@ def test_times_that_are_none_are_an_error(tmp_path, time):
 
 @pytest.mark.parametrize("written", ["1600000000.{:03d}", "1600000000{:03d}", "2020-09-13T12:26:40.{:03d}Z"])
 def test_the_same_rows_in_reverse_have_the_same_last_events_and_the_same_converted_log(tmp_path, written):
-    """All within one second, which whole seconds would leave in the order of the file: 12 of 42 users end on what is popular."""
+    """All within one second, which whole seconds would leave in the order of the file:
+    12 of 42 users end on what is popular.
+    """
     common = [f"c{number}" for number in range(6)]
     of = lambda user: [common[(user + place) % 6] for place in range(3)]
     histories = [[*of(user), "hot"] for user in range(12)] + [["hot", *of(user), f"rare{user}"] for user in range(30)]
-    events = [(f"u{user}", item, written.format(place)) for user, own in enumerate(histories) for place, item in enumerate(own)]
+    events = [(f"u{user}", item, written.format(place)) for user, own in enumerate(histories)
+              for place, item in enumerate(own)]
     for name, rows_ in (("a", events), ("b", events[::-1])):
         source, out = _timed(tmp_path / f"{name}.csv", rows_), tmp_path / name
         for command in (f"benchmark leave-one-out --data {source} --out {out} --models popularity --threads 1",
@@ -452,7 +465,8 @@ def test_a_moving_average_is_that_of_a_slow_loop_and_leaves_the_weights_alone():
 
 def test_the_average_is_what_is_judged_and_kept_and_training_goes_on_without_it(circle):
     log = read_interactions(circle)
-    plain, other = (train_next_item(log, replace(TINY, epochs=2, average=decay), max_length=8, seed=0) for decay in (0.0, 0.9))
+    plain, other = (train_next_item(log, replace(TINY, epochs=2, average=decay), max_length=8,
+                                    seed=0) for decay in (0.0, 0.9))
     assert [epoch.loss for epoch in plain.epochs] == [epoch.loss for epoch in other.epochs]
     assert not torch.equal(plain.model.keys(), other.model.keys())
     with pytest.raises(InputError, match="average"):

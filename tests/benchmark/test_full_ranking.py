@@ -30,7 +30,8 @@ def _slow_list(score, target, seen):
 @pytest.mark.parametrize("kind", ["unseen", "all"])
 def test_figures_equal_a_loop_over_sorted_lists_where_most_scores_tie(kind):
     score, target, seen = _case()
-    judged = judge([Scored(score[:25].copy(), target[:25], seen[:25]), Scored(score[25:].copy(), target[25:], seen[25:])],
+    judged = judge([Scored(score[:25].copy(), target[:25], seen[:25]),
+                    Scored(score[25:].copy(), target[25:], seen[25:])],
                    items=ITEMS)[kind]
     found = figures(judged, np.ones(ITEMS + 1), target)
     lists = [_slow_list(s, t, h if kind == "unseen" else np.array([])) for s, t, h in zip(score, target, seen)]

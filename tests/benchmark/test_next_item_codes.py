@@ -1,4 +1,6 @@
-"""Public benchmarks' rows with semantic ids: scores against slow loops, no look ahead, a planted order, one training for many."""
+"""Public benchmarks' rows with semantic ids: scores against slow loops, no look ahead, a planted order,
+one training for many.
+"""
 
 import json
 from dataclasses import replace
@@ -28,11 +30,14 @@ SMALL = {"width": 16, "layers": 1, "heads": 1, "hidden": 1.0, "dropout": 0.0, "c
 
 
 def _row(name, **changed):
-    return replace(rows("leave-one-out")[name], **{**SMALL, **({"levels": 3} if name.startswith("one") else {}), **changed})
+    return replace(rows("leave-one-out")[name], **{**SMALL, **({"levels": 3} if name.startswith("one") else {}),
+                                                   **changed})
 
 
 def _log(users=40, seed=0):
-    """Users who walk a circle of items from different starts; the last item of the catalogue is in no training event."""
+    """Users who walk a circle of items from different starts;
+    the last item of the catalogue is in no training event.
+    """
     rng, lengths = np.random.default_rng(seed), [4 + user % 8 for user in range(users)]
     item = np.concatenate([(rng.integers(ITEMS - 1) + np.arange(length)) % (ITEMS - 1) + 1 for length in lengths])
     start = np.concatenate([[0], np.cumsum(lengths)])
@@ -43,7 +48,8 @@ def _model(config, seed=0):
     """An untrained model with heads that say something."""
     torch.manual_seed(seed)
     vector = np.random.default_rng(seed).normal(size=(ITEMS, 6)).astype(np.float32)
-    model = CodeModel(config, code_IL=torch.from_numpy(codes_of(vector, config, seed)), vector_IV=torch.from_numpy(vector),
+    model = CodeModel(config, code_IL=torch.from_numpy(codes_of(vector, config, seed)),
+                      vector_IV=torch.from_numpy(vector),
                       max_length=LONGEST)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -99,7 +105,8 @@ def test_liger_gives_the_beam_and_the_cold_items_their_dense_score_and_others_no
     model = _model(config)
     cold = np.flatnonzero(train_counts(log)[1:] == 0)
     assert ITEMS - 1 in cold
-    score, dense, beam = (code_scorer(model, log, LONGEST, ranking_of(replace(config, **changed)))(np.arange(20), 1)[:, 1:]
+    score, dense, beam = (code_scorer(model, log, LONGEST, ranking_of(replace(config, **changed)))(np.arange(20), 1)[:,
+        1:]
                           for changed in ({}, {"beam": 0, "cold": False}, {"share": 1.0, "cold": False}))
     found = np.isfinite(beam)
     assert (found.sum(1) == 5).all()
@@ -147,7 +154,8 @@ def circle():
 @pytest.fixture(scope="module")
 def first(circle):
     return train_next_item(circle, replace(rows("leave-one-out")["sasrec-softmax"], width=16, layers=1, dropout=0.0,
-                                           batch_users=16, learning_rate=0.01, epochs=12), max_length=LONGEST, seed=0).model
+                                           batch_users=16, learning_rate=0.01, epochs=12), max_length=LONGEST,
+                                           seed=0).model
 
 
 @pytest.mark.parametrize("row", ["tiger", "liger", "cobra", "onepiece"])
@@ -167,7 +175,8 @@ def _run(out, **options):
         log = _log(30)
         data.write_text("".join(f"{user} {' '.join(map(str, log.item[log.start[user]:log.start[user + 1]]))}\n"
                                 for user in range(log.users)))
-    found = benchmark("leave-one-out", data, out, **{"quick": True, **options, "sets": [*sets, *options.get("sets", ())]})
+    found = benchmark("leave-one-out", data, out,
+                      **{"quick": True, **options, "sets": [*sets, *options.get("sets", ())]})
     return json.loads(found.read_text())["rows"]
 
 
@@ -198,7 +207,8 @@ def test_an_untrained_first_stage_still_gives_every_item_an_id_of_its_own():
 
 
 @pytest.mark.parametrize("row, changed", [
-    ("tiger", {"share": 0.5}), ("tiger", {"union": 5}), ("tiger", {"valid_shares": "[0.0]"}), ("tiger", {"valid_shares": "[]"}),
+    ("tiger", {"share": 0.5}), ("tiger", {"union": 5}), ("tiger", {"valid_shares": "[0.0]"}),
+    ("tiger", {"valid_shares": "[]"}),
     ("tiger", {"valid_beam": 0}), ("cobra", {"union": 5}),
     ("cobra", {"beam": 0}), ("liger", {"share": 0.5}), ("liger", {"inputs": "codes"}), ("tiger", {"first": "tiger"}),
     ("tiger", {"dense": "sometimes"}), ("tiger", {"resolve": "nobody"}), ("tiger", {"codes": 2, "levels": 2}),

@@ -19,7 +19,8 @@ def _result(folder, row, seed, rank, users=USERS):
     """A result file of ranks [2, users], and what it holds."""
     path = folder / row / f"seed-{seed}.json"
     save_ranks(path, {"unseen": Judged(rank[0], {}), "all": Judged(rank[1], {})})
-    told = {name: {"ndcg@10": sum(map(_gain, row_of)) / len(row_of)} for name, row_of in zip(("unseen", "all"), rank.tolist())}
+    told = {name: {"ndcg@10": sum(map(_gain, row_of)) / len(row_of)} for name, row_of in zip(("unseen", "all"),
+        rank.tolist())}
     return path, {"seed": seed, "figures": told, "about": {"users": users, "data_sha256": {"s.txt": "1"}}}
 
 
@@ -30,7 +31,8 @@ def ranks():
 
 
 def test_a_difference_is_the_mean_over_users_of_the_mean_over_shared_seeds(tmp_path, ranks):
-    rows = {"sasrec-softmax": [_result(tmp_path, "sasrec-softmax", seed, ranks["sasrec-softmax", seed]) for seed in (0, 1)],
+    rows = {"sasrec-softmax": [_result(tmp_path, "sasrec-softmax", seed, ranks["sasrec-softmax", seed]) for seed in (0,
+        1)],
             "ours": [_result(tmp_path, "ours", seed, ranks["ours", seed]) for seed in (1, 2, 0)]}
     [(baseline, pairs)] = against_baselines(rows).items()
     assert baseline == "sasrec-softmax" and set(pairs) == {"ours"} and pairs["ours"]["seeds"] == [0, 1]
@@ -44,14 +46,16 @@ def test_a_difference_is_the_mean_over_users_of_the_mean_over_shared_seeds(tmp_p
     assert cell.startswith(f"{pairs['ours']['unseen']['mean']:+.4f} (") and cell.endswith("2 seeds")
     rows["onepiece-retrieval"] = [_result(tmp_path, "onepiece-retrieval", 1, ranks["ours", 1])]
     compared = against_baselines(rows)
-    assert baselines_of(compared) == ("sasrec-softmax", "onepiece-retrieval")  # nothing stands beside one that was not run
+    # nothing stands beside one that was not run
+    assert baselines_of(compared) == ("sasrec-softmax", "onepiece-retrieval")
     first, second = pair_cells(compared, "onepiece-retrieval", "unseen")
     assert first.endswith("1 seed") and second == ""
 
 
 def test_other_data_other_ranks_and_none_are_not_compared(tmp_path, ranks):
     base = {"sasrec-softmax": [_result(tmp_path, "sasrec-softmax", 0, ranks["sasrec-softmax", 0])]}
-    same, other = (_result(tmp_path / name, "ours", 0, ranks["ours", 0], users) for name, users in (("a", USERS), ("b", 7)))
+    same, other = (_result(tmp_path / name, "ours", 0, ranks["ours", 0], users) for name, users in (("a", USERS),
+        ("b", 7)))
     assert against_baselines({**base, "ours": [same]})
     assert not against_baselines({**base, "ours": [other]})
     path, found = same

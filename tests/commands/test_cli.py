@@ -112,8 +112,10 @@ def test_a_full_disk(parts, tmp_path):
     """A file-size limit stands in for a full disk: the write fails in the middle."""
     script = ("import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
               "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
-              "sys.argv = ['onepiece-comp', 'preprocess', sys.argv[1], sys.argv[2]]; from onepiece_comp.cli import main; main()")
-    done = subprocess.run([sys.executable, "-c", script, str(parts / "train"), str(tmp_path / "out")], capture_output=True,
+              "sys.argv = ['onepiece-comp', 'preprocess', sys.argv[1], sys.argv[2]]; from onepiece_comp.cli import "
+              "main; main()")
+    done = subprocess.run([sys.executable, "-c", script, str(parts / "train"), str(tmp_path / "out")],
+                          capture_output=True,
                           text=True, cwd=ROOT)
     refused(done, "disk")
     assert list(tmp_path.iterdir()) == []
@@ -166,9 +168,11 @@ def test_cold_items_unknown_users_and_text_values_are_read_as_unseen(eval_files,
     """What the organisers write raw: an item beyond the index, a new user, feature values as text."""
     line = ["user_new", 20_009_999_999, None, {"100": "77"}, 1, 1_746_000_000]
     with open(eval_files / "predict_seq.jsonl", "a") as file:
-        file.write(json.dumps([line, ["user_new", None, {"103": "5", "106": ["8", 1]}, None, None, 1_746_000_001]]) + "\n")
+        file.write(json.dumps([line, ["user_new", None, {"103": "5", "106": ["8", 1]}, None, None,
+                                      1_746_000_001]]) + "\n")
     with open(eval_files / "predict_set.jsonl", "a") as file:
-        file.write(json.dumps({"creative_id": 20_009_999_999, "retrieval_id": 999, "features": {"100": "77", "101": 1}}) + "\n")
+        file.write(json.dumps({"creative_id": 20_009_999_999, "retrieval_id": 999,
+                               "features": {"100": "77", "101": 1}}) + "\n")
     (eval_files / "predict_seq_offsets.pkl").unlink()
     (eval_files / "user_action_type.json").write_text(json.dumps({"user_new": 2}))
     evaluation = read_evaluation(eval_files, _schema(dataset))
@@ -185,7 +189,8 @@ def test_candidates_whose_features_contradict_the_training_folders_are_told(eval
     path = eval_files / "predict_set.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
-        line["features"] = {fid: value % 3 + 1 if isinstance(value, int) else value for fid, value in line["features"].items()}
+        line["features"] = {fid: value % 3 + 1 if isinstance(value,
+                                                             int) else value for fid, value in line["features"].items()}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     read_evaluation(eval_files, _schema(dataset))
     assert "items have other features" in capsys.readouterr().out.replace("\n", " ")
@@ -238,7 +243,8 @@ def test_the_settings_of_inference_come_from_the_checkpoint():
 def test_an_interrupt_that_is_ignored_stays_ignored(monkeypatch):
     """As in a training that a script started with `&`: Ctrl-C on the script is not for it."""
     seen, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(cli, "app", lambda: seen.extend([signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]))
+    monkeypatch.setattr(cli, "app", lambda: seen.extend([signal.getsignal(signal.SIGINT),
+                                                         signal.getsignal(signal.SIGTERM)]))
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         cli.main()

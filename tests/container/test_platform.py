@@ -47,8 +47,10 @@ def test_both_jobs_run_from_packed_folders_with_the_promised_libraries_alone(raw
 
 
 def test_so_they_do_flat_without_numba_and_with_two_replicas(raw_log, tmp_path):
-    out = _rehearsed(raw_log, tmp_path, "train.replicas=2", "train.batch_users=8", flat=True, hidden=(*NOT_PROMISED, "numba"))
-    assert not [path for path in (tmp_path / "pack" / "training").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    out = _rehearsed(raw_log, tmp_path, "train.replicas=2", "train.batch_users=8", flat=True,
+                     hidden=(*NOT_PROMISED, "numba"))
+    assert not [path for path in (tmp_path / "pack" / "training").iterdir() if path.is_dir()
+                and path.name != "__pycache__"]
     config = next((out / "cache").glob("onepiece-joint-*/config.json"))
     assert json.loads(config.read_text())["batches_per_step"] == 2
 
@@ -182,7 +184,8 @@ def test_a_configuration_is_tried_out_small_but_with_its_own_switches():
 
 @pytest.mark.parametrize("stored, told", [
     ({"train": {"batch_users": 0}}, "train.batch_users"), ({"model": {"width": 16, "heads": 3}}, "model.heads"),
-    ({"cache_gib": "20GiB"}, "cache_gib"), ({"cache_gib": -5}, "cache_gib"), ({"preset": ["small"]}, "preset"), ([1], "an object")])
+    ({"cache_gib": "20GiB"}, "cache_gib"), ({"cache_gib": -5}, "cache_gib"), ({"preset": ["small"]}, "preset"),
+    ([1], "an object")])
 def test_a_frozen_configuration_that_was_edited_wrongly_is_refused(tmp_path, stored, told):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.raises(InputError, match=told):
@@ -193,13 +196,15 @@ def test_a_training_job_with_a_wrong_configuration_ends_with_one_line(tmp_path):
     folder = write_upload(tmp_path / "pack", load_config("tiny"), preset="tiny") / "training"
     (folder / "config.json").write_text('{"train": {"batch_users": 0}}')
     done = subprocess.run([sys.executable, folder / "train.py"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: train.batch_users") and "Traceback" not in done.stderr
+    assert (done.returncode == 2 and done.stderr.startswith("error: train.batch_users")
+            and "Traceback" not in done.stderr)
 
 
 def test_settings_beside_a_pack_are_refused_unless_the_rehearsal_reads_them(tmp_path):
     config = load_config("tiny", None, ["train.epochs=7", "score.resamples=50"])
     with pytest.raises(InputError, match="other settings of train beside it"):
-        rehearse_packed(tmp_path / "raw", tmp_path / "out", config, pack=tmp_path / "pack", preset="tiny", limits=Limits())
+        rehearse_packed(tmp_path / "raw", tmp_path / "out", config, pack=tmp_path / "pack", preset="tiny",
+                        limits=Limits())
 
 
 def test_a_ranker_is_said_to_have_no_effect_on_the_platform():

@@ -60,7 +60,8 @@ def test_reviews_of_2014_with_products_as_python_dictionaries(tmp_path):
 
 def test_a_file_of_a_name_of_ones_own_is_read_by_its_lines(tmp_path):
     packed(tmp_path / "mine.txt", old("A1", "B0", 5.0, DAY), old("A1", "0205", 2.0, DAY + 1))
-    assert events(convert_amazon(tmp_path / "mine.txt", tmp_path / "raw")) == {"A1": [("B0", 1, DAY), ("0205", 0, DAY + 1)]}
+    assert events(convert_amazon(tmp_path / "mine.txt", tmp_path / "raw")) == {"A1": [("B0", 1, DAY),
+        ("0205", 0, DAY + 1)]}
 
 
 def test_reviews_of_2018_with_prices_as_texts(tmp_path):
@@ -137,7 +138,8 @@ def test_products_never_run_code(tmp_path):
 
 def test_signs_of_numbers_and_brackets_in_texts_are_no_formulas(tmp_path):
     source = packed(tmp_path / "in" / "X_5.json", old("A", "B", 5.0, DAY))
-    line = "{'asin': 'B', 'brand': \"it's +1 - \\\"((([[[\" , 'price': -3e-05, 'related': [ +1, 1E+2], 'title': '" + "[" * 99 + "'}\n"
+    line = ("{'asin': 'B', 'brand': \"it's +1 - \\\"((([[[\" , 'price': -3e-05, 'related': [ +1, 1E+2], "
+            "'title': '" + "[" * 99 + "'}\n")
     packed(tmp_path / "in" / "meta_X.json", line)
     assert item_features(convert_amazon(source, tmp_path / "raw"))["B"]["brand"].startswith("it's +1 - ")
 

@@ -123,7 +123,8 @@ def test_creative_ids_are_larger_than_any_re_id_and_give_the_original_back(tmp_p
 
 def test_ratings_from_four_stars_are_clicks_and_equal_times_keep_the_order_of_the_file(tmp_path):
     source = movielens(tmp_path / "in", "".join(
-        f"{rating}::{SECOND + time}\n" for rating, time in (("2::9::3", 50), ("1::1::5", 100), ("1::9::4", 90), ("1::7::3", 100),
+        f"{rating}::{SECOND + time}\n" for rating, time in (("2::9::3", 50), ("1::1::5", 100), ("1::9::4", 90),
+                                                            ("1::7::3", 100),
                                                            ("1::4::1", 100))))
     raw = convert_movielens(source, tmp_path / "raw")
     assert {user: short(line) for user, line in lines(raw).items()} == {
@@ -132,7 +133,9 @@ def test_ratings_from_four_stars_are_clicks_and_equal_times_keep_the_order_of_th
 
 
 def test_movielens_features_are_people_genres_and_decade(tmp_path):
-    raw = convert_movielens(movielens(tmp_path / "in", f"2::9::3::{SECOND}\n1::1::5::{SECOND}\n1::7::5::{SECOND + 1}\n"), tmp_path / "raw")
+    raw = convert_movielens(movielens(tmp_path / "in",
+                                      f"2::9::3::{SECOND}\n1::1::5::{SECOND}\n1::7::5::{SECOND + 1}\n"),
+                                      tmp_path / "raw")
     assert named(raw, lines(raw)["2"].profile) == {"gender": "M", "age": "56", "occupation": "16", "zip prefix": "70"}
     toys, unknown = (event.features for event in lines(raw)["1"].events)
     assert named(raw, toys) == {"genre": "Animation", "second genre": "Comedy", "decade": 1990} and unknown == {}
@@ -290,10 +293,12 @@ def test_each_option_of_the_command_reaches_its_converter(tmp_path):
 def test_a_log_in_its_own_layout_is_called_by_its_kind_where_the_competitions_is_wanted(tmp_path):
     source = kuairand(tmp_path / "in", (0, 3, 1))
     for words in (["run", source, tmp_path / "work"], ["split", source, tmp_path / "parts"]):
-        with pytest.raises(InputError, match=f"found a log of kind kuairand, .*onepiece-comp convert kuairand {source} RAW"):
+        with pytest.raises(InputError, match=f"found a log of kind kuairand, .*onepiece-comp convert kuairand "
+                                             f"{source} RAW"):
             CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
     told = CliRunner().invoke(app, ["doctor", str(source)])
-    assert told.exit_code == 0 and "a log of kind kuairand" in told.stdout.replace("\n", " ") and "not recognised" not in told.stdout
+    assert (told.exit_code == 0 and "a log of kind kuairand" in told.stdout.replace("\n", " ")
+            and "not recognised" not in told.stdout)
     assert not (tmp_path / "work").exists()
 
 

@@ -32,7 +32,8 @@ def test_the_set_of_1998_has_flags_for_genres(tmp_path):
     flags = lambda *places: "|".join("1" if place in places else "0" for place in range(19))
     (source / "u.item").write_bytes(f"242|Kolya, l'été (1996)|24-Jan-1997||http://x|{flags(0, 5)}\n"
                                     f"1|Toy Story (1995)|01-Jan-1995||http://y|{flags(3, 4, 5)}\n".encode("latin-1"))
-    (source / "u.genre").write_text("\n".join(f"{name}|{number}" for number, name in enumerate(GENRES_100K)) + "\n\n")  # as published
+    # as published
+    (source / "u.genre").write_text("\n".join(f"{name}|{number}" for number, name in enumerate(GENRES_100K)) + "\n\n")
     (source / "u.user").write_text("196|49|M|writer|55105\n7|57|F|administrator|T8H1N\n")
     raw = convert_movielens(source, tmp_path / "raw")
     assert events(raw) == {"196": [("242", 0, 881250949), ("1", 1, 881250949)], "7": [("242", 1, 881250000)]}
@@ -45,10 +46,12 @@ def test_the_set_of_1998_has_flags_for_genres(tmp_path):
 def test_half_stars_and_a_set_without_people(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    (source / "ratings.dat.gz").write_bytes(gzip.compress(b"1::2::3.5::881250010\n1::3::4::881250009\n1::3::4::881250009\n"))
+    (source / "ratings.dat.gz").write_bytes(gzip.compress(
+        b"1::2::3.5::881250010\n1::3::4::881250009\n1::3::4::881250009\n"))
     (source / "movies.dat").write_text("2::Heat: a film (1995)::Action\n3::B (2001)::Drama\n")
     raw = convert_movielens(source, tmp_path / "raw")
-    assert events(raw) == {"1": [("3", 1, 881250009), ("2", 0, 881250010)]} and marker(raw)["figures"]["repeats merged"] == 1
+    assert (events(raw) == {"1": [("3", 1, 881250009), ("2", 0, 881250010)]}
+            and marker(raw)["figures"]["repeats merged"] == 1)
     assert item_features(raw)["2"] == {"genre": "Action", "decade": 1990}
 
 
@@ -61,8 +64,10 @@ def test_half_stars_and_a_set_without_people(tmp_path):
     ("ratings.dat", "1::2::3::4\n1;2;3;4\n", "ratings.dat:2: .*expected UserID::MovieID"),
     ("ratings.dat", "1::2::3::4\n1:x:2::3::4\n", "ratings.dat:2: "),
     ("u.data", "1\t2\t3\t\n", "u.data:1: found no time"),
-    ("u.data", "1\t2\t3\t881250949\n1\t2\t3\t881250949000\n", "u.data:2: found time 881250949000, expected seconds from 1990"),
-    ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,4,20200901\n", "ratings.csv:2: found time 20200901.*2020-09-01"),
+    ("u.data", "1\t2\t3\t881250949\n1\t2\t3\t881250949000\n",
+     "u.data:2: found time 881250949000, expected seconds from 1990"),
+    ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,4,20200901\n",
+     "ratings.csv:2: found time 20200901.*2020-09-01"),
     ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,1,1147880044\n1,3,0,1147880045\n",
      "ratings.csv: found rating from 0 to 1, and so no click .*at least 4; .*convert it as a table with --action"),
 ])

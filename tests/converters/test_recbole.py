@@ -77,7 +77,8 @@ def test_tokens_sequences_and_numbers_become_features(tmp_path):
 
 
 def test_blocks_of_a_large_file_are_read_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("onepiece_comp.converters.files.BLOCK_BYTES", 64)  # a block holds a few rows, texts differ in each
+    # a block holds a few rows, texts differ in each
+    monkeypatch.setattr("onepiece_comp.converters.files.BLOCK_BYTES", 64)
     rows = "".join(f"u{n % 3}\ti{n * 5 % 11}\t5\t{TIME + n}\n" for n in range(40))
     brands = "".join(f"i{n}\tthe maker {n}\n" for n in range(11))
     source = atomic(tmp_path / "in", INTER + rows, item="item_id:token\tbrand:token\n" + brands)
@@ -135,7 +136,8 @@ def test_one_inter_file_is_expected(tmp_path):
 
 
 @pytest.mark.parametrize("field, values, actions", [
-    ("rating:token", "5 3 4", [1, 0, 1]), ("stars:float", "5.0 3.5 4.0", [1, 0, 1]), ("label:float", "1.0 0.0 1.0", [1, 0, 1]),
+    ("rating:token", "5 3 4", [1, 0, 1]), ("stars:float", "5.0 3.5 4.0", [1, 0, 1]),
+    ("label:float", "1.0 0.0 1.0", [1, 0, 1]),
     ("label:float", "1 0 0", [1, 0, 0]), ("behavior_type:token", "click buy view", [1, 2, 0]),
     ("behavior_type:token", "1 2 0", [1, 2, 0]), ("is_click:token", "0 1 0", [0, 1, 0])])
 def test_an_outcome_is_read_whatever_it_is_called(tmp_path, field, values, actions):
@@ -151,15 +153,18 @@ def test_words_of_behaviour_are_mapped_and_never_guessed_and_two_of_one_second_a
     raw = convert_recbole(source, tmp_path / "raw", action="kind", action_map=["pv=0"])
     assert events(raw)["u"] == [("a", 0, TIME), ("a", 2, TIME), ("b", 2, TIME + 1)]
     assert marker(raw)["figures"]["repeats merged"] == 1
-    refuses("toy.inter:2: found kind:token 'pv' .*--map pv=0 for an exposure", convert_recbole, source, tmp_path / "out", action="kind")
-    refuses("--map: found values of actions without --action", convert_recbole, source, tmp_path / "out", action_map=["pv=0"])
+    refuses("toy.inter:2: found kind:token 'pv' .*--map pv=0 for an exposure", convert_recbole, source,
+            tmp_path / "out", action="kind")
+    refuses("--map: found values of actions without --action", convert_recbole, source, tmp_path / "out",
+            action_map=["pv=0"])
     refuses("expected knd:token; .*--action", convert_recbole, source, tmp_path / "out", action="knd")
 
 
 def test_what_is_not_read_is_named_and_two_outcomes_ask_for_one(tmp_path):
     rows = f"u\ta\t5\t{TIME}\t1\t7\n"
     source = atomic(tmp_path / "in", INTER.replace("\n", "\tlabel:float\tprice:float\n") + rows)
-    refuses("toy.inter:1: found the outcomes rating, label, expected one; .*--action", convert_recbole, source, tmp_path / "out")
+    refuses("toy.inter:1: found the outcomes rating, label, expected one; .*--action", convert_recbole, source,
+            tmp_path / "out")
     about = marker(convert_recbole(source, tmp_path / "raw", action="label"))
     assert about["not read"] == "rating, price" and about["actions"].startswith("label:float: ")
 
@@ -169,7 +174,8 @@ def test_ratings_that_never_reach_a_click_are_refused_with_the_way_to_tell_their
     rows = "".join(f"u\ti{value}\t{value}\t{TIME}\n" for value in values.split())
     source = atomic(tmp_path / "in", INTER.replace("rating:float", field) + rows)
     low, high = values.split()
-    refuses(f"toy.inter: found {field} from {low} to {high}, and so no click at all, expected one of at least 4; .*--action",
+    refuses(f"toy.inter: found {field} from {low} to {high}, and so no click at all, expected one of at least 4; "
+            f".*--action",
             convert_recbole, source, tmp_path / "out")
 
 
@@ -205,4 +211,5 @@ def test_feature_files_of_another_name_are_said_and_those_of_other_ids_refused(t
     (source / "other.item").write_text("item_id:token\tbrand:token\na\tx\n")
     assert marker(convert_recbole(source, tmp_path / "raw"))["not read"] == "other.item"
     (source / "toy.item").write_text("item_id:token\tbrand:token\nB\tx\n")
-    refuses("toy.item: found none of the log's items: 'B' and 0 others, expected items such as 'a'", convert_recbole, source, tmp_path / "out")
+    refuses("toy.item: found none of the log's items: 'B' and 0 others, expected items such as 'a'", convert_recbole,
+            source, tmp_path / "out")

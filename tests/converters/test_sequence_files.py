@@ -41,7 +41,8 @@ def test_p5s_maps_name_the_numbers_of_items_and_users(tmp_path):
 
 @pytest.mark.parametrize("text, message", [
     (b"1 5\n\n2 6\n", "log.txt:2: found an empty line"), (b"1 5\n2\n", "log.txt:2: found a line without items"),
-    (b"1 5\n1 5 6\n", "log.txt:2: found user '1' a second time"), (b"1 5 6\n2 5\n1 5\n", "log.txt:3: found user '1' a second time"), (b"\n\n", "an empty file"),
+    (b"1 5\n1 5 6\n", "log.txt:2: found user '1' a second time"),
+    (b"1 5 6\n2 5\n1 5\n", "log.txt:3: found user '1' a second time"), (b"\n\n", "an empty file"),
     (b"1 5\n2 \xff\n", "log.txt:2: found bytes that are no UTF-8")])
 def test_a_broken_line_is_refused_with_its_number(tmp_path, text, message):
     (tmp_path / "log.txt").write_bytes(text)
@@ -57,8 +58,10 @@ def test_an_archive_that_is_cut_short_is_refused_with_its_line(tmp_path):
 def test_a_user_and_an_item_in_each_line_are_events_in_order_as_sasrec_publishes_them(tmp_path):
     (tmp_path / "Beauty.txt").write_text("1 5\n2 9\n1 7\n2 5\n1 5\n")
     raw = convert_sequences(tmp_path / "Beauty.txt", tmp_path / "raw")
-    assert {user: [item for item, _, _ in held] for user, held in events(raw).items()} == {"1": ["5", "7", "5"], "2": ["9", "5"]}
+    assert {user: [item for item, _, _ in held] for user, held in events(raw).items()} == {"1": ["5", "7", "5"],
+        "2": ["9", "5"]}
     assert marker(raw)["lines"] == "an event each"
     (tmp_path / "Beauty.txt").write_text("1 5\n2 9\n")  # one event each, whichever of the two it is
-    assert {user: len(held) for user, held in events(convert_sequences(tmp_path / "Beauty.txt", tmp_path / "one")).items()} == {
+    assert {user: len(held) for user, held in events(convert_sequences(tmp_path / "Beauty.txt",
+                                                                       tmp_path / "one")).items()} == {
         "1": 1, "2": 1}

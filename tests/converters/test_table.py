@@ -54,7 +54,8 @@ def test_every_form_of_a_table_gives_the_same_log(tmp_path, name):
 
 
 def test_blocks_of_a_large_file_are_read_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("onepiece_comp.converters.files.BLOCK_BYTES", 64)  # a block holds a few rows, texts differ in each
+    # a block holds a few rows, texts differ in each
+    monkeypatch.setattr("onepiece_comp.converters.files.BLOCK_BYTES", 64)
     rows = [(f"u{n % 7}", f"i{n * 5 % 11}", TIME + n) for n in range(60)]
     text = "".join(f'{user},{item},{time},"a note\nof two lines"\n' for user, item, time in rows)
     raw = convert_table(written(tmp_path / "log.csv", "who,what,ts,note\n" + text), tmp_path / "raw", **NAMES)
@@ -98,7 +99,8 @@ def test_the_unit_of_times_is_told_by_their_size_and_said_with_the_range(values,
     ([TIME, -5], "log.csv:3: found ts -5, expected seconds from 1990"), ([TIME, None], "log.csv:3: found no ts"),
     ([TIME, 0], "log.csv:3: found ts 0, expected a time in every row: zero is a missing one"),
     (["1970-01-01T00:00:00Z"], "log.csv:2: found ts '1970-01-01.*missing"),
-    ([TIME + 0.5, float("inf")], "log.csv:3"), ([str(TIME), "x", str(TIME)], "log.csv:3: found ts 'x', expected a number"),
+    ([TIME + 0.5, float("inf")], "log.csv:3"),
+    ([str(TIME), "x", str(TIME)], "log.csv:3: found ts 'x', expected a number"),
     (["2022-04-15", "yesterday"], "log.csv:3: found ts 'yesterday', expected Unix time or ISO"),
     (["2022-04-15", "now"], "log.csv:3: found ts 'now'"), (["2022-04-15", ""], "log.csv:3: found ts"),
     (["2022-04-15", "9999-12-31"], "log.csv:3: found ts '9999-12-31', expected a time from 1970 to 2100"),
@@ -109,12 +111,16 @@ def test_a_time_that_is_none_or_of_another_unit_is_refused_with_its_row(values, 
 
 
 @pytest.mark.parametrize("values, message", [
-    ([20200901], r"log.csv:2: found ts 20200901, expected .*seconds \(1598918400\) or milliseconds.*if it is the date 2020-09-01, write"),
-    ([0, 20200901112743, 20200901112744], "log.csv:3: found ts 20200901112743, .*the date 2020-09-01T11:27:43, write it so"),
+    ([20200901], r"log.csv:2: found ts 20200901, expected .*seconds \(1598918400\) or milliseconds.*if it is the date "
+                 r"2020-09-01, write"),
+    ([0, 20200901112743, 20200901112744],
+     "log.csv:3: found ts 20200901112743, .*the date 2020-09-01T11:27:43, write it so"),
     ([2020090111, 2020090112], "log.csv:2: found ts 2020090111, .*the date 2020-09-01T11:00:00"),
     (["20200901", "20200902"], "log.csv:2: found ts 20200901, .*2020-09-01"),
-    ([829], "log.csv:2: found ts 829, .*write it in one of these forms"), ([1.5, 2.5, 3.0], "log.csv:2: found ts 1.5, ")])
-def test_whole_numbers_that_are_dates_or_counts_are_no_unix_time_and_the_forms_that_would_fit_are_named(values, message):
+    ([829], "log.csv:2: found ts 829, .*write it in one of these forms"),
+    ([1.5, 2.5, 3.0], "log.csv:2: found ts 1.5, ")])
+def test_whole_numbers_that_are_dates_or_counts_are_no_unix_time_and_the_forms_that_would_fit_are_named(values,
+    message):
     with pytest.raises(InputError, match=message):
         ticks(of_times(values), "ts", gaps=True)
 
@@ -151,7 +157,8 @@ def test_words_of_actions_are_known_or_mapped(tmp_path):
     assert "pv = 1" in marker(raw)["actions"] and "Impression = 0" in marker(raw)["actions"]
     out = tmp_path / "out"
     refuses(
-        "log.csv:8: found kind 'pv' .*'Impression' 1, 'add_to_cart' 1.*--map pv=0 for an exposure", convert_table, source, out, **NAMES, action="kind"
+        "log.csv:8: found kind 'pv' .*'Impression' 1, 'add_to_cart' 1.*--map pv=0 for an exposure", convert_table,
+        source, out, **NAMES, action="kind"
     )
     refuses("no kind 'pw' .*'pv' 1", convert_table, source, out, **NAMES, action="kind", action_map=["pw=1"])
     for broken in ("pv", "pv=3", "pv=", "pv=-1"):
@@ -161,7 +168,8 @@ def test_words_of_actions_are_known_or_mapped(tmp_path):
 
 
 def test_numbers_of_actions_are_as_they_are(tmp_path):
-    table = pd.DataFrame({"who": "u", "what": ["a", "b", "c"], "ts": [TIME, TIME + 1, TIME + 2], "kind": [2.0, 0.0, 1.0]})
+    table = pd.DataFrame({"who": "u", "what": ["a", "b", "c"], "ts": [TIME, TIME + 1, TIME + 2],
+                          "kind": [2.0, 0.0, 1.0]})
     table.to_parquet(tmp_path / "log.parquet")
     raw = convert_table(tmp_path / "log.parquet", tmp_path / "raw", **NAMES, action="kind")
     assert [action for _, action, _ in events(raw)["u"]] == [2, 0, 1]
@@ -176,7 +184,8 @@ def test_the_known_words_are_one_action_each():
 
 
 def test_only_rows_that_are_the_same_in_all_are_merged(tmp_path):
-    rows = [("u", 9, "click"), ("u", 9, "buy"), ("u", 9, "click"), ("u", 9, "click"), ("u", 8, "click"), ("v", 9, "click")]
+    rows = [("u", 9, "click"), ("u", 9, "buy"), ("u", 9, "click"), ("u", 9, "click"), ("u", 8, "click"),
+            ("v", 9, "click")]
     text = "".join(f"{user},a,{TIME + second},{word}\n" for user, second, word in rows)
     source = written(tmp_path / "log.csv", "who,what,ts,kind\n" + text)
     raw = convert_table(source, tmp_path / "raw", **NAMES, action="kind")
@@ -266,7 +275,8 @@ def test_what_is_no_table_or_lacks_its_columns_is_refused(tmp_path):
     refuses("a file of another kind", convert_table, written(tmp_path / "log.txt", "x"), tmp_path / "raw", **NAMES)
     refuses("no such file", convert_table, tmp_path / "none.csv", tmp_path / "raw", **NAMES)
     pd.DataFrame({"who": [1.5], "what": 1, "ts": 2}).to_parquet(tmp_path / "log.parquet")
-    refuses("log.parquet: row 1: found who 1.5, expected ids", convert_table, tmp_path / "log.parquet", tmp_path / "raw", **NAMES)
+    refuses("log.parquet: row 1: found who 1.5, expected ids", convert_table, tmp_path / "log.parquet",
+            tmp_path / "raw", **NAMES)
     whole = (tmp_path / "log.parquet").read_bytes()
     (tmp_path / "log.parquet").write_bytes(whole[:-20])
     refuses("log.parquet: found no readable table", convert_table, tmp_path / "log.parquet", tmp_path / "raw", **NAMES)

@@ -1,4 +1,6 @@
-"""Delimited texts of all kinds are the log that they stand for, and what would be read as another is an error with its line."""
+"""Delimited texts of all kinds are the log that they stand for,
+and what would be read as another is an error with its line.
+"""
 
 import gzip
 from pathlib import Path
@@ -29,27 +31,34 @@ def items(raw: Path) -> dict[str, list[str]]:
 
 def test_a_quote_between_tabs_is_a_character_and_no_row_is_swallowed(tmp_path):
     """Titles with a lone quote: the next one closes it three rows later where quotes are read."""
-    rows = [(f"u{n % 7}", ('"Live' if n % 20 == 3 else 'b"' if n % 20 == 6 else f"title {n}"), TIME + n) for n in range(200)]
+    rows = [(f"u{n % 7}", ('"Live' if n % 20 == 3 else 'b"' if n % 20 == 6 else f"title {n}"),
+             TIME + n) for n in range(200)]
     source = written(tmp_path / "log.tsv", "u\ti\tt\n" + "".join("\t".join(map(str, row)) + "\n" for row in rows))
     raw = convert_table(source, tmp_path / "raw", **NAMES)
     assert items(raw) == {user: [item for other, item, _ in rows if other == user] for user in {row[0] for row in rows}}
-    features = written(tmp_path / "items.tsv", 'i\ttitle\tyear\n"Live\t"It\t1999\nb"\tB\t2001\ntitle 1\tthe "best"\t2003\n')
+    features = written(tmp_path / "items.tsv",
+                       'i\ttitle\tyear\n"Live\t"It\t1999\nb"\tB\t2001\ntitle 1\tthe "best"\t2003\n')
     held = item_features(convert_table(source, tmp_path / "with", **NAMES, item_features=features))
-    assert held['"Live'] == {"title": '"It', "year": 1999} and held["title 1"]["title"] == 'the "best"' and held['b"']["year"] == 2001
+    assert (held['"Live'] == {"title": '"It', "year": 1999} and held["title 1"]["title"] == 'the "best"'
+            and held['b"']["year"] == 2001)
 
 
 def test_quotes_between_tabs_are_read_where_they_are_asked_for_and_missing_names_say_so(tmp_path):
     source = written(tmp_path / "log.tsv", f'"u"\t"i"\t"t"\n"a"\t"x\ty"\t"{TIME}"\n')
     assert items(convert_table(source, tmp_path / "raw", **NAMES, quote='"')) == {"a": ["x\ty"]}
-    refuses("no column u, i, t .*quotes stand around its fields, give --quote", convert_table, source, tmp_path / "out", **NAMES)
+    refuses("no column u, i, t .*quotes stand around its fields, give --quote", convert_table, source, tmp_path / "out",
+            **NAMES)
 
 
 @pytest.mark.parametrize("text, line, found", [
-    (f'1,"Live,{TIME}\n1,x,{TIME}\n1,b",{TIME + 1}\n', 3, "a quoted field with what looks like rows in it, such as '1,x,"),
+    (f'1,"Live,{TIME}\n1,x,{TIME}\n1,b",{TIME + 1}\n', 3,
+     "a quoted field with what looks like rows in it, such as '1,x,"),
     (f'1,"Live,{TIME}\n1,b",{TIME + 1}\n', 3, "a quoted field with what looks like rows in it"),
     (f'1,"Live,{TIME}\n1,b,{TIME + 1}\n' + f"2,c,{TIME}\n" * 5, 3, "a quote that is never closed"),
-    (f'1,"a ""long"" text\n{"of words " * 10_000}",{TIME}\n', 3, "a quoted field of 2 lines and more than 65,536 characters")])
-def test_a_quoted_field_that_swallows_rows_is_refused_with_its_line_unless_the_quotes_are_told(tmp_path, text, line, found):
+    (f'1,"a ""long"" text\n{"of words " * 10_000}",{TIME}\n', 3,
+     "a quoted field of 2 lines and more than 65,536 characters")])
+def test_a_quoted_field_that_swallows_rows_is_refused_with_its_line_unless_the_quotes_are_told(tmp_path, text, line,
+    found):
     source = written(tmp_path / "log.csv", f"u,i,t\n9,z,{TIME}\n{text}")
     refuses(f"log.csv:{line}: found {found}.*--quote none", convert_table, source, tmp_path / "raw", **NAMES)
     if "long" not in text:
@@ -59,19 +68,23 @@ def test_a_quoted_field_that_swallows_rows_is_refused_with_its_line_unless_the_q
 
 def test_rows_that_a_column_without_a_role_swallows_are_refused_too(tmp_path):
     text = f'u,i,t,title\n1,x,{TIME},"Live\n1,y,{TIME},b\n1,z,{TIME},c"\n'
-    refuses("log.csv:2: found a quoted field", convert_table, written(tmp_path / "log.csv", text), tmp_path / "raw", **NAMES)
+    refuses("log.csv:2: found a quoted field", convert_table, written(tmp_path / "log.csv", text), tmp_path / "raw",
+            **NAMES)
     assert items(convert_table(tmp_path / "log.csv", tmp_path / "told", **NAMES, quote='"')) == {"1": ["x"]}
     features = written(tmp_path / "items.csv", 'i,title,year\nx,"Live,1\ny,b,2\nz,c",3\n')
     source = written(tmp_path / "log.csv", f"u,i,t\n1,x,{TIME}\n")
-    refuses("items.csv:2: found a quoted field", convert_table, source, tmp_path / "raw", **NAMES, item_features=features)
+    refuses("items.csv:2: found a quoted field", convert_table, source, tmp_path / "raw", **NAMES,
+            item_features=features)
 
 
 def test_quoted_fields_with_commas_breaks_and_doubled_quotes_are_kept_and_later_rows_keep_their_lines(tmp_path):
     text = f'u,i,t,review\n1,"a, b",{TIME},"good,\nreally ""good"" \n\nstuff"\n\n2,x,{TIME},fine\n'
     raw = convert_table(written(tmp_path / "log.csv", text), tmp_path / "raw", **NAMES)
     assert items(raw) == {"1": ["a, b"], "2": ["x"]} and marker(raw)["not read"] == "review"
-    refuses("log.csv:8: found no i", convert_table, written(tmp_path / "log.csv", text + f"2,,{TIME},\n"), tmp_path / "out", **NAMES)
-    refuses("log.csv:8: .*Expected 4 columns, got 2", convert_table, written(tmp_path / "log.csv", text + "2,x\n"), tmp_path / "out", **NAMES)
+    refuses("log.csv:8: found no i", convert_table, written(tmp_path / "log.csv", text + f"2,,{TIME},\n"),
+            tmp_path / "out", **NAMES)
+    refuses("log.csv:8: .*Expected 4 columns, got 2", convert_table, written(tmp_path / "log.csv", text + "2,x\n"),
+            tmp_path / "out", **NAMES)
     refuses(r"log.csv:2: found i 'a\\nb'.*an id: one line", convert_table,
             written(tmp_path / "log.csv", f'u,i,t\n1,"a\nb",{TIME}\n'), tmp_path / "out", **NAMES)
 
@@ -107,12 +120,14 @@ def test_the_same_ids_are_one_item_in_text_and_in_parquet(tmp_path):
     table.to_parquet(tmp_path / "log.parquet")
     table.to_csv(tmp_path / "log.csv", index=False)
     for name in ("log.parquet", "log.csv"):
-        assert items(convert_table(tmp_path / name, tmp_path / name.replace(".", "-"), **NAMES)) == {"10": ["5", "5"], "11": ["5"]}
+        assert items(convert_table(tmp_path / name, tmp_path / name.replace(".", "-"), **NAMES)) == {"10": ["5", "5"],
+            "11": ["5"]}
 
 
 @pytest.mark.parametrize("user, message", [
     ([1.0, float("nan")], "row 2: found no u"), ([1.0, None], "row 2: found no u"), (["a", ""], "row 2: found no u"),
-    (["a", "  "], "row 2: found no u"), ([1.0, 1.5], "row 2: found u 1.5"), ([1.0, float("inf")], "row 2: found u inf")])
+    (["a", "  "], "row 2: found no u"), ([1.0, 1.5], "row 2: found u 1.5"),
+    ([1.0, float("inf")], "row 2: found u inf")])
 def test_an_empty_id_in_parquet_is_named_with_its_row(tmp_path, user, message):
     pd.DataFrame({"u": user, "i": 1, "t": TIME}).to_parquet(tmp_path / "log.parquet")
     refuses(f"log.parquet: {message}", convert_table, tmp_path / "log.parquet", tmp_path / "raw", **NAMES)
@@ -121,20 +136,25 @@ def test_an_empty_id_in_parquet_is_named_with_its_row(tmp_path, user, message):
 def test_feature_tables_that_know_nothing_of_the_log_are_refused_with_an_id_of_each_side(tmp_path):
     source = written(tmp_path / "log.csv", f"u,i,t\nann,0663713001,{TIME}\n")
     pd.DataFrame({"i": [663713001, 5], "kind": ["a", "b"]}).to_parquet(tmp_path / "items.parquet")
-    refuses("items.parquet: found none of the log's items: '663713001' and 1 others, expected items such as '0663713001'.*leading zero",
+    refuses("items.parquet: found none of the log's items: '663713001' and 1 others, expected items such as "
+            "'0663713001'.*leading zero",
             convert_table, source, tmp_path / "raw", **NAMES, item_features=tmp_path / "items.parquet")
     refuses("users.csv: found none of the log's users: 'Ann' .*'ann'", convert_table, source, tmp_path / "raw", **NAMES,
             user_features=written(tmp_path / "users.csv", "u,age\nAnn,30\n"))
-    ratings = written(tmp_path / "X_5.json", '{"reviewerID": "A", "asin": "B", "overall": 5, "unixReviewTime": 1650000000}\n')
+    ratings = written(tmp_path / "X_5.json",
+                      '{"reviewerID": "A", "asin": "B", "overall": 5, "unixReviewTime": 1650000000}\n')
     written(tmp_path / "meta_X.json", '{"asin": "C", "brand": "x"}\n')
-    refuses("meta_X.json: found none of the log's items, expected items such as 'B'", convert_amazon, ratings, tmp_path / "raw")
+    refuses("meta_X.json: found none of the log's items, expected items such as 'B'", convert_amazon, ratings,
+            tmp_path / "raw")
     (tmp_path / "ml").mkdir()
     written(tmp_path / "ml" / "ratings.dat", f"1::2::5::{TIME}\n")
     written(tmp_path / "ml" / "movies.dat", "3::Heat (1995)::Action\n")
-    refuses("features of items: found none of the log's items: '3'", convert_movielens, tmp_path / "ml", tmp_path / "raw")
+    refuses("features of items: found none of the log's items: '3'", convert_movielens, tmp_path / "ml",
+            tmp_path / "raw")
     written(tmp_path / "ml" / "movies.dat", "2::Heat (1995)::Action\n")
     written(tmp_path / "ml" / "users.dat", "7::M::56::16::70072\n")
-    refuses("features of users: found none of the log's users: '7'", convert_movielens, tmp_path / "ml", tmp_path / "raw")
+    refuses("features of users: found none of the log's users: '7'", convert_movielens, tmp_path / "ml",
+            tmp_path / "raw")
 
 
 def test_a_file_without_a_header_keeps_its_first_event(tmp_path):
@@ -144,8 +164,10 @@ def test_a_file_without_a_header_keeps_its_first_event(tmp_path):
     assert events(raw) == {"1": [("2268318", 0, TIME), ("2333346", 2, TIME + 1)]}
     refuses("log.csv:1: found an event where the names of columns should be .*--columns c1,c2,c3,time",
             convert_table, source, tmp_path / "out", user="1", item="2268318", time=str(TIME))
-    refuses("no column u, i, kind, t .*no header, name the columns with --columns", convert_table, source, tmp_path / "out", **options)
-    refuses("--columns u,i,t: found 3 names for 4 fields", convert_table, source, tmp_path / "out", **options, columns="u,i,t")
+    refuses("no column u, i, kind, t .*no header, name the columns with --columns", convert_table, source,
+            tmp_path / "out", **options)
+    refuses("--columns u,i,t: found 3 names for 4 fields", convert_table, source, tmp_path / "out", **options,
+            columns="u,i,t")
     refuses("log.csv:2: found no i", convert_table, written(tmp_path / "log.csv", f"1,2,pv,{TIME}\n1,,pv,{TIME}\n"),
             tmp_path / "out", **options, columns="u,i,kind,t")
 
@@ -167,7 +189,8 @@ def test_another_encoding_is_called_by_its_name_with_the_line_and_the_way_out(tm
     message = f"log.csv:{1 if encoding == 'utf-16' else 3}: found bytes that are no UTF-8 .perhaps .*{said}.*iconv -f"
     refuses(message, convert_table, written(tmp_path / "log.csv", text), tmp_path / "raw", **NAMES)
     inter = text.replace(b"u,i,t", b"user_id:token,item_id:token,t:float") if encoding != "utf-16" else text
-    refuses("x.inter:[13]: found bytes that are no UTF-8", convert_recbole, written(tmp_path / "x.inter", inter), tmp_path / "raw")
+    refuses("x.inter:[13]: found bytes that are no UTF-8", convert_recbole, written(tmp_path / "x.inter", inter),
+            tmp_path / "raw")
     lines_ = f"1 2\n1 {word}\n".encode(encoding)
     refuses("log.txt:[12]: found bytes that are no UTF-8", lambda *paths: convert("sequences", *paths),
             written(tmp_path / "log.txt", lines_), tmp_path / "raw")
@@ -177,18 +200,22 @@ def test_another_encoding_is_called_by_its_name_with_the_line_and_the_way_out(tm
 
 def test_a_gzipped_file_is_read_whatever_its_name_and_other_archives_are_named(tmp_path):
     text = f"u,i,t\n1,x,{TIME}\n".encode()
-    assert items(convert_table(written(tmp_path / "log.csv", gzip.compress(text)), tmp_path / "raw", **NAMES)) == {"1": ["x"]}
+    assert items(convert_table(written(tmp_path / "log.csv", gzip.compress(text)), tmp_path / "raw",
+                               **NAMES)) == {"1": ["x"]}
     assert items(convert_table(written(tmp_path / "log.csv.gz", text), tmp_path / "raw2", **NAMES)) == {"1": ["x"]}
     ratings = f'{{"reviewerID": "A", "asin": "B", "overall": 5, "unixReviewTime": {TIME}}}\n'.encode()
-    assert items(convert_amazon(written(tmp_path / "X_5.json", gzip.compress(ratings)), tmp_path / "raw3")) == {"A": ["B"]}
+    assert items(convert_amazon(written(tmp_path / "X_5.json", gzip.compress(ratings)),
+                                tmp_path / "raw3")) == {"A": ["B"]}
     for start, what in ((b"PK\x03\x04", "a zip archive or a workbook"), (b"PAR1", "a Parquet file under another name"),
                         (b"(\xb5/\xfd", "a zstd archive")):
-        refuses(f"log.csv: found {what}, expected a text", convert_table, written(tmp_path / "log.csv", start + b"x" * 50),
+        refuses(f"log.csv: found {what}, expected a text", convert_table,
+                written(tmp_path / "log.csv", start + b"x" * 50),
                 tmp_path / "out", **NAMES)
 
 
 def test_a_column_that_stands_twice_is_refused(tmp_path):
-    refuses("log.csv: found the column i 2 times", convert_table, written(tmp_path / "log.csv", f"u,i,i,t\n1,2,3,{TIME}\n"),
+    refuses("log.csv: found the column i 2 times", convert_table,
+            written(tmp_path / "log.csv", f"u,i,i,t\n1,2,3,{TIME}\n"),
             tmp_path / "raw", **NAMES)
 
 
@@ -208,11 +235,13 @@ def test_letters_with_accents_are_one_id_in_either_form_and_it_is_said(tmp_path,
 
 def test_quotes_behind_backslashes_as_databases_write_them_are_refused_with_their_line(tmp_path):
     source = written(tmp_path / "log.csv", f'u,i,t\n1,x,{TIME}\n1,"a \\"b\\" c",{TIME}\n')
-    refuses("log.csv:3: found a quote behind a backslash .*with quotes in it doubled", convert_table, source, tmp_path / "raw", **NAMES)
+    refuses("log.csv:3: found a quote behind a backslash .*with quotes in it doubled", convert_table, source,
+            tmp_path / "raw", **NAMES)
     assert items(convert_table(source, tmp_path / "raw", **NAMES, quote="none"))["1"] == ["x", '"a \\"b\\" c"']
 
 
 def test_times_of_whole_days_are_said_to_be_that(tmp_path):
     text = "u,i,t\n1,a,2020-09-01\n1,b,2020-09-01\n"
     raw = convert_table(written(tmp_path / "log.csv", text), tmp_path / "raw", **NAMES)
-    assert "whole days, within which the order of the rows counts" in marker(raw)["times"] and items(raw) == {"1": ["a", "b"]}
+    assert ("whole days, within which the order of the rows counts" in marker(raw)["times"]
+            and items(raw) == {"1": ["a", "b"]})

@@ -28,7 +28,8 @@ def test_spans_cover_a_file_and_begin_with_lines(tmp_path, count):
     path.write_bytes(b"".join(lines))
     starts = {0, *np.cumsum([len(line) for line in lines]).tolist()}
     spans = line_spans(path, count)
-    assert [start for start, _ in spans] == [0] + [stop for _, stop in spans[:-1]] and spans[-1][1] == path.stat().st_size
+    assert ([start for start, _ in spans] == [0] + [stop for _, stop in spans[:-1]]
+            and spans[-1][1] == path.stat().st_size)
     assert {edge for span in spans for edge in span} <= starts and len(spans) <= count
     assert count == 1 or len(spans) > 1
 
@@ -79,7 +80,8 @@ def test_a_user_that_stands_twice_is_refused_whoever_reads_the_log(train_files, 
     (train_files / "seq.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, again]))
     (train_files / "seq_offsets.pkl").unlink(missing_ok=True)
     who = repr(lines[4][0][0])
-    with pytest.raises(InputError, match=f"seq.jsonl: found user {who} twice, as numbers 5 and {len(lines) + 1} of its users"):
+    with pytest.raises(InputError, match=f"seq.jsonl: found user {who} twice, as numbers 5 and {len(lines) + 1} of "
+                                         f"its users"):
         preprocess(train_files, tmp_path / "data", config)
     assert not (tmp_path / "data").exists()
 
@@ -96,7 +98,8 @@ def test_a_bad_line_in_a_workers_part_is_named_by_its_number_in_the_file(train_f
 
 
 def test_an_engine_that_is_none_and_an_address_where_no_one_answers(train_files, tmp_path):
-    for config in (PreprocessConfig(engine="sparkle"), dataclasses.replace(CLUSTER, engine_address="tcp://127.0.0.1:9")):
+    for config in (PreprocessConfig(engine="sparkle"),
+                   dataclasses.replace(CLUSTER, engine_address="tcp://127.0.0.1:9")):
         if config.engine == "dask" and find_spec("distributed") is None:
             continue
         with pytest.raises(InputError, match="preprocess.engine"):
@@ -107,7 +110,8 @@ def test_an_engine_that_is_none_and_an_address_where_no_one_answers(train_files,
 @pytest.mark.parametrize("what, corners, users, items", [
     ("users not in time order", {"users not in time order": 3}, 0, 0),
     ("events that repeat the one before", {"events that repeat the one before": 30}, 0, 0),
-    ("user features: value outside the vocabulary", {}, 5, 0), ("item features: value outside the vocabulary", {}, 0, 8)])
+    ("user features: value outside the vocabulary", {}, 5, 0), ("item features: value outside the vocabulary", {}, 0,
+                                                                8)])
 def test_what_is_odd_but_harmless_is_bounded_by_its_share(tmp_path, what, corners, users, items):
     counts = Counter({"users": 10, "events": 100, **corners})
     matrix, profiles = ItemFeatures([Feature("100", 5, 0)], 21), Profiles([], 4)

@@ -157,7 +157,8 @@ def test_a_candidate_has_the_features_that_training_knows_though_raw_values_look
     lines = [user("a", (1, 0, -9, {"100": 3}), (2, 0, -8, {"100": 2}), (3, 0, -7, {"100": 1}), (1, 1, 8, {"100": 3})),
              user("b", (3, 0, -9, {"100": 1}), (2, 1, 6, {"100": 2}))]
     out = do_split(tmp_path, lines)
-    index, known = read_index(out / "train" / "indexer.pkl"), dict(read_item_features(out / "train" / "item_feat_dict.json"))
+    index, known = read_index(out / "train" / "indexer.pkl"), dict(
+        read_item_features(out / "train" / "item_feat_dict.json"))
     shown = {c.creative_id: c.features for c in read_candidates(out / "eval" / "predict_set.jsonl")}
     assert shown == {creative: known[reid] for creative, reid in index.items.items()}
     assert index.features["100"] == {3: 1, 2: 2, 1: 3}
@@ -284,7 +285,8 @@ def test_a_cut_is_unix_seconds_or_an_iso_time_in_utc_unless_it_says_otherwise(tm
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"cut": "next tuesday"}, "ISO time"), ({"cut": "2030-01-01"}, "no target .*; the log has events .* of action click.*--action"),
+    ({"cut": "next tuesday"}, "ISO time"),
+    ({"cut": "2030-01-01"}, "no target .*; the log has events .* of action click.*--action"),
     ({"cut": "1970-01-02"}, "no event before"),
     ({"until": "1970-01-12"}, "expected a time after the cut"), ({"mode": "random"}, "one of competition"),
     ({"mode": "held_out", "held_out": 0.0}, "a share above 0"), ({"mode": "held_out", "held_out": 1e-9}, "no target"),

@@ -48,7 +48,8 @@ def write_folders(folder: Path, log: list[UserLine], served: list[UserLine],
     return train, evaluation
 
 
-def run(folder: Path, log: list[UserLine], served: list[UserLine], candidates: list[int], **filters: bool) -> dict[str, dict]:
+def run(folder: Path, log: list[UserLine], served: list[UserLine], candidates: list[int], **filters: bool) -> dict[str,
+    dict]:
     """Baseline to user to item numbers."""
     paths = baselines(*write_folders(folder, log, served, candidates), folder / "out", InferConfig(**filters))
     assert paths == {name: folder / "out" / f"{name}.json" for name in names(InferConfig(**filters))}
@@ -139,7 +140,8 @@ def test_without_the_filter_of_seen_items_the_baselines_show_them_too(tmp_path):
 
 def test_last_seen_has_the_five_latest_items_of_the_history_latest_first_then_the_popular_ones(tmp_path):
     """Latest by time, whatever the order in the file; an item met twice stands where it was met last."""
-    met = [(1, 0, NOW - 9), (2, 1, NOW - 1), (3, 0, NOW - 5), (1, 1, NOW - 2), (4, 0, NOW - 4), (5, 2, NOW - 7), (6, 1, NOW - 8)]
+    met = [(1, 0, NOW - 9), (2, 1, NOW - 1), (3, 0, NOW - 5), (1, 1, NOW - 2), (4, 0, NOW - 4), (5, 2, NOW - 7),
+           (6, 1, NOW - 8)]
     strange = (77, 1, NOW)  # no candidate
     served = [user("x", strange, *met), user("one", (3, 1, NOW)), user("new")._replace(profile_time=NOW)]
     ranked = run(tmp_path, FEW, served, list(range(1, 13)), filter_seen=False)["last_seen"]

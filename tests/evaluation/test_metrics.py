@@ -151,14 +151,16 @@ def test_over_seeds_the_interval_holds_the_truth_whether_or_not_they_share_their
         ease = rng.random(150) < 0.3  # a user's luck, the same under every seed of the model
         asked = [ease if shared else rng.random(150) < 0.3 for _ in range(3)]
         values = [one + rng.normal(0, 0.05, 150) for one in asked]
-        interval = metrics.bootstrap_seeds({"one": values} if shared else {n: [v] for n, v in enumerate(values)}, resamples=300, seed=seed)
+        interval = metrics.bootstrap_seeds({"one": values} if shared else {n: [v] for n, v in enumerate(values)},
+                                           resamples=300, seed=seed)
         held += interval.low <= 0.3 <= interval.high
     assert 180 <= held <= 199
 
 
 def test_seeds_weigh_alike_however_their_users_are_shared():
     two, one = [np.array([0.0, 1.0]), np.array([1.0, 1.0])], [np.array([0.0, 0.0, 0.3])]
-    assert metrics.bootstrap_seeds({"a": two, "b": one}, resamples=50, seed=0).mean == pytest.approx((0.5 + 1.0 + 0.1) / 3)
+    assert metrics.bootstrap_seeds({"a": two, "b": one}, resamples=50,
+                                   seed=0).mean == pytest.approx((0.5 + 1.0 + 0.1) / 3)
     alone = metrics.bootstrap_seeds({"b": one}, resamples=50, seed=0)
     assert tuple(alone) == pytest.approx(tuple(metrics.bootstrap_mean(one[0], resamples=50, seed=0)), abs=1e-15)
     both = metrics.bootstrap_seeds({"b": one, "c": one}, resamples=50, seed=0)

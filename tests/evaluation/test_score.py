@@ -91,14 +91,16 @@ def test_a_user_that_the_result_lacks_is_a_miss_and_one_that_the_truth_lacks_is_
 
 def write_candidates_beside(truth: Path, items: list[int]) -> None:
     (truth.parent / "eval").mkdir(exist_ok=True)
-    write_candidates(truth.parent / "eval" / "predict_set.jsonl", (Candidate(item, n, {}) for n, item in enumerate(items)))
+    write_candidates(truth.parent / "eval" / "predict_set.jsonl",
+                     (Candidate(item, n, {}) for n, item in enumerate(items)))
 
 
 def test_targets_and_answers_that_are_no_candidates_are_counted_and_one_of_each_is_said(truth, result, capsys):
     report = score(result, truth, CONFIG)  # without the candidate set nothing is known
     assert report["lists_with_no_candidates"] is None and "no candidates" not in capsys.readouterr().out
     write_candidates_beside(truth, [5, *range(100, 110)])
-    assert score(result, truth, CONFIG)["lists_with_no_candidates"] == 0 and "no candidates" not in capsys.readouterr().out
+    assert (score(result, truth, CONFIG)["lists_with_no_candidates"] == 0
+            and "no candidates" not in capsys.readouterr().out)
     write_candidates_beside(truth, list(range(101, 110)))
     assert score(result, truth, CONFIG)["lists_with_no_candidates"] == 4
     printed = capsys.readouterr().out
@@ -150,7 +152,8 @@ def test_a_history_on_two_lines_is_refused(truth, result):
 
 @pytest.mark.parametrize("change, message", [
     ({"item": "5"}, "the item '5', expected a creative id, a whole number"), ({"item": None}, "the item None"),
-    ({"item": 5.0}, "the item 5.0"), ({"item": True}, "the item True"), ({"item": 1 << 63}, "the item 9223372036854775808"),
+    ({"item": 5.0}, "the item 5.0"), ({"item": True}, "the item True"),
+    ({"item": 1 << 63}, "the item 9223372036854775808"),
     ({"user": 7}, "the user 7, expected an original id as text"), ({"user": None}, "the user None"),
     ({"action": "1"}, "the action '1'"), ({"action": True}, "the action True"), ({"time": None}, "the time None"),
 ])
@@ -220,7 +223,8 @@ def test_another_result_gets_its_own_figures_and_the_paired_difference(tmp_path)
 def test_one_user_has_no_interval_and_differs_from_nobody(tmp_path, capsys):
     write_truth(tmp_path / "truth.jsonl", iter([Truth("a", 5, CLICK, 9)]))
     mine, other = (write_result(tmp_path / f"{name}.json", {"a": place}) for name, place in (("mine", 1), ("other", 0)))
-    difference = score(mine, tmp_path / "truth.jsonl", CONFIG, against={"other": other})["against"]["other"]["difference"]
+    difference = score(mine, tmp_path / "truth.jsonl", CONFIG,
+                       against={"other": other})["against"]["other"]["difference"]
     assert difference["score"] == {"mean": 1, "low": 0, "high": 1, "excludes_zero": False}
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["ours", "1", "1.00000", "1.00000", "1.00000", "one", "user"] in rows

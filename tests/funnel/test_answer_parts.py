@@ -1,4 +1,6 @@
-"""Answers in parts: an inference that is broken off goes on, shares join to the whole, and nothing else is taken for ours."""
+"""Answers in parts: an inference that is broken off goes on, shares join to the whole,
+and nothing else is taken for ours.
+"""
 
 import json
 
@@ -24,7 +26,8 @@ INFER = InferConfig(batch_users=4, threads=1)
 def checkpoint(dataset, tmp_path_factory):
     """A model as it was initialised."""
     torch.manual_seed(0)
-    return save_checkpoint(tmp_path_factory.mktemp("run"), OnePiece(CONFIG, dataset.schema), dataset.trend, step=1, score=0.0,
+    return save_checkpoint(tmp_path_factory.mktemp("run"), OnePiece(CONFIG, dataset.schema), dataset.trend, step=1,
+                           score=0.0,
                            infer=INFER, dataset="", evaluation=None, columns=dataset.path)
 
 

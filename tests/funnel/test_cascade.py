@@ -53,7 +53,8 @@ def encoded(model, dataset):
     rows = np.unique(np.append(item, 0))
     history = history._replace(item_BT=torch.from_numpy(np.searchsorted(rows, item)))
     with torch.no_grad():
-        return history, model.encode(history, model.encode_items(item_batch(dataset.items, rows, dataset.schema.item_features)))
+        return history, model.encode(history,
+                                     model.encode_items(item_batch(dataset.items, rows, dataset.schema.item_features)))
 
 
 def _by_hand(model, history, encoded, codes, legal, bias=None):
@@ -83,7 +84,8 @@ def _by_hand(model, history, encoded, codes, legal, bias=None):
 @torch.no_grad()
 def test_a_wide_beam_is_exhaustive_search(model, encoded):
     history, states = encoded
-    candidate = torch.arange(1, len(model.codes))[torch.randperm(len(model.codes) - 1, generator=torch.Generator().manual_seed(1))][:40]
+    candidate = torch.arange(1, len(model.codes))[torch.randperm(len(model.codes) - 1,
+                                                                 generator=torch.Generator().manual_seed(1))][:40]
     codes = model.codes[candidate].long()
     table = build_prefix_table(codes)
     found = beam_search(model, table, states, history.length_B, beam=1000, survivors=1000)
@@ -149,7 +151,8 @@ def test_first_codes_are_compared_with_those_of_the_history(model, encoded, data
     query = model.decoder.query(0, states.hidden_BTD[torch.arange(5), history.length_B - 1][:, None], None, None, None)
     first = torch.log_softmax((query @ model.decoder.code_LCD[0].T)[:, 0, table.code[0]] + last[:, table.code[0]], 1)
     found = beam_search(model, table, states, history.length_B, beam=1000, survivors=1000, prior=prior)
-    mass = torch.zeros(5, 5).scatter_add_(1, model.codes[1:][found.index_BK][..., 0].long().clamp_min(0), found.log_prob_BK.exp())
+    mass = torch.zeros(5, 5).scatter_add_(1, model.codes[1:][found.index_BK][..., 0].long().clamp_min(0),
+                                          found.log_prob_BK.exp())
     torch.testing.assert_close(mass[:, table.code[0]], first.exp(), rtol=1e-3, atol=1e-4)
 
 
@@ -184,13 +187,16 @@ def test_top_k_over_tiles_equals_a_full_sort_and_respects_what_is_hidden():
     hidden = (torch.tensor([0, 2]), torch.stack([order[0, 0], order[2, 3]]))
     best = top_k(query, candidate, k=20, bias=lambda part: bias[:, part], hidden=hidden)
     full[hidden] = -torch.inf
-    torch.testing.assert_close(best.score_BK, full.sort(dim=1, descending=True, stable=True).values[:, :20], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(best.score_BK, full.sort(dim=1, descending=True, stable=True).values[:, :20], rtol=1e-5,
+                               atol=1e-5)
     assert order[0, 0] not in best.index_BK[0] and order[2, 3] not in best.index_BK[2]
 
 
 @pytest.mark.parametrize("k", [1, 10, 70, 500])
 def test_top_k_in_many_tiles_gives_each_users_sorted_list_whatever_the_order_of_candidates(monkeypatch, k):
-    """Tiles of four groups and a rest; one user's best come first, last, anywhere, or where the sample looks or never looks."""
+    """Tiles of four groups and a rest; one user's best come first, last, anywhere,
+    or where the sample looks or never looks.
+    """
     monkeypatch.setattr(retrieval, "TILE", 128)
     draw = torch.Generator().manual_seed(k)
     query, candidate = (torch.randn(rows, 4, generator=draw).mul(16).round() / 16 for rows in (6, 128 * 12 + 40))
@@ -229,7 +235,8 @@ def test_a_score_that_is_no_number_finds_no_target_and_stands_before_others():
 def test_target_rank_counts_what_is_better_and_breaks_ties_by_number():
     query, candidate = torch.eye(2), torch.tensor([[1.0, 0], [3, 0], [3, 1], [2, 5]])
     assert target_rank(query, candidate, torch.tensor([2, 3])).tolist() == [2, 1]
-    assert target_rank(query, candidate, torch.tensor([2, 3]), hidden=(torch.tensor([0, 1]), torch.tensor([1, 3]))).tolist() == [1, 5]
+    assert target_rank(query, candidate, torch.tensor([2, 3]),
+                       hidden=(torch.tensor([0, 1]), torch.tensor([1, 3]))).tolist() == [1, 5]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +266,8 @@ def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, 
     config = InferConfig(mode="cascade", beam=3, survivors=30, union=0, semantic_weight=0.0)
     ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
     ranked = ranker.rank(np.arange(4))
-    retrieval = Ranker(_checkpoint(model, dataset), evaluation, dataclasses.replace(config, mode="retrieval"), torch.device("cpu"))
+    retrieval = Ranker(_checkpoint(model, dataset), evaluation, dataclasses.replace(config, mode="retrieval"),
+                       torch.device("cpu"))
     for user in range(4):
         survivors = set(ranked.stages["beam"][user].tolist())
         order = [c for c in _full_order(retrieval, user) if c in survivors]
@@ -270,7 +278,8 @@ def test_without_survivors_exact_neighbours_alone_are_ranked_by_both_heads(model
     """The beam of all candidates and the union of all candidates are the same set, so the same order."""
     both, every = InferConfig(mode="cascade", semantic_weight=0.4), len(evaluation.candidate)
     exact = recommend(_checkpoint(model, dataset), evaluation, dataclasses.replace(both, survivors=0, union=every))
-    beam = recommend(_checkpoint(model, dataset), evaluation, dataclasses.replace(both, beam=every, survivors=every, union=0))
+    beam = recommend(_checkpoint(model, dataset), evaluation, dataclasses.replace(both, beam=every, survivors=every,
+        union=0))
     assert exact.top10s == beam.top10s
     assert [step["per_user"] for step in exact.funnel["steps"] if step["step"] == "beam"] == [0]
     for mode in ("beam", "cascade"):
@@ -286,7 +295,8 @@ def test_a_conditioned_candidate_is_judged_among_those_of_its_own_first_code(dat
     model = OnePiece(dataclasses.replace(CONFIG, conditioned=True), dataset.schema, codes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    ranker = Ranker(_checkpoint(model.eval(), dataset), evaluation, InferConfig(mode="cascade", cold_ids=False), torch.device("cpu"))
+    ranker = Ranker(_checkpoint(model.eval(), dataset), evaluation, InferConfig(mode="cascade", cold_ids=False),
+                    torch.device("cpu"))
     with torch.no_grad():
         request, users = ranker._request(np.arange(6), None), torch.arange(6)
         length, prefixes = request.history.length_B, ranker.candidates.prefixes
@@ -305,7 +315,9 @@ def test_a_conditioned_candidate_is_judged_among_those_of_its_own_first_code(dat
             for place, candidate in enumerate(index[user].tolist()):
                 query = model.conditioned_query(request.encoded.hidden_BTD[users, length - 1], code[place].repeat(6, 1),
                                                 model.decoder.memories(request.encoded.states), allowed)[user, 0]
-                logit.append(plain[user, place] + (query - request.query_BD[user]) @ ranker.candidates.vectors.unit_ND[candidate])
+                logit.append(plain[user,
+                                   place]
+                                   + (query - request.query_BD[user]) @ ranker.candidates.vectors.unit_ND[candidate])
             for place in range(0, len(logit), 7):
                 siblings = torch.stack([value for value, other in zip(logit, code) if other == code[place]])
                 expected = first[user, prefixes.code[0] == code[place]] + logit[place] - siblings.logsumexp(0)
@@ -319,11 +331,13 @@ def test_the_order_is_followed_beyond_the_ten_for_the_funnel(model, dataset, eva
     monkeypatch.setattr(cascade, "DEPTHS", (12, 20, 5000))
     config = InferConfig(mode="retrieval")
     ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=20)
-    ranked, short = ranker.rank(np.arange(3)), Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu")).rank(np.arange(3))
+    ranked, short = ranker.rank(np.arange(3)), Ranker(_checkpoint(model, dataset), evaluation, config,
+                                                      torch.device("cpu")).rank(np.arange(3))
     assert (ranked.index == short.index).all() and set(ranked.stages) == {"best 20", "best 12", "ten"}
     for user in range(3):
         order = _full_order(ranker, user)
-        assert ranked.stages["best 20"][user].tolist() == order[:20] and ranked.stages["best 12"][user].tolist() == order[:12]
+        assert (ranked.stages["best 20"][user].tolist() == order[:20]
+                and ranked.stages["best 12"][user].tolist() == order[:12])
 
 
 def _full_order(ranker, user):
@@ -352,7 +366,8 @@ def test_where_filters_leave_too_few_cold_come_back_before_seen(model, dataset, 
     id_row[cold] = 0
     few = evaluation._replace(candidate=np.array([*seen, *cold, *warm]), items=evaluation.items._replace(id_row=id_row))
     for mode in ("retrieval", "beam", "cascade"):
-        ranked = Ranker(_checkpoint(model, dataset), few, InferConfig(mode=mode, filter_cold=True), torch.device("cpu")).rank(np.array([user]))
+        ranked = Ranker(_checkpoint(model, dataset), few, InferConfig(mode=mode, filter_cold=True),
+                        torch.device("cpu")).rank(np.array([user]))
         ten = few.candidate[ranked.index[0]].tolist()
         assert set(ten[:5]) == set(warm) and set(ten[5:9]) == set(cold) and ten[9] in seen
         assert ranked.filled["cold"] == 4 and ranked.filled["seen"] == 1
@@ -363,7 +378,8 @@ def test_the_seen_filter_can_be_switched_off(model, dataset, evaluation):
     ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
     users = np.arange(len(evaluation.users))
     ten = evaluation.candidate[ranker.rank(users).index]
-    repeated = [bool(set(evaluation.item[evaluation.user_start[u]:evaluation.user_start[u + 1]].tolist()) & set(ten[u].tolist()))
+    repeated = [bool(set(evaluation.item[evaluation.user_start[u]:evaluation.user_start[u + 1]].tolist())
+                     & set(ten[u].tolist()))
                 for u in users]
     assert any(repeated)
 
@@ -376,13 +392,15 @@ def test_the_last_event_can_be_left_out(model, dataset, evaluation):
     assert (other != evaluation.item).any()
     chosen = lambda items, drop: Ranker(
         _checkpoint(model, dataset), evaluation._replace(item=items),
-        InferConfig(mode="retrieval", drop_last=drop, filter_seen=False, live=False), torch.device("cpu")).rank(np.arange(20)).index
+        InferConfig(mode="retrieval", drop_last=drop, filter_seen=False, live=False),
+        torch.device("cpu")).rank(np.arange(20)).index
     assert (chosen(evaluation.item, True) == chosen(other, True)).all()
     assert (chosen(evaluation.item, False) != chosen(other, False)).any()
 
 
 def _popularity(model, dataset, evaluation, user, **changes):
-    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval", **changes), torch.device("cpu"))
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval", **changes),
+                    torch.device("cpu"))
     return ranker.candidates.bias_RM[ranker.candidates.bias_row[user]]
 
 
@@ -431,22 +449,26 @@ def test_where_no_candidate_has_an_id_all_still_get_ten(model, dataset, evaluati
 def test_a_funnel_does_not_change_the_ten(model, dataset, evaluation, mode):
     config, model = InferConfig(mode=mode, shortlist=12, union=15), copy.deepcopy(model)
     torch.nn.init.constant_(model.similarity.scale, 0.6)  # so that whom it compares matters
-    ten, deep = (Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=depth).rank(np.arange(8)).index
+    ten, deep = (Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"),
+                        depth=depth).rank(np.arange(8)).index
                  for depth in (10, 1000))
     np.testing.assert_array_equal(ten, deep)
 
 
-def test_a_funnel_says_which_users_have_no_target_and_refuses_the_truth_of_others(model, dataset, evaluation, tmp_path, capsys):
+def test_a_funnel_says_which_users_have_no_target_and_refuses_the_truth_of_others(model, dataset, evaluation, tmp_path,
+    capsys):
     truth, ask = tmp_path / "truth.jsonl", lambda: recommend(
         _checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval"), truth=tmp_path / "truth.jsonl")
     first, users = evaluation.users[0], len(evaluation.users)
-    write_truth(truth, (Truth(user, int(evaluation.items.creative_id[evaluation.candidate[0]]), 1, 9) for user in evaluation.users))
+    write_truth(truth, (Truth(user, int(evaluation.items.creative_id[evaluation.candidate[0]]), 1,
+                              9) for user in evaluation.users))
     ask()
     assert "funnel:" not in capsys.readouterr().out
     write_truth(truth, iter([Truth(first, 77, 1, 9)]))
     ask()
     printed = capsys.readouterr().out
-    assert f"funnel: {users - 1} of {users} users have no target in {truth}, for example {evaluation.users[1]}" in printed
+    assert (f"funnel: {users - 1} of {users} users have no target in {truth}, for example {evaluation.users[1]}"
+            in printed)
     assert f"funnel: 1 targets are no candidates, for example 77 of user {first}" in printed
     write_truth(truth, iter([Truth("stranger", 77, 1, 9)]))
     with pytest.raises(InputError, match="truth.jsonl: found none of the users to answer"):
@@ -462,7 +484,8 @@ def test_auto_asks_for_the_commonest_positive_of_training(model, dataset, counts
 def test_an_action_that_training_never_saw_is_refused_with_those_that_it_saw(model, dataset, evaluation):
     checkpoint = _checkpoint(model, dataset)._replace(actions=(900, 0, 5, 9))
     for name in ("click", "1"):
-        with pytest.raises(InputError, match="found click, which no event .*exposure \\(900 events\\), conversion \\(5 events\\)"):
+        with pytest.raises(InputError, match="found click, which no event .*exposure \\(900 events\\), conversion "
+                                             "\\(5 events\\)"):
             recommend(checkpoint, evaluation, InferConfig(mode="retrieval", action=name))
     assert asked_action(checkpoint, "conversion") == asked_action(checkpoint, "2") == 2
 
@@ -474,8 +497,8 @@ def test_a_told_action_that_training_never_saw_gives_way_and_is_counted(model, d
     checkpoint = _checkpoint(model, dataset)._replace(actions=(900, 0, 5, 9))
     asked = asked_actions(checkpoint, evaluation._replace(target_action=told), InferConfig())
     assert asked[:5].tolist() == [2, 2, 2, 0, 2]
-    assert f"2 users are asked for an action that no event of the training has, for example click of user {evaluation.users[1]}: " \
-        "answered as conversion" in capsys.readouterr().out
+    assert ("2 users are asked for an action that no event of the training has, for example click of user "
+            f"{evaluation.users[1]}: answered as conversion" in capsys.readouterr().out)
 
 
 @torch.no_grad()
@@ -511,7 +534,8 @@ def test_cold_candidates_take_the_id_of_the_nearest_one_that_has_one():
 @pytest.mark.parametrize("cold_ids", [True, False])
 def test_the_beam_reaches_cold_candidates_only_where_they_take_an_id(model, dataset, parts, cold_ids):
     evaluation = read_evaluation(parts / "eval", model.schema)
-    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="beam", beam=1000, survivors=1000, cold_ids=cold_ids),
+    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="beam", beam=1000, survivors=1000,
+                                                                         cold_ids=cold_ids),
                     torch.device("cpu"))
     cold = ~ranker.candidates.warm_M.numpy()
     stages = ranker.rank(np.arange(len(evaluation.users))).stages["beam"]

@@ -64,7 +64,8 @@ def test_the_compiled_reader_is_the_one_that_reads(tmp_path, monkeypatch):
     pytest.importorskip("numba")
     source = as_lines(tmp_path, {FIRST_ID + i: np.full(3, i / 7) for i in range(30)}, parts=1)
     asked = []
-    monkeypatch.setattr(vector_blocks, "parse_embedding_line", lambda line, place: asked.append(place) or (1, [0.0, 0.0, 0.0]))
+    monkeypatch.setattr(vector_blocks, "parse_embedding_line", lambda line, place: asked.append(place) or (1,
+        [0.0, 0.0, 0.0]))
     assert sum(len(block.vectors) for block in read_blocks(source, reader="compiled")) == 30
     assert len(asked) == 1  # the first line tells the width
 

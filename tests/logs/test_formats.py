@@ -15,7 +15,8 @@ from onepiece_comp.logs.formats import Candidate, Event, Index, UserLine, parse_
 from onepiece_comp.logs.pickles import load_pickle
 from onepiece_comp.logs.raw_folder import OriginalIds, to_predict
 
-GOOD = [[7, 3, None, {"100": 2}, 0, 50], [7, None, {"103": 1, "106": [1, 2]}, None, None, 60], [7, 4, None, {"100": 1}, None, 70]]
+GOOD = [[7, 3, None, {"100": 2}, 0, 50], [7, None, {"103": 1, "106": [1, 2]}, None, None, 60],
+        [7, 4, None, {"100": 1}, None, 70]]
 
 
 def _line(records):
@@ -67,7 +68,8 @@ def test_flipped_bytes_never_escape_as_another_error(data_dir):
 
 
 def test_writing_a_log_and_reading_it_gives_it_back(tmp_path):
-    lines = [UserLine(1, {"103": 2}, 60, [Event(3, {"100": 2}, 0, 50), Event(4, {}, None, 70)]), UserLine(2, {}, None, [Event(1, {}, 1, 5)])]
+    lines = [UserLine(1, {"103": 2}, 60, [Event(3, {"100": 2}, 0, 50), Event(4, {}, None, 70)]),
+             UserLine(2, {}, None, [Event(1, {}, 1, 5)])]
     with formats.SequenceWriter(tmp_path) as writer:
         for line in lines:
             writer.write(line)
@@ -97,7 +99,8 @@ def test_item_features_stream_to_the_same_as_plain_json(tmp_path, count):
 
 def test_unknown_ids_and_values_travel_as_the_organisers_write_them():
     index = Index({"user_1": 1}, {20_000_000_005: 1}, {"100": {7: 1}, "106": {3: 1}})
-    line = UserLine("user_9", {"106": [3, 4]}, 9, [Event(20_000_000_005, {"100": 7}, 0, 1), Event(20_000_000_099, {"100": 8}, 1, 2)])
+    line = UserLine("user_9", {"106": [3, 4]}, 9, [Event(20_000_000_005, {"100": 7}, 0, 1),
+                                                   Event(20_000_000_099, {"100": 8}, 1, 2)])
     predict = to_predict(line, index)
     assert predict.user == "user_9" and predict.profile == {"106": [1, "4"]}
     assert predict.events == [Event(1, {"100": 1}, 0, 1), Event(20_000_000_099, {"100": "8"}, 1, 2)]
@@ -162,7 +165,8 @@ def test_embeddings_as_json_lines_and_as_pickle_agree(tmp_path):
         np.testing.assert_array_equal(back[12], np.array([3.0, 4.5], np.float32))
 
 
-@pytest.mark.parametrize("line", ['{"anonymous_cid": "13"}', '{"anonymous_cid": 13, "emb": null}', '{"anonymous_cid": 13, "emb": []}'])
+@pytest.mark.parametrize("line", ['{"anonymous_cid": "13"}', '{"anonymous_cid": 13, "emb": null}',
+                                  '{"anonymous_cid": 13, "emb": []}'])
 def test_an_embedding_record_may_lack_its_vector_and_have_its_id_as_text(tmp_path, line):
     folder = tmp_path / "creative_emb" / "emb_81_2"
     folder.mkdir(parents=True)
@@ -172,7 +176,8 @@ def test_an_embedding_record_may_lack_its_vector_and_have_its_id_as_text(tmp_pat
 
 @pytest.mark.parametrize(("second", "words"), [
     ('{"anonymous_cid": 2, "emb": [1, 2, 3]}', "width 3"), ('{"anonymous_cid": 2, "emb": [1, NaN]}', "not finite"),
-    ('{"anonymous_cid": 2, "emb": ["a", 1]}', "not numeric"), ('{"emb": [1, 2]}', "no embedding record"), ('{"anonymous_cid": 2, "em', "no embedding record")])
+    ('{"anonymous_cid": 2, "emb": ["a", 1]}', "not numeric"), ('{"emb": [1, 2]}', "no embedding record"),
+    ('{"anonymous_cid": 2, "em', "no embedding record")])
 def test_an_embedding_that_does_not_fit_is_named_with_file_and_line(tmp_path, second, words):
     folder = tmp_path / "creative_emb" / "emb_81_2"
     folder.mkdir(parents=True)

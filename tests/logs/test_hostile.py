@@ -69,7 +69,8 @@ def spoiled(draw, text: bytes) -> bytes:
             text = text[low:high] + text[:low] + text[high:]
         else:
             text = text[:at] + draw(st.sampled_from([
-                b"null", b"[", b"]", b"{", b"}", b"1e999", b"-1", b"NaN", b'"', b"\n", b"\x00", b"\xff\xfe", b"9" * 40, b",",
+                b"null", b"[", b"]", b"{", b"}", b"1e999", b"-1", b"NaN", b'"', b"\n", b"\x00", b"\xff\xfe", b"9" * 40,
+                b",",
                 b'"\\ud800"', b"[[[[[[[[", b"true", b"0.5", b" "])) + text[at:]
     return text
 
@@ -96,7 +97,8 @@ def outcomes(path) -> list:
         answer = only_input_errors(lambda: sequences.joined(list(
             read_sequence_blocks(path, matrix, profiles, most_item=59_999, reader=reader)) or [None]))
         found.append(str(answer) if isinstance(answer, InputError) or answer is None else
-                     [column.tolist() for column in answer] + [matrix.values.sum(), dict(+matrix.odd), dict(+profiles.odd)])
+                     [column.tolist() for column in answer] + [matrix.values.sum(), dict(+matrix.odd),
+                                                               dict(+profiles.odd)])
     return found
 
 
@@ -134,7 +136,8 @@ def test_a_spoiled_dictionary_of_items_is_read_alike_or_refused(data, tmp_path_f
     for reader in ("plain", "compiled") if sequences.compiler_present() else ("plain",):
         matrix = ItemFeatures(ITEM_FEATURES, 60, ignored={"111"})
         answer = only_input_errors(lambda: list(fill_item_features(path, matrix, most_item=59, reader=reader))[-1:])
-        found.append(str(answer) if isinstance(answer, InputError) else (matrix.values.tolist(), matrix.recorded.tolist()))
+        found.append(str(answer) if isinstance(answer, InputError) else (matrix.values.tolist(),
+                                                                         matrix.recorded.tolist()))
     assert found[0] == found[-1]
 
 
@@ -167,7 +170,8 @@ def test_embedding_lines(data, tmp_path_factory):
 @SETTINGS
 @given(data=st.data(), protocol=st.integers(0, 5))
 def test_spoiled_pickles(data, protocol, tmp_path_factory):
-    whole = {"u": {"user_1": 1}, "i": {20_000_000_001: 1, 20_000_000_002: 2}, "f": {"100": {1000000001: 1}}, "a": {1: 1}}
+    whole = {"u": {"user_1": 1}, "i": {20_000_000_001: 1, 20_000_000_002: 2}, "f": {"100": {1000000001: 1}},
+             "a": {1: 1}}
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "indexer.pkl").write_bytes(data.draw(spoiled(pickle.dumps(whole, protocol))))
     only_input_errors(lambda: read_index(folder / "indexer.pkl"))
@@ -194,14 +198,16 @@ def _parquet(**columns: list) -> bytes:
 
 LOGS = {  # of each kind of log that can be converted: its files
     "kuairand": {
-        "splits_val.parquet": _parquet(user_id=[0, 5], video_id=[3, 0], time_ms=[1_650_000_000_000] * 2, is_click=[1, 0],
+        "splits_val.parquet": _parquet(user_id=[0, 5], video_id=[3, 0], time_ms=[1_650_000_000_000] * 2,
+                                       is_click=[1, 0],
                                        is_like=[0, 0], is_follow=[0, 0], is_comment=[0, 0], is_forward=[0, 1]),
         "user_features_pure.csv": (",".join(["user_id", *USER_COLUMNS]) + "\n5" + ",1" * len(USER_COLUMNS)
                                    + "\n").encode(),
         "video_features_basic_pure.csv": (",".join(["video_id", *ITEM_COLUMNS]) + "\n3,"
                                           + '77,NORMAL,2022-04-10,Web,9,9.0,"39,68",2e4,720.0,1280.0\n').encode()},
     "recbole": {
-        "toy.inter": b"user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\tB\t3.5\t1650000005\nv\tA\t4\t1650000009\n",
+        "toy.inter": b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+                     b"u\tB\t3.5\t1650000005\nv\tA\t4\t1650000009\n",
         "toy.item": b"item_id:token\ttags:token_seq\tprice:float\nA\tx y\t3.5\nB\t\t1\n",
         "toy.user": b"user_id:token\tage:token\nu\t7\n"},
     "movielens": {
@@ -209,7 +215,8 @@ LOGS = {  # of each kind of log that can be converted: its files
         "users.dat": b"1::F::1::10::48067\n2::M::56::16::70072\n",
         "movies.dat": "1::Toy Story (1995)::Animation|Comedy\n9::Mis\u00e9rables (2000)::Comedy\n".encode("latin-1")},
     "amazon": {
-        "reviews_Beauty_5.json": b'{"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1400000000}\n' * 2,
+        "reviews_Beauty_5.json": b'{"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1400000000}\n'
+        * 2,
         "meta_Beauty.json": b"{'asin': 'B0', 'price': 9.5, 'brand': 'Dove', 'categories': [['Beauty', 'Hair']]}\n"},
     "sequences": {
         "Beauty.txt": b"1 5 6 7\n2 6\n", "Beauty_item2attributes.json": b'{"5": [3, 1], "6": []}',
@@ -223,7 +230,8 @@ def converted(kind: str, source: Path, out: Path) -> Path:
     """`LOGS[kind]` in `source` as a raw folder."""
     if kind not in ("table", "parquet"):
         return convert(kind, source, out)
-    return convert("table", source / next(iter(LOGS[kind])), out, ConvertOptions(user="user_id", item="item_id", time="ts"))
+    return convert("table", source / next(iter(LOGS[kind])), out, ConvertOptions(user="user_id", item="item_id",
+        time="ts"))
 
 
 @pytest.mark.parametrize("kind", LOGS)
@@ -265,7 +273,8 @@ def _stacked(depth: int) -> bytes:
     """Lists in lists, ten times the one below in each: 10 ** depth numbers in a few bytes."""
     text = pickle.PROTO + b"\x02" + b"]K\x01a" + b"q\x00"
     for level in range(depth):
-        text += b"](" + b"h" + bytes([level]) + (b"h" + bytes([level])) * 9 + b"e" + b"q" + bytes([level + 1]) + b"0" * 0
+        text += b"](" + b"h" + bytes([level]) + (b"h" + bytes([level])) * 9 + b"e" + b"q" + bytes([level
+            + 1]) + b"0" * 0
     return text + b"."
 
 
@@ -295,7 +304,8 @@ HOSTILE = {
     "an array of Python objects": lambda place: pickle.dumps(np.array([[1], "a"], object), 2),
     "a call of os.system": lambda place: pickle.dumps([_Command(place)]),
     "a call by another name": lambda place: b"cposix\nsystem\n(S'touch " + str(place).encode() + b"'\ntR.",
-    "eval": lambda place: b"cbuiltins\neval\n(S'__import__(\"os\").system(\"touch " + str(place).encode() + b"\")'\ntR.",
+    "eval": lambda place: b"cbuiltins\neval\n(S'__import__(\"os\").system(\"touch " + str(place).encode()
+    + b"\")'\ntR.",
     "a class under a module that is admitted": lambda place: b"cnumpy\nload\n(S'x'\ntR.",
     "a name with dots": lambda place: b"\x80\x04\x8c\x05numpy\x8c\x0fcompat.os.system\x93.",
     "lists ten times in each other": lambda place: _stacked(12),
@@ -308,7 +318,8 @@ HOSTILE = {
     "a hundred thousand marks": lambda place: b"\x80\x02" + b"(" * 100_000 + b".",
     "lists a hundred thousand deep": lambda place: b"\x80\x02" + b"](" * 100_000 + b"e" * 100_000 + b".",
     "an array that promises 2 ** 40 numbers": lambda place: (
-        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(\x8a\x06\x00\x00\x00\x00\x00\x01t" b"U\x01btR."),
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(\x8a\x06\x00\x00\x00\x00\x00\x01t"
+        b"U\x01btR."),
 }
 
 
@@ -328,7 +339,8 @@ def test_hostile_pickles_are_refused_without_running_or_growing(what, tmp_path):
         tmp_path / "seq.jsonl", matrix, profiles, most_item=8, offsets=path)))
     assert isinstance(answer, InputError)
     assert not place.exists()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 and time.monotonic() - started < 5  # KiB, s
+    # KiB, s
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 and time.monotonic() - started < 5
 
 
 def test_a_plain_pickle_is_admitted(tmp_path):

@@ -1,4 +1,6 @@
-"""Numbers mean nothing without what they stand for: other items and values under equal numbers are refused everywhere."""
+"""Numbers mean nothing without what they stand for: other items and values under equal numbers are refused
+everywhere.
+"""
 
 import json
 import shutil
@@ -68,7 +70,8 @@ def test_values_are_compared_by_their_texts_and_edges_where_a_log_has_them():
 
 
 def test_long_ids_that_begin_alike_are_told_apart():
-    of = lambda end: numberings(np.array([0, 11]), Index({}, {}, {}), Names({"1": "https://shop.example/" * 9 + end}, 10, {}, {}, {}), {})
+    of = lambda end: numberings(np.array([0, 11]), Index({}, {}, {}), Names({"1": "https://shop.example/" * 9 + end},
+                                                                            10, {}, {}, {}), {})
     assert of("a") != of("b") and of("a") == of("a") and len(of("a")[ITEMS].examples["1"]) < 80
 
 
@@ -140,7 +143,8 @@ def test_a_shifted_vocabulary_is_refused_with_a_value_of_each_side(parts, datase
     raw = {number: value for value, number in index.features["101"].items()}
     index.features["101"] = {1999: 1} | {value: number + 1 for number, value in raw.items()}
     write_index(folder / "indexer.pkl", index)
-    with pytest.raises(InputError, match=f"values of feature 101: number 1 is '1999', expected '{raw[1]}', as in the checkpoint"):
+    with pytest.raises(InputError, match=f"values of feature 101: number 1 is '1999', expected '{raw[1]}', as in the "
+                                         f"checkpoint"):
         read_evaluation(folder, dataset.schema)
 
 
@@ -156,7 +160,8 @@ def test_artefacts_of_an_earlier_version_are_read_and_the_lack_is_said(logs, tmp
     capsys.readouterr()
     load_tokenizer(old, marker["item_space"], load_dataset(logs / "a-data").schema.numberings)
     assert capsys.readouterr().out.count("could not be checked") == 1
-    new = load_tokenizer(build_tokenizer(logs / "a-data", tmp_path / "new", TokenizerConfig(), vectors="emb_81", extend=old))
+    new = load_tokenizer(build_tokenizer(logs / "a-data", tmp_path / "new", TokenizerConfig(), vectors="emb_81",
+                                         extend=old))
     assert "matched by creative id" in capsys.readouterr().out
     np.testing.assert_array_equal(new.codes, load_tokenizer(old).codes)
 
@@ -165,7 +170,9 @@ def test_tables_whose_features_are_cut_otherwise_are_not_copied(parts, dataset, 
     """The joint vocabulary has as many rows with one value less of a feature and one more of another."""
     from onepiece_comp.logs.features import check_copied_tables, joint_vocabulary
     schema, sizes = dataset.schema, {f.id: f.size - 1 for f in dataset.schema.item_features}
-    other = schema._replace(item_features=joint_vocabulary({**sizes, "100": sizes["100"] + 1, "101": sizes["101"] - 1}.items()))
+    other = schema._replace(item_features=joint_vocabulary({**sizes, "100": sizes["100"] + 1,
+                                                            "101": sizes["101"] - 1}.items()))
     check_copied_tables("run", schema, schema, with_ids=True)
-    with pytest.raises(InputError, match="run: found features 100 of 5 values, 101 of 6 values, expected 100 of 4 values, 101 of 7"):
+    with pytest.raises(InputError, match="run: found features 100 of 5 values, 101 of 6 values, expected 100 of 4 "
+                                         "values, 101 of 7"):
         check_copied_tables("run", other, schema, with_ids=True)

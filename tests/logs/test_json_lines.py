@@ -34,7 +34,8 @@ def plain_line(rng, user):
         profile = {"103": rng.randrange(0, 95), "106": [rng.randrange(0, 20) for _ in range(rng.randrange(0, 6))]}
         profile |= {"888": rng.choice([3, [1, 2]])} if rng.random() < 0.1 else {}
         place = rng.choice([len(records), len(records), rng.randrange(0, len(records) + 1)])
-        records.insert(place, [user, None, rng.choice([profile, profile, {}, None]), None, None, rng.choice([time, None])])
+        records.insert(place, [user, None, rng.choice([profile, profile, {}, None]), None, None,
+                               rng.choice([time, None])])
     return records
 
 
@@ -53,11 +54,13 @@ ODD_LINES = [  # what a JSON reader accepts and a scanner of the usual form does
     "   ",
 ]
 BAD_LINES = [
-    '[[5, 3, null, {"100": 1}, 0, 5]', '[[5, 3, null, {"100": 1}, 0]]', '[[5, 301, null, {}, 0, 5]]', "[]", "[[]]", "{}",
+    '[[5, 3, null, {"100": 1}, 0, 5]', '[[5, 3, null, {"100": 1}, 0]]', '[[5, 301, null, {}, 0, 5]]', "[]", "[[]]",
+    "{}",
     '[[5, 0, null, {}, 0, 5]]', '[[5, 3, null, {}, 3, 5]]', '[[5, 3, null, {}, 0, -5]]', '[[5, 3, null, {}, 0, 05]]',
     '[[5, 3, null, {}, 0, 5], [6, 3, null, {}, 0, 5]]', '[[5, 3, null, {"100" 1}, 0, 5]]', '[[5, 3, null, {}, 0, 5]] x',
     '[[5, 3, null, {}, 0, 1.5]]', '[[5, 3, null, [], 0, 5]]', '[[true, 3, null, {}, 0, 5]]', '[[5, 3, nul, {}, 0, 5]]',
-    '[[5, 3, null, {"100": 1,}, 0, 5]]', '[[5, 3, null, {}, 0, 9999999999999]]', '[[5, 3, null, {}, 0, 5],]', "\x00", "[[5",
+    '[[5, 3, null, {"100": 1,}, 0, 5]]', '[[5, 3, null, {}, 0, 9999999999999]]', '[[5, 3, null, {}, 0, 5],]', "\x00",
+    "[[5",
     '[[5, 3, null, {}, true, 5]]', '[["a, 3, null, {}, 0, 5]]', '[[5, null, [], null, null, 7]]', "[[[[[[[[",
 ]
 
@@ -94,7 +97,8 @@ def assert_same(plain, compiled):
 def test_lines_of_the_usual_form_are_read_alike(tmp_path, separators, end, monkeypatch):
     monkeypatch.setattr(sequences, "CHUNK", 4096)  # many chunks, so that lines cross their borders
     rng = random.Random(0)
-    lines = [json.dumps(plain_line(rng, f"user_{i}" if i % 3 == 0 else i + 1), separators=separators) for i in range(300)]
+    lines = [json.dumps(plain_line(rng, f"user_{i}" if i % 3 == 0 else i + 1), separators=separators)
+             for i in range(300)]
     path = tmp_path / "seq.jsonl"
     path.write_bytes((end.join(lines)).encode())
     plain, compiled = both(path, threads=2)
@@ -151,7 +155,8 @@ def test_offsets_must_be_the_starts_of_the_lines(tmp_path, stated, line):
 def test_the_dictionary_of_item_features_is_read_alike(tmp_path, tail, chunk, monkeypatch):
     monkeypatch.setattr(sequences, "CHUNK", chunk)
     rng = random.Random(4)
-    body = ", ".join(f'"{row}": {{"100": {rng.randrange(0, 9)}, "117": {row % 60}, "111": 4, "998": 1}}' for row in range(20, 60))
+    body = ", ".join(f'"{row}": {{"100": {rng.randrange(0, 9)}, "117": {row % 60}, "111": 4, "998": 1}}'
+                     for row in range(20, 60))
     path = tmp_path / "item_feat_dict.json"
     path.write_text("{" + body + tail + "}")
     found = []
@@ -168,7 +173,8 @@ def test_an_unknown_item_in_the_dictionary_is_named_by_both(tmp_path):
     path.write_text('{"1": {"100": 1}, "400": {"100": 1}, "2": {}}')
     for reader in ("plain", "compiled"):
         with pytest.raises(InputError, match="key 400"):
-            list(fill_item_features(path, ItemFeatures(ITEM_FEATURES, MOST_ITEM + 1), most_item=MOST_ITEM, reader=reader))
+            list(fill_item_features(path, ItemFeatures(ITEM_FEATURES, MOST_ITEM + 1), most_item=MOST_ITEM,
+                                    reader=reader))
 
 
 def _number_or_refused(text: bytes) -> tuple[int, int]:

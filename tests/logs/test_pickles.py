@@ -8,7 +8,8 @@ import pytest
 from onepiece_comp.logs import pickles as pickle_opcodes
 from onepiece_comp.logs.pickles import walk_opcodes
 
-VALUE = {"u": {"user_1": 1}, "i": {20_000_000_001: 2}, 3: [1.5, None, True, (), -7, "ä" * 300, b"x" * 70_000, 1 << 200],
+VALUE = {"u": {"user_1": 1}, "i": {20_000_000_001: 2}, 3: [1.5, None, True, (), -7, "ä" * 300,
+                                                                      b"x" * 70_000, 1 << 200],
          "a": np.arange(5), "again": ["user_1"] * 3}
 
 
@@ -25,9 +26,11 @@ def test_what_python_writes_passes(protocol, compiled, monkeypatch):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("data, reason", [
     (b"\x80\x02]r\xff\xff\xff\xff.", "memo"), (b"]p4294967295\n.", "memo"), (b"]q\x02.", "memo"), (b"]pxx\n.", "memo"),
-    (b"\x80\x04\x8d" + (1 << 60).to_bytes(8, "little") + b"abc.", "longer than the file"), (b"X\xff\x00\x00\x00a.", "longer"),
+    (b"\x80\x04\x8d" + (1 << 60).to_bytes(8, "little") + b"abc.", "longer than the file"),
+    (b"X\xff\x00\x00\x00a.", "longer"),
     (b"S'no end of line", "longer"), (b"c__main__\nno second line", "longer"), (b"\x95\x01", "longer"),
-    (b"I" + b"9" * 50 + b"\n.", "digits"), (b"\x8a\x50" + b"\x01" * 80 + b".", "digits"), (b"\xff.", "no opcode"), (b"", "no end")])
+    (b"I" + b"9" * 50 + b"\n.", "digits"), (b"\x8a\x50" + b"\x01" * 80 + b".", "digits"), (b"\xff.", "no opcode"),
+    (b"", "no end")])
 def test_what_lies_is_named_with_its_place(data, reason, compiled, monkeypatch):
     monkeypatch.setattr(pickle_opcodes, "_WORTH_COMPILING", 0 if compiled else 1 << 60)
     assert reason in walk_opcodes(data).wrong and "at byte" in walk_opcodes(data).wrong

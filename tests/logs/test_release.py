@@ -54,7 +54,8 @@ def release(tmp_path):
                       "106": values if rng.random() < 0.8 else None})
     rows = []
     for user in rng.permutation(np.arange(1, 100)):
-        events = [event(int(rng.integers(1, ITEMS + 1)), [0, 1, 2, None][rng.integers(0, 4)], int(rng.integers(0, 1 << 31)))
+        events = [event(int(rng.integers(1, ITEMS + 1)), [0, 1, 2, None][rng.integers(0, 4)],
+                        int(rng.integers(0, 1 << 31)))
                   for _ in range(int(rng.integers(0, 12)))]
         rows.append({"user_id": int(user), "seq": events if events or rng.random() < 0.5 else None})
     put(tmp_path / "seq", SEQ, rows[:40], [], rows[40:41], rows[41:])
@@ -62,7 +63,8 @@ def release(tmp_path):
     put(tmp_path / "item_feat", RECORDS, records[:20], records[20:])
     (tmp_path / "seq" / "_SUCCESS").touch()
     values = {fid: {i: i for i in range(1, 9)} for fid in ("100", "103", "106", "121")}
-    write_index(tmp_path / "indexer.pkl", Index({f"user_{i}": i for i in range(1, 100)}, {10 ** 10 + i: i for i in range(1, 51)}, values))
+    write_index(tmp_path / "indexer.pkl", Index({f"user_{i}": i for i in range(1, 100)},
+                                                {10 ** 10 + i: i for i in range(1, 51)}, values))
     return tmp_path, records, {user["user_id"]: user for user in users}, rows
 
 
@@ -74,8 +76,10 @@ def plain_lines(records, users, rows):
             if fid != "item_id" and value:
                 record.setdefault(row["item_id"], {}).setdefault(fid, value)
     for row in rows:
-        profile = {fid: value for fid, value in users.get(row["user_id"], {}).items() if fid != "user_id" and value is not None}
-        events = [Event(e["item_id"], record.get(e["item_id"], {}), e["action_type"], e["timestamp"]) for e in row["seq"] or []]
+        profile = {fid: value for fid, value in users.get(row["user_id"], {}).items() if fid != "user_id"
+                   and value is not None}
+        events = [Event(e["item_id"], record.get(e["item_id"], {}), e["action_type"],
+                        e["timestamp"]) for e in row["seq"] or []]
         stands = row["user_id"] in users or not events
         yield UserLine(row["user_id"], profile, max((e.time for e in events), default=0) if stands else None, events,
                        len(events) if stands else None)
@@ -125,7 +129,8 @@ def test_lines_say_what_the_rows_say_and_can_be_written_as_json_lines(release, t
     with SequenceWriter(tmp_path) as file:
         for line in lines:
             file.write(line)
-    ordered = [line._replace(events=line.events) for line in lines if line.events == sorted(line.events, key=lambda e: e.time)]
+    ordered = [line._replace(events=line.events) for line in lines if line.events == sorted(line.events,
+        key=lambda e: e.time)]
     read = {line.user: line for line in read_sequences(tmp_path / "seq.jsonl")}
     assert len(read) == len(lines) and all(read[line.user] == line for line in ordered)
 
@@ -147,7 +152,8 @@ def test_candidates_survive_writing_and_values_marked_as_cold_are_text(release):
     write_candidate_table(folder, kept, ["100", "121"])
     assert list(open_log(folder).candidates()) == kept
     row = parquet.read_table(folder / "candidate").to_pylist()[0]
-    assert row["121"] == {"cold_start": 1, "feature_value": "1210000077"} and row["100"] == {"cold_start": 0, "feature_value": "3"}
+    assert (row["121"] == {"cold_start": 1, "feature_value": "1210000077"}
+            and row["100"] == {"cold_start": 0, "feature_value": "3"})
 
 
 def test_a_part_has_as_many_rows_as_asked_for_whatever_the_row_groups(tmp_path):
@@ -155,7 +161,8 @@ def test_a_part_has_as_many_rows_as_asked_for_whatever_the_row_groups(tmp_path):
         for number in range(12):
             table.add(number)
     files = [parquet.ParquetFile(path) for path in sorted((tmp_path / "table").iterdir())]
-    assert [[file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] for file in files] == [[3, 2], [3, 2], [2]]
+    assert [[file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] for file in files] == [[3, 2],
+        [3, 2], [2]]
     assert parquet.read_table(tmp_path / "table")["number"].to_pylist() == list(range(12))
 
 
@@ -174,23 +181,37 @@ def cut_short(path):
 
 PART = "part-00000.snappy.parquet"
 SPOILED = {
-    "a missing column": (lambda f: spoil_column(f / "seq", "seq"), ["seq/" + PART, "no columns 'seq'", "there are: user_id"]),
-    "another type": (lambda f: spoil_column(f / "user_feat", "103", "text"), ["user_feat/" + PART, "column '103'", "found string", "int64"]),
-    "a list of numbers for the events": (lambda f: put(f / "seq", pa.schema([("user_id", pa.int64()), ("seq", pa.list_(pa.int64()))]), []),
+    "a missing column": (lambda f: spoil_column(f / "seq", "seq"),
+                         ["seq/" + PART, "no columns 'seq'", "there are: user_id"]),
+    "another type": (lambda f: spoil_column(f / "user_feat", "103", "text"),
+                     ["user_feat/" + PART, "column '103'", "found string", "int64"]),
+    "a list of numbers for the events": (lambda f: put(f / "seq",
+                                                       pa.schema([("user_id", pa.int64()),
+                                                                  ("seq", pa.list_(pa.int64()))]), []),
                                          ["column 'seq'", "found list<element: int64>", "list<struct<item_id int64"]),
-    "a file that is cut short": (lambda f: cut_short(f / "item_feat" / PART), ["item_feat/" + PART, "no readable Parquet"]),
-    "a file that is none": (lambda f: (f / "user_feat" / PART).write_text("user_id,103"), ["user_feat/" + PART, "no readable Parquet"]),
-    "an empty folder": (lambda f: [path.unlink() for path in (f / "item_feat").iterdir()], ["item_feat", "no .parquet file"]),
+    "a file that is cut short": (lambda f: cut_short(f / "item_feat" / PART),
+                                 ["item_feat/" + PART, "no readable Parquet"]),
+    "a file that is none": (lambda f: (f / "user_feat" / PART).write_text("user_id,103"),
+                            ["user_feat/" + PART, "no readable Parquet"]),
+    "an empty folder": (lambda f: [path.unlink() for path in (f / "item_feat").iterdir()],
+                        ["item_feat", "no .parquet file"]),
     "no folder": (lambda f: shutil.rmtree(f / "user_feat"), ["user_feat", "no such folder"]),
-    "an unknown item": (lambda f: put(f / "seq", SEQ, [{"user_id": 1, "seq": [event()]}] * 3 + [{"user_id": 9, "seq": [event(), event(51)]}]),
+    "an unknown item": (lambda f: put(f / "seq", SEQ,
+                                      [{"user_id": 1, "seq": [event()]}] * 3 + [{"user_id": 9,
+                                          "seq": [event(), event(51)]}]),
                         ["seq/" + PART + ": row 4", "item 51 in event 1", "1 to 50"]),
     "no item": (lambda f: put(f / "seq", SEQ, [{"user_id": 1, "seq": [None]}]), ["row 1", "item null in event 0"]),
-    "an action out of range": (lambda f: put(f / "seq", SEQ, [{"user_id": 1, "seq": [event(action=3)]}]), ["row 1", "action 3", "2 conversion"]),
-    "a negative time": (lambda f: put(f / "seq", SEQ, [{"user_id": 1, "seq": [event(time=-1)]}]), ["row 1", "time -1", "Unix seconds"]),
+    "an action out of range": (lambda f: put(f / "seq", SEQ, [{"user_id": 1, "seq": [event(action=3)]}]),
+                               ["row 1", "action 3", "2 conversion"]),
+    "a negative time": (lambda f: put(f / "seq", SEQ, [{"user_id": 1, "seq": [event(time=-1)]}]),
+                        ["row 1", "time -1", "Unix seconds"]),
     "a user of no number": (lambda f: put(f / "seq", SEQ, [{"user_id": None, "seq": []}]), ["row 1", "user null"]),
-    "a user on two rows": (lambda f: put(f / "user_feat", USERS, [{"user_id": 7}], [{"user_id": 7}]), ["user_feat", "user 7 on two rows"]),
-    "a feature that no vocabulary has": (lambda f: put(f / "user_feat", USERS, [{"user_id": 7, "103": 1 << 40}]), ["column '103'", "no feature value"]),
-    "a record of an unknown item": (lambda f: put(f / "item_feat", RECORDS, [{"item_id": 1}, {"item_id": 51}]), ["item_feat/" + PART + ": row 2", "item 51"]),
+    "a user on two rows": (lambda f: put(f / "user_feat", USERS, [{"user_id": 7}], [{"user_id": 7}]),
+                           ["user_feat", "user 7 on two rows"]),
+    "a feature that no vocabulary has": (lambda f: put(f / "user_feat", USERS, [{"user_id": 7, "103": 1 << 40}]),
+                                         ["column '103'", "no feature value"]),
+    "a record of an unknown item": (lambda f: put(f / "item_feat", RECORDS, [{"item_id": 1}, {"item_id": 51}]),
+                                    ["item_feat/" + PART + ": row 2", "item 51"]),
 }
 
 

@@ -1,4 +1,6 @@
-"""A parameter is what its layer declares: the innermost layer that knows it decides, and one that nobody knows is an error."""
+"""A parameter is what its layer declares: the innermost layer that knows it decides,
+and one that nobody knows is an error.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ class Inner(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight_DF, self.linear, self.table = nn.Parameter(torch.empty(400, 3)), nn.Linear(400, 5), nn.Embedding(7, 2)
+        self.weight_DF, self.linear, self.table = nn.Parameter(torch.empty(400, 3)), nn.Linear(400, 5), nn.Embedding(7,
+            2)
 
 
 class Outer(nn.Module):

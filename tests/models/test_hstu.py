@@ -29,14 +29,16 @@ def test_attention_equals_a_loop_over_heads_and_positions():
     for b in range(2):
         for h in range(2):
             for t in range(5):
-                slow = sum(F.silu(query[b, h, t] @ key[b, h, s] + bias[b, h, t, s]) / 9 * value[b, h, s] for s in range(t + 1))
+                slow = sum(F.silu(query[b, h, t] @ key[b, h, s] + bias[b, h, t, s]) / 9 * value[b, h,
+                    s] for s in range(t + 1))
                 torch.testing.assert_close(fast[b, h, t], slow, rtol=1e-5, atol=1e-6)
 
 
 def test_output_does_not_depend_on_padding_or_on_how_long_the_batch_is():
     block, x, time = _block(), torch.randn(1, 4, 8), torch.tensor([[10, 700, 5000, 90000]])
     alone = block(x, gaps(time))
-    padded = block(torch.cat([x, torch.randn(1, 5, 8)], 1), gaps(torch.cat([time, torch.zeros(1, 5, dtype=torch.long)], 1)))
+    padded = block(torch.cat([x, torch.randn(1, 5, 8)], 1),
+                   gaps(torch.cat([time, torch.zeros(1, 5, dtype=torch.long)], 1)))
     torch.testing.assert_close(padded[:, :4], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -68,7 +70,8 @@ def test_bias_gradient_equals_plain_indexing():
     ours = bias.position_HC.grad.clone(), bias.time_HC.grad.clone()
     bias.zero_grad()
     steps = torch.arange(3)
-    plain = bias.position_HC[:, (steps[:, None] - steps[None]).clamp_min(0)][None] + bias.time_HC[:, gap].transpose(0, 1)
+    plain = bias.position_HC[:, (steps[:, None] - steps[None]).clamp_min(0)][None] + bias.time_HC[:, gap].transpose(0,
+        1)
     torch.testing.assert_close(bias(gap), plain)
     (plain * weight).sum().backward()
     torch.testing.assert_close(ours[0], bias.position_HC.grad)
@@ -82,7 +85,8 @@ def test_cross_attention_reads_only_allowed_states():
     allowed = torch.tensor([[[True, True, False, False, False]]]).expand(1, 3, 5)
     changed = states.clone()
     changed[:, 2:] += 1
-    torch.testing.assert_close(block(query, block.memory(states), allowed), block(query, block.memory(changed), allowed))
+    torch.testing.assert_close(block(query, block.memory(states), allowed),
+                               block(query, block.memory(changed), allowed))
 
 
 def _moe(experts, active):
@@ -115,7 +119,8 @@ def test_experts_equal_a_loop_over_tokens(active):
 
 def _transformer(**settings):
     torch.manual_seed(0)
-    block = TransformerBlock(**{"width": 8, "heads": 2, "max_length": 12, "dropout": 0.0, "hidden": 6, **settings}).eval()
+    block = TransformerBlock(**{"width": 8, "heads": 2, "max_length": 12, "dropout": 0.0, "hidden": 6,
+                                **settings}).eval()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return block
@@ -154,7 +159,8 @@ def _turned(vector, position):
     return torch.cat([turned.real, turned.imag])
 
 
-@pytest.mark.parametrize("make", [_transformer, lambda **settings: HSTUBlock(width=8, heads=2, max_length=12, dropout=0.0, **settings)])
+@pytest.mark.parametrize("make", [_transformer, lambda **settings: HSTUBlock(width=8, heads=2, max_length=12,
+                                                                             dropout=0.0, **settings)])
 def test_rotary_blocks_see_distances_and_neither_padding_nor_the_future(make):
     block, x, time = make(rotary=True).eval(), torch.randn(1, 6, 8), torch.arange(6)[None] * 1000
     changed = x.clone()

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from onepiece_comp.models.losses import (
-    LossOptions, PairBias, RowBias, LossRows, binary_loss, load_gini, info_nce, load_balance, rows_per_block, softmax_loss)
+    LossOptions, PairBias, RowBias, LossRows, binary_loss, load_gini, info_nce, load_balance, rows_per_block,
+    softmax_loss)
 
 torch.manual_seed(0)
 BLOCK = rows_per_block(torch.empty(7, 1))
@@ -63,7 +64,8 @@ def test_only_the_hardest_negatives_count_and_none_that_is_like_the_target():
         narrowed = rows._replace(**some)
         fast, slow = softmax_loss(query, key, narrowed, *biases), _loop(query, key, narrowed, *biases)
         torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(torch.autograd.grad(fast, key)[0], torch.autograd.grad(slow, key)[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(fast, key)[0], torch.autograd.grad(slow, key)[0], rtol=1e-4,
+                                   atol=1e-5)
         assert fast < plain - 0.1
 
 
@@ -118,7 +120,8 @@ def test_biases_of_some_pairs_count_as_in_a_matrix_that_is_zero_elsewhere():
 
 def test_a_hidden_key_has_no_gradient_unless_it_is_the_target():
     query, key = torch.randn(1, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    rows = LossRows(torch.tensor([1]), torch.ones(1), hidden_BK=torch.tensor([[True, True, False]]), hidden_row_N=torch.tensor([0]))
+    rows = LossRows(torch.tensor([1]), torch.ones(1), hidden_BK=torch.tensor([[True, True, False]]),
+                    hidden_row_N=torch.tensor([0]))
     softmax_loss(query, key, rows).backward()
     assert key.grad[0].abs().sum() == 0
     assert key.grad[1].abs().sum() > 0 and key.grad[2].abs().sum() > 0
@@ -157,7 +160,8 @@ def test_without_logq_every_draw_counts_as_drawn():
     batch = _Batch([1], [2.5, 0.5, 1.0], [2, 3, 1])
     score = (query @ key.T)[0].double()
     by_hand = torch.logsumexp(score[[0, 0, 1, 2]], 0) - score[1]
-    torch.testing.assert_close(info_nce(query, key, batch, options=LossOptions(logq=False)).double(), by_hand, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(info_nce(query, key, batch, options=LossOptions(logq=False)).double(), by_hand,
+                               rtol=1e-5, atol=1e-6)
 
 
 def test_binary_loss_sets_one_sampled_item_against_the_target_unless_the_user_has_it():
@@ -208,7 +212,8 @@ def test_the_losses_of_some_rows_add_up_to_the_loss_of_all():
     query, key, trend = torch.randn(5, 4), torch.randn(3, 4), torch.randn(2, 3)
     batch, row = _Batch([0, 2, 1, 1, 0], [1, 2, 1], [1, 1, 3]), torch.tensor([1, 0, 0, 1, 1])
     batch.weight_N = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
-    parts = [info_nce(query[part], key, batch, RowBias(trend, row[part]), rows=part) for part in (slice(0, 2), slice(2, 5))]
+    parts = [info_nce(query[part], key, batch, RowBias(trend, row[part]), rows=part) for part in (slice(0, 2),
+        slice(2, 5))]
     torch.testing.assert_close(sum(parts), info_nce(query, key, batch, RowBias(trend, row)))
 
 

@@ -72,7 +72,8 @@ def test_pairs_know_what_a_lookup_of_all_knows():
     whole = trend.lookup(np.arange(ITEMS + 1), bucket=bucket, click_bucket=click_bucket)
     item, row = rng.integers(0, ITEMS + 1, 500), rng.integers(0, 30, 500)
     lately, feature, shown = trend.pairs(item, bucket=bucket[row], click_bucket=click_bucket[row])
-    known = {pair: values for *pair, values in zip(whole.row_P, whole.item_P, whole.feature_PW) for pair in [tuple(pair)]}
+    known = {pair: values for *pair, values in zip(whole.row_P, whole.item_P,
+                                                   whole.feature_PW) for pair in [tuple(pair)]}
     assert set(lately) == {n for n in range(500) if (row[n], item[n]) in known} and len(lately)
     np.testing.assert_array_equal(feature, [known[row[n], item[n]] for n in lately])
     np.testing.assert_array_equal(shown, whole.seen_RK[row, item])

@@ -1,4 +1,6 @@
-"""Target attention: each candidate as if alone, in both forms; the ranker starts from the first stage's order and learns."""
+"""Target attention: each candidate as if alone, in both forms;
+the ranker starts from the first stage's order and learns.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,8 @@ def _random_(module):
 
 
 def _ranker(kind, layers=2):
-    return _random_(TargetRanker(RankerConfig(kind=kind, width=WIDTH, layers=layers, heads=2, dropout=0.0), state_width=6,
+    return _random_(TargetRanker(RankerConfig(kind=kind, width=WIDTH, layers=layers, heads=2, dropout=0.0),
+                                 state_width=6,
                                  item_width=5, max_length=LONGEST))
 
 
@@ -30,7 +33,8 @@ def _given(seed=0, *, users=3, candidates=4):
     draw = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=draw)
     time = torch.randint(1, 40_000, (users, 6), generator=draw).cumsum(1)
-    return RankerInput(normal(users, 6, 6), normal(users, 6, 5), torch.randint(0, 4, (users, 6), generator=draw), gaps(time),
+    return RankerInput(normal(users, 6, 6), normal(users, 6, 5), torch.randint(0, 4, (users, 6), generator=draw),
+                       gaps(time),
                        torch.tensor([6, 3, 1])[:users], normal(users, candidates, 5),
                        normal(users, candidates, len(PARTS)), torch.ones(users, candidates, dtype=torch.bool))
 

@@ -16,7 +16,8 @@ from onepiece_comp.models.recommender import OnePiece
 from onepiece_comp.training.batches import TrainingBatches
 from onepiece_comp.training.optimisers import Muon, Optimisers, orthogonalise, parameter_groups
 
-CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, expert_width=8, dropout=0.0,
+CONFIG = ModelConfig(width=16, layers=2, heads=2, feature_width=4, id_width=4, embedding_width=4, expert_width=8,
+                     dropout=0.0,
                      id_dropout=0.0, hash_sizes=(17,), hash_width=3, latent_steps=2)
 
 
@@ -71,7 +72,8 @@ def test_each_part_of_the_input_reaches_the_output(model, dataset):
     """Take one part away at a time: a part that changes nothing is not connected."""
     users = np.arange(6)
     reference = _hidden(model, dataset, users)[1]
-    names = ("inputs.action_table.weight", "inputs.condition.action_table.weight", "inputs.time.week_hour_table.weight", "inputs.user_tower.table.weight", "item_tower.id_table.weight",
+    names = ("inputs.action_table.weight", "inputs.condition.action_table.weight", "inputs.time.week_hour_table.weight",
+             "inputs.user_tower.table.weight", "item_tower.id_table.weight",
              "item_tower.hash_tables.0.weight", "item_tower.feature_table.weight", "item_tower.project.81.weight",
              "item_tower.absent.82", "layers.0.block.bias.time_HC", "layers.1.block.bias.position_HC")
     parameters = dict(model.named_parameters())
@@ -101,7 +103,8 @@ def test_a_user_without_history_is_a_user_token(model, dataset):
 
 def _batches(dataset, **changes):
     settings = dict(stop=np.array(dataset.user_start[1:]), batch_users=16, max_events=100, sampled_negatives=20,
-                    action_weights=(1.0, 2.0, 3.0, 0.5), moment_lag_seconds=0.0, click_lag_seconds=0.0, horizon_seconds=1e9, seed=0)
+                    action_weights=(1.0, 2.0, 3.0, 0.5), moment_lag_seconds=0.0, click_lag_seconds=0.0,
+                    horizon_seconds=1e9, seed=0)
     return TrainingBatches(dataset, **{**settings, **changes})
 
 
@@ -146,7 +149,8 @@ def test_epochs_differ_in_order_and_a_later_start_sees_the_same_rest(dataset):
     whole = [batch.target_N for batch in batches.epoch(0)]
     rest = [batch.target_N for batch in batches.epoch(0, first_step=2)]
     assert len(rest) == len(whole) - 2 and all(torch.equal(a, b) for a, b in zip(rest, whole[2:]))
-    assert not all(len(a) == len(b) and torch.equal(a, b) for a, b in zip(whole, [b.target_N for b in batches.epoch(1)]))
+    assert not all(len(a) == len(b) and torch.equal(a, b) for a, b in zip(whole,
+                                                                          [b.target_N for b in batches.epoch(1)]))
 
 
 def _dense(found, items, rows):
@@ -159,7 +163,8 @@ def _dense(found, items, rows):
 def test_popularity_windows_hold_nothing_of_the_moment_itself_or_later(dataset):
     """Count by hand what was shown before the bucket of each moment, clicks up to an earlier bucket."""
     trend = dataset.trend
-    times, items, clicked = np.asarray(dataset.time_seconds), np.asarray(dataset.item_row), np.asarray(dataset.action) == 1
+    times, items = np.asarray(dataset.time_seconds), np.asarray(dataset.item_row)
+    clicked = np.asarray(dataset.action) == 1
     bucket = np.unique(trend.bucket_of(times))[::9]
     everything = np.arange(dataset.schema.items + 1)
     found = trend.lookup(everything, bucket=bucket, click_bucket=bucket - 5)
@@ -174,7 +179,8 @@ def test_popularity_windows_hold_nothing_of_the_moment_itself_or_later(dataset):
                     assert abs(dense[r, item, kind + window] - count) < 1e-3
                     if kind == 0:
                         first = bool(count and begin > trend.first_second and not (which & (times < begin)).any())
-                        assert np.log1p(dense[r, item, 3 * len(WINDOW_DAYS) + window]) == pytest.approx(float(first), abs=1e-6)
+                        assert np.log1p(dense[r, item, 3 * len(WINDOW_DAYS) + window]) == pytest.approx(float(first),
+                            abs=1e-6)
                         firsts += first
             moment = trend.first_second + b * trend.bucket_seconds
             assert found.seen_RK[r, item] == ((items == item) & (times < moment)).any()
@@ -191,7 +197,8 @@ def test_first_buckets_are_those_of_the_first_events(dataset):
 def test_the_tail_of_a_log_shorter_than_the_longest_window_is_the_log(dataset):
     trend = dataset.trend
     short = trend._replace(counts=np.asarray(trend.counts[:, :6 * 86400 // trend.bucket_seconds]))
-    everything, moment = np.arange(dataset.schema.items + 1), dict.fromkeys(("bucket", "click_bucket"), np.array([short.buckets]))
+    everything, moment = np.arange(dataset.schema.items + 1), dict.fromkeys(("bucket", "click_bucket"),
+                                                                            np.array([short.buckets]))
     whole, tail = (_dense(part.lookup(everything, **moment), len(everything), 1) for part in (short, short.tail()))
     np.testing.assert_array_equal(whole, tail)
     assert whole.any()
@@ -202,7 +209,8 @@ def test_the_tail_of_long_buckets_counts_like_the_log(hours):
     counts = np.concatenate([[[0, 0]], np.cumsum(np.full((5, 2), 10), 0)])[None].astype(np.int32)  # ten events a bucket
     trend = Trend(counts, 0, hours * 3600)
     asked = dict.fromkeys(("bucket", "click_bucket"))
-    windows = [part.lookup(np.array([0]), **dict.fromkeys(asked, np.array([part.buckets]))).feature_PW for part in (trend, trend.tail())]
+    windows = [part.lookup(np.array([0]), **dict.fromkeys(asked, np.array([part.buckets]))).feature_PW
+               for part in (trend, trend.tail())]
     np.testing.assert_array_equal(windows[0][:, :-2], windows[1][:, :-2])  # the last two are totals
     assert windows[0][0, 0] == pytest.approx(np.log(11))
 
@@ -217,7 +225,8 @@ def test_an_event_that_cannot_be_true_takes_no_memory():
 
 def test_the_tail_extended_by_later_events_counts_like_the_whole_log(dataset):
     """Cut the log, keep its tail, add the rest as later events of items in another order: the windows must agree."""
-    trend, cut, shuffle = dataset.trend, dataset.trend.buckets - 30, np.random.default_rng(0).permutation(dataset.schema.items + 1)
+    trend, cut = dataset.trend, dataset.trend.buckets - 30
+    shuffle = np.random.default_rng(0).permutation(dataset.schema.items + 1)
     early = Trend(np.asarray(trend.counts[:, :cut + 1]), trend.first_second, trend.bucket_seconds).tail()
     place = np.argsort(shuffle)
     longer = extended(early, shuffle, item=place[np.asarray(dataset.item_row)], clicked=np.asarray(dataset.action) == 1,
@@ -225,7 +234,8 @@ def test_the_tail_extended_by_later_events_counts_like_the_whole_log(dataset):
     shift = trend.buckets - longer.buckets
     for bucket in (cut, cut + 7, trend.buckets):
         whole = trend.lookup(shuffle, bucket=np.array([bucket]), click_bucket=np.array([cut]))
-        ours = longer.lookup(np.arange(len(shuffle)), bucket=np.array([bucket - shift]), click_bucket=np.array([cut - shift]))
+        ours = longer.lookup(np.arange(len(shuffle)), bucket=np.array([bucket - shift]),
+                             click_bucket=np.array([cut - shift]))
         np.testing.assert_allclose(_dense(ours, len(shuffle), 1), _dense(whole, len(shuffle), 1), atol=1e-6)
 
 
@@ -245,7 +255,8 @@ VARIANTS = [{}, {"block": "transformer"}, {"block": "transformer", "experts": 0,
 def test_training_lowers_both_losses(dataset, muon, variant):
     torch.manual_seed(0)
     model = OnePiece(replace(CONFIG, **variant), dataset.schema, random_codes(dataset.schema.items))
-    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=2, total_steps=40, muon=muon)
+    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=2,
+                            total_steps=40, muon=muon)
     batches = _batches(dataset, codes=model.codes.numpy())
     trace = []
     for step in range(40):
@@ -267,7 +278,8 @@ def test_every_parameter_has_one_optimiser_group_and_a_gradient(dataset, variant
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     model.losses(batches.batch(batches.users, np.random.default_rng(0)), semantic_weight=1.0).total.backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum()]
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None
+               or not parameter.grad.abs().sum()]
     assert without == ["item_tower.absent.81"]  # every item has that embedding
 
 
@@ -297,7 +309,8 @@ def test_muon_steps_a_matrix_behind_its_input_as_the_same_map_before_it(shape):
 
 def test_the_matrices_behind_their_input_are_told_from_the_others(dataset):
     model = OnePiece(CONFIG, dataset.schema, random_codes(dataset.schema.items))
-    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=1, total_steps=2)
+    optimisers = Optimisers(model, learning_rate=0.01, muon_learning_rate=0.02, weight_decay=0.0, warmup_steps=1,
+                            total_steps=2)
     behind = {id(p) for group in optimisers.muon.param_groups if group["inputs_first"] for p in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in behind}
     assert names == {f"layers.{layer}.moe.{matrix}" for layer in range(CONFIG.layers) for matrix in (
@@ -345,7 +358,8 @@ def test_trained_weights_move_at_their_own_rate_and_the_semantic_id_head_at_the_
         batches = _batches(dataset, codes=model.codes.numpy())
         model.losses(batches.batch(batches.users[:16], np.random.default_rng(0)), semantic_weight=1.0).total.backward()
         assert optimisers.step(0) == pytest.approx(0.01)
-        return {name: float((parameter - before[name]).detach().abs().max()) for name, parameter in model.named_parameters()}
+        return {name: float((parameter - before[name]).detach().abs().max())
+                for name, parameter in model.named_parameters()}
 
     full, tenth, none = moved(1.0), moved(0.1), moved(0.0)
     for name, distance in full.items():

@@ -46,12 +46,14 @@ def by_loop(similarity, item_ND, history, user, position):
             weight = math.exp(_STEP * float((similarity.time_HC[0, gap] + by_action).detach()))
             total += weight
             mixed = mixed + weight * torch.exp(sharpness * (metric @ metric[item] - 1))
-    return torch.exp(_STEP * similarity.scale[history.next_action_BT[user, position]]) * torch.log(mixed / total + floor)
+    return torch.exp(_STEP * similarity.scale[history.next_action_BT[user,
+                                                                     position]]) * torch.log(mixed / total + floor)
 
 
 def logits(similarity, item_ND, history):
     metric = similarity.metric(item_ND)
-    return similarity(metric[history.item_BT], metric, similarity.weigh(history, gaps(history.time_BT), next_action=True))
+    return similarity(metric[history.item_BT], metric, similarity.weigh(history, gaps(history.time_BT),
+                                                                        next_action=True))
 
 
 def test_a_loop_over_the_events_gives_the_same_logits_and_gradients():
@@ -72,7 +74,8 @@ def test_gradients_are_those_of_plain_autograd():
     metric = similarity.metric(item_ND)
     weighing = similarity.weigh(history, gaps(history.time_BT), next_action=True)
     kernel = torch.exp(_SHARPNESS * (similarity.sharpness * _STEP).exp() * (metric[history.item_BT] @ metric.T - 1))
-    plain = weighing.scale_BT[..., None] * torch.log(weighing.weight_BTS @ kernel + _FLOOR * (similarity.floor * _STEP).exp())
+    plain = weighing.scale_BT[..., None] * torch.log(weighing.weight_BTS @ kernel + _FLOOR
+                                                     * (similarity.floor * _STEP).exp())
     for a, b in zip(ours, torch.autograd.grad((plain * weight).sum(), wanted)):
         assert b.abs().sum() > 0
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -85,7 +88,8 @@ def test_a_user_alone_without_padding_and_with_own_keys_gets_the_same():
         alone = History(history.item_BT[1:2, :3], history.action_BT[1:2, :3], history.next_action_BT[1:2, :3],
                         history.time_BT[1:2, :3], history.length_B[1:2], history.user_token, history.length_B[1:2] * 0)
         torch.testing.assert_close(logits(similarity, item_ND, alone)[0], together[1, :3], rtol=1e-4, atol=1e-5)
-        metric, weighing = similarity.metric(item_ND), similarity.weigh(history, gaps(history.time_BT), next_action=True)
+        metric, weighing = similarity.metric(item_ND), similarity.weigh(history, gaps(history.time_BT),
+                                                                        next_action=True)
         own = torch.tensor([[4, 2], [1, 1], [8, 3]])
         few = similarity(metric[history.item_BT], metric[own], weighing.last(history))[:, 0]
     for user, last in enumerate(history.length_B - 1):
@@ -102,7 +106,8 @@ def test_the_last_position_in_blocks_has_the_logits_of_all_at_once(monkeypatch, 
     weighing = similarity.weigh(history, gaps(history.time_BT), next_action=True).last(history)
     torch.testing.assert_close(similarity.of_last(metric[history.item_BT], metric, weighing), whole)
     some = torch.tensor([[1, 8, 3, 3], [0, 2, 4, 6], [7, 6, 5, 1]])
-    torch.testing.assert_close(similarity.of_last(metric[history.item_BT], metric, weighing, some), whole.gather(1, some))
+    torch.testing.assert_close(similarity.of_last(metric[history.item_BT], metric, weighing, some),
+                               whole.gather(1, some))
 
 
 def test_an_item_like_the_history_beats_one_unlike_it():
@@ -110,7 +115,8 @@ def test_an_item_like_the_history_beats_one_unlike_it():
     similarity.project.weight.data = torch.eye(2)
     item_ND = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.9, 0.1], [-1.0, 0.3]])
     one = torch.tensor([[0, 1]])
-    history = History(one, one * 0, one * 0, one * 0 + 5, torch.tensor([2]), torch.zeros(0, dtype=torch.long), torch.zeros(1))
+    history = History(one, one * 0, one * 0, one * 0 + 5, torch.tensor([2]), torch.zeros(0, dtype=torch.long),
+                      torch.zeros(1))
     after = logits(similarity, item_ND, history)[0]
     assert after[1, 2] > after[1, 3] + 1
     assert torch.allclose(after[0], after[0, :1])  # before any event all are alike
@@ -121,7 +127,8 @@ def test_a_loss_taken_some_users_at_a_time_equals_that_of_all_at_once(dataset, m
     config = ModelConfig(width=16, layers=1, heads=2, expert_width=8, dropout=0.0, id_dropout=0.0, similarity_width=8,
                          trend=trend)
     torch.manual_seed(0)
-    codes = torch.randint(0, 9, (dataset.schema.items + 1, 2), generator=torch.Generator().manual_seed(0)) if ids else None
+    codes = (torch.randint(0, 9, (dataset.schema.items + 1, 2), generator=torch.Generator().manual_seed(0)) if ids
+             else None)
     if ids:
         codes[[0, 3]] = -1
     model = OnePiece(config, dataset.schema, codes)

@@ -1,4 +1,6 @@
-"""The ranker as a stage: lists as of their moments, an order that only a kept ranker changes, checkpoints that belong."""
+"""The ranker as a stage: lists as of their moments, an order that only a kept ranker changes,
+checkpoints that belong.
+"""
 
 import dataclasses
 import json
@@ -23,9 +25,12 @@ from onepiece_comp.stages.train_ranker import train_ranker
 from onepiece_comp.training.checkpoint import MODEL, find_checkpoint, load_checkpoint
 from onepiece_comp.training.weights import load_tensors, save_tensors
 
-SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
-        "train.epochs=1", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=6", "train.threads=1",
-        "train.device=cpu", "infer.threads=1", "infer.device=cpu", "infer.survivors=30", "infer.union=10", "ranker.width=8",
+SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4",
+        "model.expert_width=8",
+        "train.epochs=1", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=6",
+        "train.threads=1",
+        "train.device=cpu", "infer.threads=1", "infer.device=cpu", "infer.survivors=30", "infer.union=10",
+        "ranker.width=8",
         "ranker.examples=40", "ranker.depth=20", "ranker.epochs=2", "ranker.threads=1", "ranker.device=cpu",
         "ranker.learning_rate=0.01", "infer.cache=false")
 CONFIG, CPU = load_config("tiny", None, SETS), torch.device("cpu")
@@ -53,7 +58,8 @@ def _long(dataset):
 
 def _past(joint, dataset, event):
     owner = np.searchsorted(np.asarray(dataset.user_start), event, side="right") - 1
-    return PastUsers(load_checkpoint(joint, CPU), dataset, dataclasses.replace(CONFIG.infer, mode="cascade"), user=owner,
+    return PastUsers(load_checkpoint(joint, CPU), dataset, dataclasses.replace(CONFIG.infer, mode="cascade"),
+                     user=owner,
                      event=event, trained=TrainConfig(horizon_days=1), seed=0, device=CPU)
 
 

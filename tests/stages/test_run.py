@@ -1,4 +1,6 @@
-"""The whole flow: a small world and the real sample from log to score, a second call that reuses, the README's commands."""
+"""The whole flow: a small world and the real sample from log to score, a second call that reuses,
+the README's commands.
+"""
 
 import json
 import re
@@ -32,8 +34,10 @@ def world(tmp_path_factory):
 
 def test_a_world_ends_with_every_user_scored_beside_the_baselines_and_its_ceiling(world):
     report = json.loads((world / "work" / "score.json").read_text())
-    assert {"retrieval", "beam", "cascade", "popularity", "popularity_day", "item_knn", "random", "ceiling"} <= set(report["against"])
-    assert report["missing_users"] == 0 and report["users"] == len((world / "work" / "split" / "truth.jsonl").read_text().splitlines())
+    assert {"retrieval", "beam", "cascade", "popularity", "popularity_day", "item_knn", "random",
+            "ceiling"} <= set(report["against"])
+    assert (report["missing_users"] == 0
+            and report["users"] == len((world / "work" / "split" / "truth.jsonl").read_text().splitlines()))
     assert report["against"]["ceiling"]["score"]["mean"] > 2 * report["against"]["popularity_day"]["score"]["mean"]
     result = json.loads((world / "work" / "result" / "result.json").read_text())
     same = json.loads((world / "work" / "result" / "cascade.json").read_text())
@@ -71,12 +75,14 @@ def test_what_was_replaced_since_is_not_reused(world, tmp_path):
     with moving_aside(print):
         preprocess(work / "split" / "train", work / "dataset", PreprocessConfig(embeddings=()))
     sets = [*SETS, "infer.beam=5"]
-    with pytest.raises(InputError, match="found dataset, dataset/.* is not as it was written; retrieval, made from another output"):
+    with pytest.raises(InputError, match="found dataset, dataset/.* is not as it was written; retrieval, made from "
+                                         "another output"):
         run_all(world / "raw", work, load_config("tiny", None, sets))
     shutil.rmtree(work / "dataset")
     shutil.copytree(world / "work" / "dataset", work / "dataset")
     (work / "joint" / "run.json").write_text((work / "joint" / "run.json").read_text() + " ")
-    with pytest.raises(InputError, match="found joint, joint/run.json is not as it was written; result, made from another"):
+    with pytest.raises(InputError, match="found joint, joint/run.json is not as it was written; result, made from "
+                                         "another"):
         run_all(world / "raw", work, load_config("tiny", None, sets))
 
 
@@ -181,12 +187,14 @@ def test_a_killed_training_of_the_flow_goes_on_where_it_stood(world, tmp_path, c
         run_all(world / "raw", work, load_config("tiny", None, [*SETS, "infer.beam=5"]))
     run_all(world / "raw", work, load_config("tiny", None, [*SETS, "infer.beam=5"]))
     assert "resuming after step" in capsys.readouterr().out
-    first, second = (json.loads((place / "result" / "result.json").read_text())["top10s"] for place in (world / "work", work))
+    first, second = (json.loads((place / "result" / "result.json").read_text())["top10s"] for place in (world / "work",
+        work))
     assert first == second
 
 
 def test_the_real_sample_flows_from_log_to_score(data_dir, tmp_path):
-    report = json.loads(run_all(data_dir / "tencentgr_1k_sample", tmp_path / "work", load_config("tiny", None, SETS)).read_text())
+    report = json.loads(run_all(data_dir / "tencentgr_1k_sample", tmp_path / "work",
+                                load_config("tiny", None, SETS)).read_text())
     assert report["users"] == 39 and report["missing_users"] == 0
     tokenizer = json.loads((tmp_path / "work" / "tokenizer" / "tokenizer.json").read_text())
     assert tokenizer["figures"]["after"][-1]["shared"] == 0
@@ -194,7 +202,8 @@ def test_the_real_sample_flows_from_log_to_score(data_dir, tmp_path):
 
 def test_every_command_of_the_readme_and_the_docs_exists_with_its_options():
     pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    lines = [line.split("#")[0].split() for page in pages for line in page.read_text().splitlines() if line.startswith("    onepiece-comp ")]
+    lines = [line.split("#")[0].split() for page in pages for line in page.read_text().splitlines()
+             if line.startswith("    onepiece-comp ")]
     assert len(lines) >= 10
     for words in lines:
         assert words[1] in COMMANDS
@@ -206,7 +215,8 @@ def test_the_readme_and_the_docs_name_only_settings_and_files_that_exist():
     config = load_config()
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text()
-        for section, name in re.findall(r"\b(synthesize|split|preprocess|tokenizer|model|train|infer|score)\.([a-z_]+)\b(?!\.)", text):
+        sections = "synthesize|split|preprocess|tokenizer|model|train|infer|score"
+        for section, name in re.findall(rf"\b({sections})\.([a-z_]+)\b(?!\.)", text):
             if name not in ("py", "json", "jsonl", "log", "md", "pt"):
                 assert hasattr(getattr(config, section), name), (page.name, section, name)
         for target in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -1,4 +1,6 @@
-"""Ablation ladders: every row under one split, the best under more seeds, resumed where they stopped, errors that name the place."""
+"""Ablation ladders: every row under one split, the best under more seeds, resumed where they stopped,
+errors that name the place.
+"""
 
 import json
 import shutil
@@ -50,7 +52,8 @@ def test_every_row_runs_and_the_best_by_validation_run_again(done):
         assert (value["difference"] is None) == name.startswith("whole")
         if value["difference"]:
             mean, low, high = value["difference"]
-            assert low <= mean <= high and mean == pytest.approx(value["score"] - found[f"whole, seed {name[-1]}"]["score"])
+            assert (low <= mean <= high
+                    and mean == pytest.approx(value["score"] - found[f"whole, seed {name[-1]}"]["score"]))
     page = (done / "work" / "ablation.html").read_text()
     assert "no experts" in page and "not run" not in page
     table = [line.split(" | ") for line in (done / "work" / "ablation.md").read_text().splitlines()[2:]]
@@ -86,7 +89,8 @@ def test_another_split_or_another_log_is_prepared_anew(raw_log, tmp_path, capsys
     first = made()
     ablate(ladder(tmp_path), raw_log, tmp_path / "work", hours=0.0)
     assert made() == first
-    ablate(ladder(tmp_path, head=COMMON.replace("auto_cut: 0.7", "auto_cut: 0.5")), raw_log, tmp_path / "work", hours=0.0)
+    ablate(ladder(tmp_path, head=COMMON.replace("auto_cut: 0.7", "auto_cut: 0.5")), raw_log, tmp_path / "work",
+           hours=0.0)
     second = made()
     assert second > first
     other = Path(shutil.copytree(raw_log, tmp_path / "other"))
@@ -138,8 +142,10 @@ def test_a_row_may_start_from_another_preset_and_takes_the_settings_for_all(tmp_
 def test_a_row_whose_loss_comes_apart_is_a_finding_and_the_others_run(raw_log, tmp_path, capsys):
     wild = "  wild: {train: {learning_rate: 1.0e+30, muon_learning_rate: 1.0e+30}}\n"
     for times in range(2):
-        page = ablate(ladder(tmp_path, "  whole: {}\n" + wild + "  no experts: {model: {experts: 0}}\n"), raw_log, tmp_path / "work", seeds=1)
-        assert set(figures(tmp_path)) == {"whole, seed 0", "no experts, seed 0"} and page.read_text().count("diverged") >= 4
+        page = ablate(ladder(tmp_path, "  whole: {}\n" + wild + "  no experts: {model: {experts: 0}}\n"), raw_log,
+                      tmp_path / "work", seeds=1)
+        assert (set(figures(tmp_path)) == {"whole, seed 0", "no experts, seed 0"}
+                and page.read_text().count("diverged") >= 4)
         assert ("== wild" in capsys.readouterr().out) == (times == 0)
     with pytest.raises(InputError, match="the .* is nan"):  # there is nothing to compare with
         ablate(ladder(tmp_path, wild + "  whole: {}\n"), raw_log, tmp_path / "work", seeds=1)
@@ -151,7 +157,8 @@ def test_differences_to_a_first_row_that_is_another_now_are_made_anew(raw_log, t
     capsys.readouterr()
     if change == "version":
         monkeypatch.setattr(ablation, "__version__", "9.9")
-    ablate(ladder(tmp_path, "  first: {joint: %s}\n  no experts: {model: {experts: 0}}\n" % str(change == "joint").lower()), raw_log,
+    ablate(ladder(tmp_path, "  first: {joint: %s}\n  no experts: {model: {experts: 0}}\n" % str(change
+        == "joint").lower()), raw_log,
            tmp_path / "work", seeds=1)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
     assert printed == ["== first, seed 0", "== no experts, seed 0"]

@@ -17,7 +17,8 @@ def test_a_planted_power_lies_within_the_interval_and_beats_the_others():
     low, high = interval("power", SIZES, loss, resamples=60)[2]
     assert low <= 0.4 <= high and high - low < 0.6
     judged = {one.law.name: one for one in judge(SIZES, loss)}
-    assert min(judged, key=lambda name: judged[name].aic) == "power" == min(judged, key=lambda name: judged[name].left_out)
+    assert min(judged, key=lambda name: judged[name].aic) == "power" == min(judged,
+                                                                            key=lambda name: judged[name].left_out)
 
 
 def test_a_planted_line_in_the_logarithm_is_found():
@@ -57,7 +58,8 @@ def test_aic_is_of_least_squares_so_that_a_far_point_tells_for_no_law():
     best = lambda a: np.linalg.lstsq(np.stack([np.ones(len(SIZES)), SIZES ** -a], 1), loss, rcond=None)[1][0]
     loss = planted(lambda size: 4.0 + 60 / size ** 0.4)
     law = fit("power", SIZES, loss, robust=False)
-    assert ((loss - law.at(SIZES)) ** 2).sum() == pytest.approx(min(best(a) for a in np.geomspace(0.01, 3, 2000)), rel=1e-3)
+    assert ((loss - law.at(SIZES)) ** 2).sum() == pytest.approx(min(best(a) for a in np.geomspace(0.01, 3, 2000)),
+                                                                rel=1e-3)
 
 
 def test_the_frontier_has_the_runs_that_no_cheaper_one_equals():
@@ -70,7 +72,8 @@ def test_a_power_is_never_worse_than_a_constant_even_where_the_loss_rises():
     assert laws["power"] == pytest.approx(laws["constant"], rel=1e-3)
     through_zero = planted(lambda size: 60 / size ** 0.4, noise=0.0)
     assert fit("power", SIZES, through_zero).values == pytest.approx((0, 60, 0.4), abs=1e-2, rel=1e-2)
-    assert fit("power", SIZES, planted(lambda size: 8 - 0.3 * np.log(size))).values[0] >= 0  # a free line would go below
+    # a free line would go below
+    assert fit("power", SIZES, planted(lambda size: 8 - 0.3 * np.log(size))).values[0] >= 0
 
 
 def test_few_points_are_judged_by_the_size_left_out():

@@ -1,4 +1,6 @@
-"""The page over runs: whole from part of the files, runs in pairs, drawings that say what they stand for, a browser's view."""
+"""The page over runs: whole from part of the files, runs in pairs, drawings that say what they stand for,
+a browser's view.
+"""
 
 import json
 import shutil
@@ -29,11 +31,13 @@ def work(folder, shift):
     """A work folder with a log, a funnel and a result that finds user u at place u + 1 + shift."""
     for name in ("retrieval", "result", "split"):
         (folder / name).mkdir(parents=True)
-    lines = [{"global_step": 10 * n, "Loss/retrieval": 5.0 - n, "gradient_norm": 1.0, "expert_gini": 0.1} for n in range(1, 4)]
+    lines = [{"global_step": 10 * n, "Loss/retrieval": 5.0 - n, "gradient_norm": 1.0,
+              "expert_gini": 0.1} for n in range(1, 4)]
     (folder / "retrieval" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"global_st')
     steps = [{"step": "candidates", "per_user": 500.0}, {"step": "best 100", "per_user": 100.0, "targets": 0.75}]
     (folder / "result" / "funnel.json").write_text(json.dumps({
-        "mode": "retrieval", "users_per_second": 3, "filled": {}, "steps": [*steps, {"step": "ten", "per_user": 10.0, "targets": 0.5}]}))
+        "mode": "retrieval", "users_per_second": 3, "filled": {},
+        "steps": [*steps, {"step": "ten", "per_user": 10.0, "targets": 0.5}]}))
     truth = [{"user": f"u{n}", "item": 7, "action": 1, "time": 9} for n in range(8)]
     (folder / "split" / "truth.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truth))
     ten = lambda place: [*range(100, 100 + place), 7, *range(200, 209 - place)]
@@ -63,7 +67,8 @@ def test_figures_bear_the_cut_that_they_were_scored_at_and_those_of_other_cuts_s
     text = report([places["five"]], tmp_path / "one.html").read_text()
     assert "HR@5" in text and "score@5" in text and "HR@10" not in text
     drawn = []
-    monkeypatch.setattr("onepiece_comp.studies.report.interval_chart", lambda rows, **more: drawn.extend(rows) or interval_chart(rows, **more))
+    monkeypatch.setattr("onepiece_comp.studies.report.interval_chart",
+                        lambda rows, **more: drawn.extend(rows) or interval_chart(rows, **more))
     both = report(list(places.values()), tmp_path / "both.html").read_text()
     assert [list(values) for label, values in drawn if "5" in label] == [["five"]] * 3
     assert [list(values) for label, values in drawn if "10" in label or label == "score"] == [["ten"]] * 3
@@ -74,7 +79,8 @@ def test_figures_bear_the_cut_that_they_were_scored_at_and_those_of_other_cuts_s
 
 
 def test_nothing_on_the_page_comes_from_elsewhere(page):
-    assert not [one for one in ElementTree.parse(page).getroot().iter() if one.tag.endswith(("script", "link", "img", "iframe"))]
+    assert not [one for one in ElementTree.parse(page).getroot().iter() if one.tag.endswith(("script", "link", "img",
+        "iframe"))]
 
 
 def test_runs_that_answered_the_same_truth_are_compared_user_by_user(page):
@@ -115,12 +121,14 @@ def test_a_browser_shows_the_page_without_looking_elsewhere(page, tmp_path):
     if browser is None:
         pytest.skip("no chromium on this machine")
     made = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=1000",
-                           f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+                           f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()], capture_output=True, text=True,
+                           timeout=120)
     assert "Paired differences" in made.stdout and made.stdout.count("<svg") >= 4
 
 
 def score_of(folder, name="score.json"):
-    return score(folder / "result" / "result.json", folder / "split" / "truth.jsonl", ScoreConfig(resamples=20), out=folder / name)
+    return score(folder / "result" / "result.json", folder / "split" / "truth.jsonl", ScoreConfig(resamples=20),
+                 out=folder / name)
 
 
 def test_a_page_shows_the_score_that_the_stage_wrote_and_none_of_another_result(tmp_path):
@@ -141,9 +149,11 @@ def test_settings_of_the_ranking_and_what_the_runs_read_are_compared(tmp_path):
     for folder, mode, data in zip(folders, ("cascade", "retrieval"), ("one", "two")):
         funnel = json.loads((folder / "result" / "funnel.json").read_text())
         (folder / "result" / "funnel.json").write_text(json.dumps({**funnel, "settings": {"mode": mode, "beam": 20}}))
-        (folder / "retrieval" / "config.json").write_text(json.dumps({"dataset": data, "version": "1", "model": {"width": 8}, "train": {}}))
+        (folder / "retrieval" / "config.json").write_text(json.dumps({"dataset": data, "version": "1",
+                                                                      "model": {"width": 8}, "train": {}}))
     score_of(folders[0])
-    table = next(part for section in _comparison(dict(zip("ab", folders))) for part in section.parts if isinstance(part, Table))
+    table = next(part for section in _comparison(dict(zip("ab", folders))) for part in section.parts if isinstance(part,
+        Table))
     assert table.rows == [("infer.mode", "cascade", "retrieval"), ("dataset", "one", "two")]
 
 
@@ -155,24 +165,31 @@ def test_names_of_any_length_stay_inside_their_drawing():
     assert set(names) < {one.text for one in texts}
     for one in texts:
         x, long = float(one.get("x")), 7 * len(one.text)
-        assert 0 <= (x - long if one.get("text-anchor") == "end" else x) and (x if one.get("text-anchor") == "end" else x + long) <= width, one.text
+        assert 0 <= (x - long if one.get("text-anchor") == "end" else x) and (x if one.get("text-anchor") == "end"
+                                                                              else x + long) <= width, one.text
     marks = [(one.tag, one.get("fill")) for one in drawn.iter() if one.tag.endswith(("circle", "rect"))]
     assert len(set(marks[:8])) == 8  # eight series are told apart
 
 
 def test_names_that_no_page_may_hold_are_replaced(tmp_path):
-    page = write_report(tmp_path / "page.html", "odd \x01 \udcff name", [Section("one", [Table("t", ("a",), [("\x0b",)])])])
+    page = write_report(tmp_path / "page.html", "odd \x01 \udcff name",
+                        [Section("one", [Table("t", ("a",), [("\x0b",)])])])
     assert "odd \ufffd \ufffd name" in "".join(ElementTree.parse(page).getroot().itertext())
 
 
 def items_work(folder, items):
-    """A work folder of some items with a tokenizer and vectors, the even ones in another direction than the odd ones."""
+    """A work folder of some items with a tokenizer and vectors,
+    the even ones in another direction than the odd ones.
+    """
     for name in ("tokenizer", "dataset", "joint"):
         (folder / name).mkdir(parents=True)
-    creative, codes = np.append(0, 7000 + np.arange(items)), np.column_stack([np.arange(-1, items)] * 2).astype(np.int32)
-    tokenizer = Tokenizer(codes, creative, 2, max(items, 2), "fsq", {}, creative, creative[:0], codes[:0], {}, Space("emb_81", {}, ()))
+    creative, codes = np.append(0, 7000 + np.arange(items)), np.column_stack([np.arange(-1,
+        items)] * 2).astype(np.int32)
+    tokenizer = Tokenizer(codes, creative, 2, max(items, 2), "fsq", {}, creative, creative[:0], codes[:0], {},
+                          Space("emb_81", {}, ()))
     write_json(folder / "tokenizer" / "tokenizer.json", {
-        **write_tokenizer_columns(folder / "tokenizer", tokenizer), "codes_per_level": max(items, 2), "config": {}, "item_space": "",
+        **write_tokenizer_columns(folder / "tokenizer", tokenizer), "codes_per_level": max(items, 2), "config": {},
+        "item_space": "",
         "levels": 2, "quantiser": "fsq", "vectors": "emb_81", "figures": {"after": [{"unique": items, "shared": 0.0}]}})
     write_json(folder / "dataset" / "schema.json", {})
     np.save(folder / "dataset" / "creative_id.npy", creative)
@@ -204,12 +221,16 @@ def test_the_score_is_shown_by_how_often_training_saw_the_target(tmp_path, monke
     counts, drawn = [0, 4, 5, 19, 20, 99, 100, 1000], []
     for folder in ("dataset", "split", "result"):
         (tmp_path / folder).mkdir()
-    np.save(tmp_path / "dataset" / "creative_id.npy", np.array([0, *range(101, 108)]))  # the first target is in no training
+    # the first target is in no training
+    np.save(tmp_path / "dataset" / "creative_id.npy", np.array([0, *range(101, 108)]))
     np.save(tmp_path / "dataset" / "item_count.npy", np.array([0, *counts[1:]]))
     write_truth(tmp_path / "split" / "truth.jsonl", [Truth(f"u{n}", 100 + n, 1, 1000) for n in range(8)])
     answers = [[100 + n if counts[n] >= 20 else 999, *range(200, 209)] for n in range(8)]
-    write_json(tmp_path / "result" / "result.json", {"time": 1.0, "top10s": answers, "user": [f"u{n}" for n in range(8)]})
-    monkeypatch.setattr(run_sections, "interval_chart", lambda rows, **more: drawn.extend(rows) or interval_chart(rows, **more))
+    write_json(tmp_path / "result" / "result.json",
+               {"time": 1.0, "top10s": answers, "user": [f"u{n}" for n in range(8)]})
+    monkeypatch.setattr(run_sections, "interval_chart", lambda rows, **more: drawn.extend(rows) or interval_chart(rows,
+        **more))
     run_sections._popularity(tmp_path)
     assert [(label, values["score"][0]) for label, values in drawn] == [
-        ("never in training (1)", 0), ("1-4 events (1)", 0), ("5-19 events (2)", 0), ("20-99 events (2)", 1), ("100+ events (2)", 1)]
+        ("never in training (1)", 0), ("1-4 events (1)", 0), ("5-19 events (2)", 0), ("20-99 events (2)", 1),
+        ("100+ events (2)", 1)]

@@ -49,7 +49,8 @@ def test_a_grid_goes_on_where_it_stopped_and_judges_each_objective_by_its_own_lo
     assert [(row["retrieval"] is None, row["semantic"] is None, row["score"] is None) for row in rows] == [
         (False, True, False), (True, False, True), (False, False, False)] * 2
     assert rows[0]["dense"] < rows[3]["dense"] and rows[0]["events"] > 1.5 * rows[3]["events"]
-    assert all(len(row["codes"]) == 2 and sum(row["codes"]) == pytest.approx(row["semantic"]) for row in rows if row["semantic"])
+    assert all(len(row["codes"]) == 2 and sum(row["codes"]) == pytest.approx(row["semantic"]) for row in rows
+               if row["semantic"])
     assert [row["beside"] for row in rows] == [False] * 3 + [True] * 3
     capsys.readouterr()
     grid.write_text(GRID.replace("width: 8}", "width: 8, layers: 2}"))
@@ -80,7 +81,8 @@ def test_users_and_ids_of_other_settings_are_made_anew(dataset, tmp_path, capsys
     assert made(keep_users(dataset.path, tmp_path / "part", np.array([1, 4])) / "schema.json") == before
     keep_users(dataset.path, tmp_path / "part", np.array([1, 5]))
     assert made(first) > before
-    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(len(load_column(dataset.path, "creative_id")), 4)).astype(np.float32))
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(len(load_column(dataset.path,
+        "creative_id")), 4)).astype(np.float32))
     marker, config = tmp_path / "ids" / "tokenizer.json", TokenizerConfig()
     ids = lambda *asked: (keep_ids(dataset.path, tmp_path / "ids", *asked), made(marker))[1]
     vectors = str(tmp_path / "vectors.npy")
@@ -89,7 +91,8 @@ def test_users_and_ids_of_other_settings_are_made_anew(dataset, tmp_path, capsys
     np.save(tmp_path / "vectors.npy", np.load(tmp_path / "vectors.npy") * 2)  # other vectors in the same file
     again = ids(TokenizerConfig(seed=1), vectors)
     assert again > times[2]
-    np.save(tmp_path / "vectors_ids.npy", load_column(dataset.path, "creative_id"))  # the same vectors, of items named now
+    # the same vectors, of items named now
+    np.save(tmp_path / "vectors_ids.npy", load_column(dataset.path, "creative_id"))
     assert ids(TokenizerConfig(seed=1), vectors) > again
 
 
@@ -99,8 +102,10 @@ def test_the_frontier_is_of_means_over_seeds():
     assert [(one["row"], loss) for one, loss in _frontier(rows, "InfoNCE")] == [("small", 7.0), ("middle", 6.5)]
 
 
-@pytest.mark.parametrize("part", ["{objectives: [nce]}", "{seed: 1}", "{seeds: '2'}", "{seeds: 0}", "{data: {b: 0.5}}", "{data: {a: 2}}",
-                                  "{beside: [b]}", "{held_out: 1.0}", "[a]", "{objectives: [[InfoNCE]]}", "{beside: [[a]]}", "{beside: [{a: 1}]}"])
+@pytest.mark.parametrize("part", ["{objectives: [nce]}", "{seed: 1}", "{seeds: '2'}", "{seeds: 0}", "{data: {b: 0.5}}",
+                                  "{data: {a: 2}}",
+                                  "{beside: [b]}", "{held_out: 1.0}", "[a]", "{objectives: [[InfoNCE]]}",
+                                  "{beside: [[a]]}", "{beside: [{a: 1}]}"])
 def test_a_grid_with_an_error_is_refused_with_its_place(tmp_path, part):
     (tmp_path / "grid.yaml").write_text(f"rows:\n  a: {{}}\nscaling: {part}\n")
     with pytest.raises(InputError, match="grid.yaml: scaling"):
@@ -109,7 +114,8 @@ def test_a_grid_with_an_error_is_refused_with_its_place(tmp_path, part):
 
 def test_a_cell_whose_loss_comes_apart_is_a_finding_and_the_others_run(dataset, tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
-    grid.write_text(GRID.replace("narrow: {model: {width: 8}}", "wild: {train: {learning_rate: 1.0e+30, muon_learning_rate: 1.0e+30}}"
+    grid.write_text(GRID.replace("narrow: {model: {width: 8}}",
+                                 "wild: {train: {learning_rate: 1.0e+30, muon_learning_rate: 1.0e+30}}"
                                  ).replace("[InfoNCE, ids, both]", "[InfoNCE]"))
     for times in range(2):
         page = scaling(grid, dataset.path, tmp_path / "out")
@@ -120,7 +126,8 @@ def test_a_cell_whose_loss_comes_apart_is_a_finding_and_the_others_run(dataset, 
 
 def test_a_grid_of_infonce_alone_needs_no_vectors_for_ids(dataset, tmp_path):
     grid = tmp_path / "grid.yaml"
-    grid.write_text(GRID.replace("[InfoNCE, ids, both]", "[InfoNCE], vectors: none-such").replace("half: {}", "half: {}\n  both: {}"))
+    grid.write_text(GRID.replace("[InfoNCE, ids, both]", "[InfoNCE], vectors: none-such").replace("half: {}",
+        "half: {}\n  both: {}"))
     page = scaling(grid, dataset.path, tmp_path / "out", hours=0.0)
     assert page.read_text().count("not run") == 3
 
@@ -141,7 +148,8 @@ def test_a_dataset_without_users_to_train_on_is_refused(dataset, tmp_path):
 def test_the_step_size_of_adamw_falls_with_the_root_of_the_width(tmp_path):
     """A row of four times the width of 64 steps half as far, one of a quarter twice; Muon scales its steps itself."""
     (tmp_path / "grid.yaml").write_text("config: {train: {learning_rate: 0.002, muon_learning_rate: 0.02}}\nrows:\n"
-                                        + "".join(f"  w{width}: {{model: {{width: {width}}}}}\n" for width in (16, 64, 256)))
+                                        + "".join(f"  w{width}: {{model: {{width: {width}}}}}\n" for width in (16, 64,
+                                            256)))
     found = {row.name: settings_of(Cell(row, "InfoNCE", 0, 1.0)).train for row in read_ladder(tmp_path / "grid.yaml")}
     assert [found[f"w{width}"].learning_rate for width in (16, 64, 256)] == pytest.approx([0.004, 0.002, 0.001])
     assert {train.muon_learning_rate for train in found.values()} == {0.02}

@@ -30,7 +30,8 @@ def dataset(tmp_path):
 
 def made(dataset, out, *, settings=None, **asked):
     """The page and the figures of a report."""
-    page = tokenizer_report(dataset, out, TokenizerConfig(codes=16, **settings or {}), **{"sources": ["emb_81"], **asked})
+    page = tokenizer_report(dataset, out, TokenizerConfig(codes=16, **settings or {}),
+                            **{"sources": ["emb_81"], **asked})
     return page.read_text("utf-8"), json.loads(out.with_suffix(".json").read_text())
 
 
@@ -43,7 +44,8 @@ def test_each_row_has_the_figures_that_building_that_tokenizer_stores(dataset, t
     assert figures["rows"][0]["before"][-1]["shared"] > 0 and figures["rows"][0]["items_without_vector"] == 9
     for row in figures["rows"]:
         config = TokenizerConfig(codes=16, quantiser=quantiser, resolve=row["rule"])
-        out = build_tokenizer(dataset, tmp_path / f"{row['rule']}-{row['vectors'] == fusion}", config, vectors=row["vectors"])
+        out = build_tokenizer(dataset, tmp_path / f"{row['rule']}-{row['vectors'] == fusion}", config,
+                              vectors=row["vectors"])
         stored = json.loads((out / "tokenizer.json").read_text())["figures"]
         for key in ("before", "after", "moved", "overflowed", "variance", "items", "items_without_vector"):
             assert row[key] == stored[key], (row["rule"], key)
@@ -51,7 +53,8 @@ def test_each_row_has_the_figures_that_building_that_tokenizer_stores(dataset, t
 
 def test_a_quantiser_is_fitted_and_encodes_once_for_all_rules(dataset, tmp_path, monkeypatch):
     fits, fit = [], report_module.fit_quantiser
-    monkeypatch.setattr(report_module, "fit_quantiser", lambda *asked: (fits.append(asked[2].quantiser), fit(*asked))[1])
+    monkeypatch.setattr(report_module, "fit_quantiser", lambda *asked: (fits.append(asked[2].quantiser),
+                                                                        fit(*asked))[1])
     made(dataset, tmp_path / "report.html", quantisers=["fsq", "residual_kmeans", "fsq"])
     assert fits == ["fsq", "residual_kmeans"]
 
@@ -98,7 +101,8 @@ def test_a_combination_that_cannot_be_is_a_row_that_says_why_and_the_others_stan
     vectors[1:40] = 1  # 39 items of one vector: more than a counter of 16 can tell apart
     vectors[40:] = np.random.default_rng(1).normal(size=(81, 2))
     np.save(tmp_path / "crowd.npy", vectors)
-    page, figures = made(dataset, tmp_path / "report.html", settings={"levels": 3}, sources=[str(tmp_path / "crowd.npy")],
+    page, figures = made(dataset, tmp_path / "report.html", settings={"levels": 3},
+                         sources=[str(tmp_path / "crowd.npy")],
                          quantisers=["nested_kmeans", "residual_kmeans"], rules=["counter", "assignment"])
     why = {(row["quantiser"], row["rule"]): row.get("impossible") for row in figures["rows"]}
     nested, overflow = "nested k-means with 3 levels", "items of one id for a counter of 16"

@@ -129,7 +129,8 @@ def test_a_run_s_vectors_are_matched_by_creative_id_and_refused_for_another_data
     np.save(run / "item_vectors.npy", np.concatenate([np.zeros((1, 4)), vectors[other]]).astype(np.float32))
     np.save(run / "item_ids.npy", np.concatenate([[0], creative[other]]))
     for source in ({"checkpoint": run}, {"vectors": str(run / "item_vectors.npy")}):
-        made = build_tokenizer(tmp_path / "dataset_a", tmp_path / next(iter(source)), TokenizerConfig(codes=8), **source)
+        made = build_tokenizer(tmp_path / "dataset_a", tmp_path / next(iter(source)), TokenizerConfig(codes=8),
+                               **source)
         np.testing.assert_array_equal(load_tokenizer(made, "space of 30").codes[1:], expected)
     np.save(run / "item_ids.npy", np.concatenate([[0], creative[other] + 1]))
     with pytest.raises(InputError, match="found 29 of the dataset's 30 items, and 1 others"):
@@ -144,7 +145,8 @@ def test_vector_files_without_ids_must_have_a_row_per_item_row_and_sources_must_
     build_tokenizer(dataset, tmp_path / "b", stage, vectors=str(file))
     np.testing.assert_array_equal(load_tokenizer(tmp_path / "b", "space of 30").codes[1:], expected)
     for rows, message in ((vectors, "found 30 rows"), (np.full((31, 4), np.nan), "30 vectors with values such as nan"),
-                          (np.eye(31, 4) * 1e19, "3 vectors with values such as 1e.19, expected finite numbers of at most 65,504"),
+                          (np.eye(31, 4) * 1e19,
+                           "3 vectors with values such as 1e.19, expected finite numbers of at most 65,504"),
                           (np.eye(31, 4) * -66e3, "3 vectors with values such as -6.6e"),
                           (np.zeros((31, 4)), "no vector for any of 30 items"), (np.ones(31), r"float64 \[31\]")):
         np.save(file, rows)

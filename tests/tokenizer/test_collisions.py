@@ -27,7 +27,8 @@ def resolve(vectors, codes, books, rule, **more):
 def crowd(items, seed, size=8):
     """Items of which most stand under one first word, with the codes of their nearest words."""
     generator = np.random.default_rng(seed)
-    books = [generator.normal(size=(size, 3)).astype(np.float32), 0.3 * generator.normal(size=(size, 3)).astype(np.float32)]
+    books = [generator.normal(size=(size, 3)).astype(np.float32),
+             0.3 * generator.normal(size=(size, 3)).astype(np.float32)]
     vectors = (books[0][generator.choice(size, items, p=[0.6, 0.2] + [0.2 / (size - 2)] * (size - 2))]
                + 0.4 * generator.normal(size=(items, 3))).astype(np.float32)
     return vectors, additive(books).encode(vectors), books
@@ -249,7 +250,8 @@ def hungarian(cost):
     items, size = cost.shape
     row_price, price, owner = np.zeros(items + 1), np.zeros(size + 1), np.zeros(size + 1, int)
     for item in range(1, items + 1):
-        owner[0], at, low, done, back = item, 0, np.full(size + 1, np.inf), np.zeros(size + 1, bool), np.zeros(size + 1, int)
+        owner[0], at, low, done, back = item, 0, np.full(size + 1, np.inf), np.zeros(size + 1, bool), np.zeros(size + 1,
+            int)
         while owner[at]:
             done[at] = True
             reach = np.append(np.inf, cost[owner[at] - 1] - row_price[owner[at]] - price[1:])

@@ -146,7 +146,8 @@ def test_a_fusion_is_extended_in_the_space_of_its_words(tmp_path):
     left, right = fused(tmp_path)
     far = np.random.default_rng(4).normal(size=(90, 7)) * [1, 30, 1, 5, 40, 1, 1] + 20
     ids = np.concatenate([500 + np.arange(60), 900 + np.arange(90)])
-    later = two_sources(tmp_path / "later", ids, np.concatenate([left, far[:, :4]]), np.concatenate([right, far[:, 4:]]))
+    later = two_sources(tmp_path / "later", ids, np.concatenate([left, far[:, :4]]),
+                        np.concatenate([right, far[:, 4:]]))
     build_tokenizer(later, tmp_path / "b", TokenizerConfig(), vectors="emb_81+emb_82:2", extend=tmp_path / "a")
     old, new = load_tokenizer(tmp_path / "a"), load_tokenizer(tmp_path / "b")
     np.testing.assert_array_equal(new.codes_of(500 + np.arange(60))[:, 0], old.codes_of(100 + np.arange(60))[:, 0])
@@ -172,7 +173,8 @@ def test_vectors_of_a_fusion_are_the_same_again_in_its_frames(tmp_path):
 
 def test_a_fusion_s_frames_are_under_the_checksum_and_a_fusion_without_them_is_not_extended(tmp_path):
     fused(tmp_path)
-    axes, marker = np.load(tmp_path / "a" / "fusion_axes_1.npy"), json.loads((tmp_path / "a" / "tokenizer.json").read_text())
+    axes = np.load(tmp_path / "a" / "fusion_axes_1.npy")
+    marker = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
     np.save(tmp_path / "a" / "fusion_axes_1.npy", 2 * axes)
     with pytest.raises(InputError, match="differ from their checksum"):
         load_tokenizer(tmp_path / "a")
@@ -190,8 +192,10 @@ def test_a_fusion_s_frames_are_under_the_checksum_and_a_fusion_without_them_is_n
 @pytest.mark.parametrize("earlier, now, same", [
     ("emb_81", "emb_81", True), ("emb_81", "emb_82", False), ("emb_81", "emb_81:2", False), ("emb_81", "v.npy", False),
     ("v.npy", "emb_81", False), ("old/run", "moved/run", True), ("v.npy", "moved/v.npy", True),
-    ("run", "run/item_vectors.npy", True), ("emb_81+run:2", "emb_81+moved:2", True), ("emb_81+run", "run+emb_81", False),
-    ("emb_81+run:2", "emb_81+run:3", False), ("emb_81+emb_82", "emb_82+emb_81", False), ("emb_81+run", "emb_81", False)])
+    ("run", "run/item_vectors.npy", True), ("emb_81+run:2", "emb_81+moved:2", True),
+    ("emb_81+run", "run+emb_81", False),
+    ("emb_81+run:2", "emb_81+run:3", False), ("emb_81+emb_82", "emb_82+emb_81", False),
+    ("emb_81+run", "emb_81", False)])
 def test_embeddings_keep_their_names_and_weights_and_other_sources_may_have_moved(earlier, now, same):
     assert same_sources(earlier, named_sources(now)) == same
 

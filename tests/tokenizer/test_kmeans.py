@@ -1,4 +1,6 @@
-"""Codebooks: planted clusters are found, both searches agree, balance levels the load, equal input gives equal words."""
+"""Codebooks: planted clusters are found, both searches agree, balance levels the load,
+equal input gives equal words.
+"""
 
 import numpy as np
 import pytest
@@ -28,7 +30,8 @@ def test_planted_clusters_get_a_word_each(search):
     word = codebook.nearest(points)[:, 0]
     if search == "exact":
         assert len({(m, w) for m, w in zip(member.tolist(), word.tolist())}) == len(set(word.tolist())) == 30
-    assert error(points, codebook) < (0.1 if search == "exact" else 0.2 * np.square(points - points.mean(0)).sum(1).mean())
+    assert error(points, codebook) < (0.1 if search == "exact"
+                                      else 0.2 * np.square(points - points.mean(0)).sum(1).mean())
 
 
 def test_lists_come_close_to_looking_at_every_word_where_points_lie_in_a_tree_of_clusters():
@@ -83,7 +86,8 @@ def test_balance_levels_how_many_items_a_word_has():
     draw = np.random.default_rng(0)
     points = (draw.normal(size=(4000, 4)) * draw.exponential(1, (4000, 1))).astype(np.float32)
     plain, even = (fit_codebook(points, 64, iterations=10, seed=0, balance=balance) for balance in (0.0, 2.0))
-    loads = [np.bincount(codebook.nearest(points)[:, 0], minlength=64).max() / (4000 / 64) for codebook in (plain, even)]
+    loads = [np.bincount(codebook.nearest(points)[:, 0], minlength=64).max() / (4000 / 64) for codebook in (plain,
+        even)]
     assert loads[0] > 10 and loads[1] < 3 and error(points, even) < 3 * error(points, plain)
 
 
@@ -101,7 +105,8 @@ def test_more_words_than_different_points_are_the_points_and_zeros():
     assert error(points, codebook) == 0 and (codebook.words[3:] == 0).all()
 
 
-@pytest.mark.parametrize("settings, message", [({"seeding": "best"}, "tokenizer.seeding: found 'best', expected one of auto"),
+@pytest.mark.parametrize("settings, message",
+                         [({"seeding": "best"}, "tokenizer.seeding: found 'best', expected one of auto"),
                                                ({"search": "fast"}, "tokenizer.search: found 'fast'")])
 def test_unknown_ways_are_named(settings, message):
     with pytest.raises(InputError, match=message):

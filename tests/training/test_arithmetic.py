@@ -19,7 +19,8 @@ CONFIG = ModelConfig(width=32, layers=2, heads=2, expert_width=24, decoder_layer
 def batch(dataset):
     batches = TrainingBatches(
         dataset, stop=np.array(dataset.user_start[1:]), batch_users=20, max_events=100, sampled_negatives=30,
-        action_weights=(1.0,) * 4, moment_lag_seconds=0.0, click_lag_seconds=0.0, horizon_seconds=1e9, seed=0, popularity=False)
+        action_weights=(1.0,) * 4, moment_lag_seconds=0.0, click_lag_seconds=0.0, horizon_seconds=1e9, seed=0,
+        popularity=False)
     return next(batches.epoch(0))
 
 

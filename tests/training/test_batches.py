@@ -241,7 +241,8 @@ def test_making_ahead_makes_one_batch_at_most_and_leaves_no_thread_behind():
     assert len(asked) <= 3 and threading.active_count() == threads
 
 
-@pytest.mark.parametrize("changes", [{}, {"negative_power": 0.75}, {"bank_batches": 3}, {"negative_power": 1.0, "bank_batches": 1},
+@pytest.mark.parametrize("changes", [{}, {"negative_power": 0.75}, {"bank_batches": 3},
+                                     {"negative_power": 1.0, "bank_batches": 1},
                                      {"ranks": 2, "shared_negatives": True, "negative_power": 0.5}])
 def test_what_logq_expects_is_how_often_keys_are_drawn(dataset, changes):
     """Rare and common items apart, over many steps; steps in which an item is no key count as well."""
@@ -262,7 +263,8 @@ def test_what_logq_expects_is_how_often_keys_are_drawn(dataset, changes):
 
 
 def test_actions_that_are_trained_on_are_those_before_the_held_out_that_have_weight(dataset):
-    stop = dataset.user_start[1:] - (np.arange(len(dataset.user_start) - 1) % 2)  # every other user's last event is held out
+    # every other user's last event is held out
+    stop = dataset.user_start[1:] - (np.arange(len(dataset.user_start) - 1) % 2)
     action = np.concatenate([dataset.action[start:end] for start, end in zip(dataset.user_start, stop)])
     hoped = np.bincount(action, minlength=4)
     assert _batches(dataset, stop=stop).trained_actions().tolist() == hoped.tolist()

@@ -1,4 +1,6 @@
-"""What a checkpoint holds is held against its own description before it is used: damaged and made-up ones end in a line."""
+"""What a checkpoint holds is held against its own description before it is used:
+damaged and made-up ones end in a line.
+"""
 
 import json
 import shutil
@@ -60,7 +62,8 @@ def load_like(copy):
                           for name, value in json.loads((copy / CONFIG).read_text())["model"].items()})
 
 
-_NUMBERS = ("width", "layers", "heads", "max_events", "feature_width", "id_width", "embedding_width", "latent_steps", "experts",
+_NUMBERS = ("width", "layers", "heads", "max_events", "feature_width", "id_width", "embedding_width", "latent_steps",
+            "experts",
             "similarity_width", "hash_sizes", "hash_width")
 
 
@@ -95,17 +98,22 @@ def test_tensors_that_the_description_does_not_have_are_refused(copy, change):
 
 
 @pytest.mark.parametrize("change", [
-    *(lambda stored, name=name: stored.pop(name) and None for name in ("model", "infer", "schema", "dataset", "evaluation")),
-    *(lambda stored, name=name: stored.__setitem__(name, 7) for name in ("model", "infer", "schema", "dataset", "evaluation", "actions")),
+    *(lambda stored, name=name: stored.pop(name) and None for name in ("model", "infer", "schema", "dataset",
+                                                                       "evaluation")),
+    *(lambda stored, name=name: stored.__setitem__(name, 7) for name in ("model", "infer", "schema", "dataset",
+                                                                         "evaluation", "actions")),
     lambda stored: stored.__setitem__("actions", [1, 2, -3, 4]),
     lambda stored: stored["infer"].__setitem__("beam", 0),
     lambda stored: stored["infer"].__setitem__("action", "purchase"),
     lambda stored: stored["model"].__setitem__("temperature", 0),
     lambda stored: stored["model"].__setitem__("stranger", 1),
-    *(lambda stored, name=name: stored["schema"].pop(name) and None for name in ("items", "item_features", "embeddings", "item_space")),
+    *(lambda stored, name=name: stored["schema"].pop(name) and None for name in ("items", "item_features", "embeddings",
+        "item_space")),
     *(lambda stored, value=value: stored["schema"].__setitem__("items", value) for value in (-1, 2**70, "x", 1.5, 3)),
-    *(lambda stored, value=value: stored["schema"].__setitem__("item_features", value) for value in (7, [[1]], [["1", 2**70, 0]],
-                                                                                                     [["1", 3, 5]], ["ab"])),
+    *(lambda stored, value=value: stored["schema"].__setitem__("item_features", value) for value in (7, [[1]],
+        [["1", 2**70, 0]],
+                                                                                                     [["1", 3, 5]],
+        ["ab"])),
     lambda stored: stored["schema"].__setitem__("embeddings", {"81": 2**70}),
     lambda stored: stored["schema"].__setitem__("embeddings", [81]),
     lambda stored: stored["schema"].__setitem__("trend_bucket_seconds", 0),
@@ -117,7 +125,8 @@ def test_descriptions_that_cannot_be_are_refused_with_their_file(copy, change):
     _refused(copy, str(copy))
 
 
-@pytest.mark.parametrize("counts", [np.zeros((3, 2, 2), np.int32), np.zeros(4, np.int32), np.full((80, 2, 2), -1, np.int32),
+@pytest.mark.parametrize("counts", [np.zeros((3, 2, 2), np.int32), np.zeros(4, np.int32),
+                                    np.full((80, 2, 2), -1, np.int32),
                                     np.zeros((80, 2, 2), np.float32), np.zeros((80, 0, 2), np.int32)])
 def test_popularity_counts_of_another_catalogue_are_refused(copy, counts):
     np.save(copy / "trend_counts.npy", counts)

@@ -23,8 +23,10 @@ from onepiece_comp.training.devices import Ranks, Replicas, count_replicas
 from onepiece_comp.training.loop import Loop
 from onepiece_comp.training.weights import load_tensors
 
-SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
-        "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5", "train.threads=1",
+SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4",
+        "model.expert_width=8",
+        "train.epochs=4", "train.batch_users=8", "train.sampled_negatives=30", "train.validation_users=5",
+        "train.threads=1",
         "train.device=cpu", "train.checkpoints=2", "train.save_minutes=0", "train.table_optimiser=adam_rows")
 
 EXACT = ("model.dropout=0", "model.id_dropout=0", "model.balance_weight=0", "train.moment_lag_hours=0",
@@ -72,11 +74,13 @@ def _logged(run):
 @pytest.fixture(scope="module")
 def in_turn(dataset, tmp_path_factory):
     """One device that takes two batches before each step."""
-    return train(dataset.path, tmp_path_factory.mktemp("turns") / "run", load_config("tiny", None, [*SETS, "train.accumulate=2"]))
+    return train(dataset.path, tmp_path_factory.mktemp("turns") / "run",
+                 load_config("tiny", None, [*SETS, "train.accumulate=2"]))
 
 
 def _torchrun(script, *arguments, dataset, run):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *arguments,
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+               *arguments,
                "train", str(dataset.path), str(run), *(part for text in SETS for part in ("--set", text))]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return lambda *more: subprocess.run([*command, *more], capture_output=True, text=True, timeout=120,
@@ -102,14 +106,16 @@ def test_a_run_goes_on_with_as_many_batches_a_step_whoever_takes_them(dataset, i
 
 def test_two_batches_in_turn_are_another_run_than_one(dataset, in_turn, tmp_path):
     alone = _weights(train(dataset.path, tmp_path / "run", load_config("tiny", None, list(SETS))))
-    assert not torch.allclose(alone["item_tower.linear.weight"], _weights(in_turn)["item_tower.linear.weight"], atol=1e-3)
+    assert not torch.allclose(alone["item_tower.linear.weight"], _weights(in_turn)["item_tower.linear.weight"],
+                              atol=1e-3)
 
 
 def test_two_ranks_end_there_too_even_after_one_was_killed_and_one_asked_to_end(dataset, in_turn, tmp_path):
     script, run = tmp_path / "rank.py", tmp_path / "run"
     script.write_text(RANK + "main()")
     killed = _torchrun(script, "SIGKILL", "5", dataset=dataset, run=run)()
-    assert killed.returncode and "no longer answers" in killed.stderr and "Traceback (most recent call last):\n  File \"/tmp" not in killed.stderr
+    assert (killed.returncode and "no longer answers" in killed.stderr
+            and "Traceback (most recent call last):\n  File \"/tmp" not in killed.stderr)
     asked = _torchrun(script, "SIGTERM", "8", dataset=dataset, run=run)("--resume")
     assert asked.returncode and asked.stdout.count("resuming after step 5") == 1  # one rank speaks
     assert load_tensors(run / "resume.pt")["progress"][0] == 9 and not (run / "run.json").exists()
@@ -136,7 +142,8 @@ def test_ranks_that_share_the_tables_end_there_too_and_one_process_can_go_on(dat
 def test_shared_tables_go_with_nothing_that_copies_models(dataset, tmp_path):
     for change in ("train.average=0.9", "train.replicas=2"):
         with pytest.raises(InputError, match="train.shard_tables"):
-            train(dataset.path, tmp_path / change, load_config("tiny", None, [*SETS, "train.shard_tables=true", change]))
+            train(dataset.path, tmp_path / change,
+                  load_config("tiny", None, [*SETS, "train.shard_tables=true", change]))
 
 
 def test_a_rank_that_meets_nobody_ends_with_a_line(monkeypatch):
@@ -191,8 +198,10 @@ def test_with_shared_negatives_the_mean_loss_and_gradient_are_those_of_one_batch
         model.zero_grad()
         losses = [model.losses(batch, semantic_weight=0.5, conditioned_weight=0.3) for batch in batches]
         (sum(part.total for part in losses) / len(losses)).backward()
-        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic", "conditioned")],
-                {name: parameter.grad.to_dense() for name, parameter in model.named_parameters() if parameter.grad is not None})
+        return ([sum(getattr(part, name) for part in losses) / len(losses) for name in ("retrieval", "semantic",
+            "conditioned")],
+                {name: parameter.grad.to_dense() for name, parameter in model.named_parameters()
+                 if parameter.grad is not None})
 
     shared = TrainingBatches(dataset, **settings, ranks=2, shared_negatives=True).epoch(0, count=2)
     for joint in Joint(dataset, **settings).epoch(0):
@@ -205,11 +214,13 @@ def test_with_shared_negatives_the_mean_loss_and_gradient_are_those_of_one_batch
 
 @pytest.mark.parametrize("how", ["train.accumulate=2", "train.replicas=2"])
 def test_a_run_with_shared_negatives_is_that_of_one_batch_with_all_users(dataset, tmp_path, monkeypatch, how):
-    shared = train(dataset.path, tmp_path / "shared", load_config("tiny", None, [*SETS, *EXACT, "train.shared_negatives=true", how]))
+    shared = train(dataset.path, tmp_path / "shared",
+                   load_config("tiny", None, [*SETS, *EXACT, "train.shared_negatives=true", how]))
     monkeypatch.setattr(training_loop, "TrainingBatches", Joint)
     joint = train(dataset.path, tmp_path / "joint", load_config("tiny", None, [*SETS, *EXACT]))
     _close(_weights(shared), _weights(joint))
-    assert _logged(shared) == pytest.approx(_logged(joint), rel=1e-4)  # clipped, gradients of any scale move the weights alike
+    # clipped, gradients of any scale move the weights alike
+    assert _logged(shared) == pytest.approx(_logged(joint), rel=1e-4)
 
 
 def test_replicas_sum_their_gradients_and_share_the_weights():

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("interference", Path(__file__).resolve().parents[2] / "benchmarks" / "interference.py")
+SPEC = importlib.util.spec_from_file_location("interference",
+                                              Path(__file__).resolve().parents[2] / "benchmarks" / "interference.py")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def test_a_planted_angle_is_found_under_noise_that_hides_it_in_each_batch(interf
     first, second = np.eye(400)[0], np.eye(400)[0] * 0.6 - np.eye(400)[1] * 0.8
     found = interference.compare(gradients(first, 2.0, 1), gradients(second, 2.0, 2))
     assert found.together < 0.3 and found.true == pytest.approx(0.6, abs=0.15) and 0.02 < found.error < 0.2
-    assert found.first == pytest.approx(0.2, abs=0.06)  # 1 / (1 + 2 * 2), what two batches of one objective have in common
+    # 1 / (1 + 2 * 2), what two batches of one objective have in common
+    assert found.first == pytest.approx(0.2, abs=0.06)
 
 
 def test_noise_that_both_share_in_a_batch_is_no_agreement_of_the_objectives(interference):

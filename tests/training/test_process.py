@@ -43,7 +43,8 @@ def test_freed_blocks_are_used_again_inside_and_given_back_at_the_end():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_large_blocks_are_mapped_again_after_an_error_inside():
     """In a process of its own: a block that fits into what earlier tests left free in the heap is not mapped."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_process; test_process.map_after_an_error()"
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+            "import test_process; test_process.map_after_an_error()")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

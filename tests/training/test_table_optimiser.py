@@ -188,9 +188,12 @@ def test_the_bytes_of_an_id_are_those_that_are_held(model, optimiser, precision)
     assert bytes_per_id(model, optimiser) == (row.numel() * row.element_size(), size / len(table.weight))
 
 
-SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4", "model.expert_width=8",
-        "model.hash_sizes=[17]", "model.hash_width=4", "train.epochs=2", "train.batch_users=8", "train.sampled_negatives=30",
-        "train.validation_users=5", "train.threads=1", "train.device=cpu", "train.checkpoints=1", "train.save_minutes=0")
+SETS = ("model.width=16", "model.feature_width=4", "model.id_width=4", "model.embedding_width=4",
+        "model.expert_width=8",
+        "model.hash_sizes=[17]", "model.hash_width=4", "train.epochs=2", "train.batch_users=8",
+        "train.sampled_negatives=30",
+        "train.validation_users=5", "train.threads=1", "train.device=cpu", "train.checkpoints=1",
+        "train.save_minutes=0")
 
 
 @pytest.mark.parametrize("changes", [["train.table_optimiser=adam_rows"],

@@ -1,4 +1,6 @@
-"""Training and inference as stages: the same twice, unbroken by a kill, refused with other data; checkpoints are whole."""
+"""Training and inference as stages: the same twice, unbroken by a kill, refused with other data;
+checkpoints are whole.
+"""
 
 import json
 import os
@@ -58,12 +60,14 @@ def joint(dataset, retrieval, tokenizer):
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, retrieval, tmp_path):
     assert _equal(_weights(retrieval), _weights(train(dataset.path, tmp_path / "again", train_config())))
-    assert not _equal(_weights(retrieval), _weights(train(dataset.path, tmp_path / "other", train_config("train.seed=1"))))
+    assert not _equal(_weights(retrieval),
+                      _weights(train(dataset.path, tmp_path / "other", train_config("train.seed=1"))))
 
 
 def test_two_threads_give_the_same_weights_twice(dataset, tmp_path):
     """Sums into rows that many positions share must not depend on which thread comes first."""
-    runs = [train(dataset.path, tmp_path / name, train_config("train.threads=2", "train.batch_users=64", "train.epochs=8",
+    runs = [train(dataset.path, tmp_path / name, train_config("train.threads=2", "train.batch_users=64",
+                                                              "train.epochs=8",
                                                     "model.similarity_width=256", "model.width=256"))
             for name in ("first", "second")]
     assert _equal(*map(_weights, runs))
@@ -89,7 +93,8 @@ def test_a_checkpoint_keeps_how_many_events_of_each_action_were_trained_on(datas
 
 
 def test_the_loss_falls(retrieval):
-    losses = [json.loads(line)["Loss/retrieval"] for line in (retrieval / "log.jsonl").read_text().splitlines() if "Loss/" in line]
+    losses = [json.loads(line)["Loss/retrieval"] for line in (retrieval / "log.jsonl").read_text().splitlines()
+              if "Loss/" in line]
     assert losses[-1] < losses[0] - 0.2
 
 
@@ -135,12 +140,15 @@ stage.train(Path(sys.argv[2]), Path(sys.argv[3]), load_config("tiny", None, sys.
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
-def test_a_killed_run_resumed_ends_with_the_weights_of_the_unbroken_one(dataset, retrieval, tokenizer, tmp_path, with_ids):
+def test_a_killed_run_resumed_ends_with_the_weights_of_the_unbroken_one(dataset, retrieval, tokenizer, tmp_path,
+                                                                        with_ids):
     codes = tokenizer if with_ids else None
-    unbroken = _weights(train(dataset.path, tmp_path / "unbroken", train_config(), tokenizer=codes)) if with_ids else _weights(retrieval)
+    unbroken = (_weights(train(dataset.path, tmp_path / "unbroken", train_config(), tokenizer=codes)) if with_ids
+                else _weights(retrieval))
     steps = json.loads((retrieval / "run.json").read_text())["figures"]["steps"]
     run = tmp_path / "killed"
-    done = subprocess.run([sys.executable, "-c", KILLER, str(steps // 2 + 3), str(dataset.path), str(run), str(codes or ""), *TRAIN_SETS],
+    done = subprocess.run([sys.executable, "-c", KILLER, str(steps // 2 + 3), str(dataset.path), str(run),
+                           str(codes or ""), *TRAIN_SETS],
                           capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (run / "run.json").exists()
@@ -152,13 +160,15 @@ def test_a_killed_run_resumed_ends_with_the_weights_of_the_unbroken_one(dataset,
 
 def test_a_run_that_is_asked_to_end_saves_its_last_step_and_goes_on_from_there(dataset, retrieval, tmp_path):
     run, at = tmp_path / "ended", 5  # between two validations
-    done = subprocess.run([sys.executable, "-c", KILLER.replace("SIGKILL", "SIGTERM"), str(at), str(dataset.path), str(run), "", *TRAIN_SETS],
+    done = subprocess.run([sys.executable, "-c", KILLER.replace("SIGKILL", "SIGTERM"), str(at), str(dataset.path),
+                           str(run), "", *TRAIN_SETS],
                           capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert load_tensors(run / "resume.pt")["progress"][0] == at + 1  # the step in which it was asked is whole
     with pytest.raises(InputError, match="other settings .train.warmup.$|train.warmup"):
         train(dataset.path, run, train_config("train.warmup=0.3"), resume=True)
-    train(dataset.path, run, train_config("train.threads=2", "train.log_every=3", "train.save_minutes=5"), resume=True)  # the same result
+    # the same result
+    train(dataset.path, run, train_config("train.threads=2", "train.log_every=3", "train.save_minutes=5"), resume=True)
     assert _equal(_weights(retrieval), _weights(run))
 
 
@@ -187,7 +197,8 @@ def test_the_state_is_written_by_the_clock(dataset, tmp_path, monkeypatch):
     assert steps == list(range(1, steps[-1] + 1))
 
 
-@pytest.mark.parametrize("part, value", [("retrieval", float("nan")), ("balance", float("inf")), ("norm", float("nan"))])
+@pytest.mark.parametrize("part, value", [("retrieval", float("nan")), ("balance", float("inf")),
+                                         ("norm", float("nan"))])
 def test_a_loss_that_is_not_finite_is_named_and_moves_no_weight(dataset, tmp_path, monkeypatch, part, value):
     losses, run, seen = OnePiece.losses, tmp_path / "run", {}
 
@@ -231,18 +242,23 @@ def test_validation_targets_that_the_filter_of_seen_items_drops_are_counted():
 
 def test_training_ends_after_validations_without_a_better_score(dataset, tmp_path, monkeypatch):
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
-    monkeypatch.setattr(training_loop, "validate", lambda *arguments: Validation(np.zeros(5), np.full(5, next(scores) / 0.69)))
+    monkeypatch.setattr(training_loop, "validate", lambda *arguments: Validation(np.zeros(5),
+        np.full(5, next(scores) / 0.69)))
     run = train(dataset.path, tmp_path / "run", train_config("train.patience=3", "train.checkpoints=6"))
     figures = json.loads((run / "run.json").read_text())["figures"]
-    valid = [json.loads(line)["valid/score"] for line in (run / "log.jsonl").read_text().splitlines() if "valid/score" in line]
+    valid = [json.loads(line)["valid/score"] for line in (run / "log.jsonl").read_text().splitlines()
+             if "valid/score" in line]
     assert valid == pytest.approx([0.1, 0.3, 0.2, 0.3, 0.25]) and figures["valid_score"] == pytest.approx(0.3)
-    assert _equal(_weights(run), _weights(train(dataset.path, run, train_config("train.patience=3", "train.checkpoints=6"), resume=True)))
+    assert _equal(_weights(run), _weights(train(dataset.path, run,
+                                                train_config("train.patience=3", "train.checkpoints=6"), resume=True)))
 
 
 def test_without_anybody_to_judge_by_no_patience_is_lost(dataset, tmp_path):
-    run = train(dataset.path, tmp_path / "run", train_config("train.patience=1", "train.checkpoints=4", "train.validation_users=0"))
+    run = train(dataset.path, tmp_path / "run", train_config("train.patience=1", "train.checkpoints=4",
+                                                             "train.validation_users=0"))
     figures, lines = json.loads((run / "run.json").read_text())["figures"], (run / "log.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["epoch"] == train_config().train.epochs and figures["steps"] == json.loads(lines[-1])["global_step"]
+    assert (json.loads(lines[-1])["epoch"] == train_config().train.epochs
+            and figures["steps"] == json.loads(lines[-1])["global_step"])
 
 
 def test_a_run_that_could_not_begin_claims_no_folder(dataset, tmp_path):
@@ -295,7 +311,8 @@ def test_averaged_weights_are_judged_and_kept_and_resume_goes_on_with_them(datas
 def test_other_peoples_recipes_train_and_answer(dataset, parts, tmp_path):
     small = ["model.width=16", "model.layers=2", "model.heads=2", "model.hash_sizes=[17]", "model.hash_width=4",
              "model.feature_width=4", "model.embedding_width=4", "model.decoder_layers=2", "train.batch_users=8",
-             "train.epochs=1", "train.warm_start_epochs=1", "train.checkpoints=1", "train.threads=1", "train.validation_users=5",
+             "train.epochs=1", "train.warm_start_epochs=1", "train.checkpoints=1", "train.threads=1",
+             "train.validation_users=5",
              "train.device=cpu", "infer.device=cpu"]
     baseline = load_config("official-baseline", None, small)
     run = train(dataset.path, tmp_path / "baseline", baseline)
@@ -319,7 +336,8 @@ def test_a_run_is_never_overwritten_and_resumed_only_with_its_own_settings(datas
 @pytest.mark.parametrize("mode", ["retrieval", "beam", "cascade"])
 def test_inference_twice_gives_the_same_file_but_for_the_time(joint, parts, tmp_path, mode):
     config = InferConfig(mode=mode, threads=1)
-    first, second = (json.loads(infer(joint, tmp_path / name, config, data=parts / "eval").read_text()) for name in "ab")
+    first, second = (json.loads(infer(joint, tmp_path / name, config, data=parts / "eval").read_text())
+                     for name in "ab")
     assert first["top10s"] == second["top10s"] and first["user"] == second["user"]
     assert all(isinstance(item, int) for ten in first["top10s"] for item in ten)
 
@@ -339,7 +357,8 @@ def test_the_funnel_counts_candidates_and_targets_at_each_step(joint, parts, tmp
 
 
 def test_the_action_asked_for_changes_the_ranking(joint, parts, tmp_path):
-    first, second = (json.loads(infer(joint, tmp_path / str(a), InferConfig(mode="retrieval", action=a), data=parts / "eval").read_text())
+    first, second = (json.loads(infer(joint, tmp_path / str(a), InferConfig(mode="retrieval", action=a),
+                                      data=parts / "eval").read_text())
                      for a in (0, 1))
     assert first["top10s"] != second["top10s"]
 
@@ -379,7 +398,8 @@ def test_weights_cut_short_or_hostile_are_refused(joint, tmp_path):
 
 def test_an_interrupt_ends_with_one_line_and_can_be_resumed(dataset, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "onepiece_comp", "train", str(dataset.path), str(run), *[x for s in TRAIN_SETS for x in ("--set", s)],
+    command = [sys.executable, "-m", "onepiece_comp", "train", str(dataset.path), str(run),
+               *[x for s in TRAIN_SETS for x in ("--set", s)],
                "--set", "train.epochs=400", "--set", "train.checkpoints=100"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
@@ -435,17 +455,21 @@ def test_seconds_count_what_an_ended_call_has_saved(dataset, tmp_path):
 
 
 def test_the_score_of_a_run_is_that_of_the_weights_that_it_keeps(dataset, tmp_path, monkeypatch):
-    gains = iter([[0.9, 0.1, 0.5, 0.2, 0.3], [0.5, 0.2, 0.5, 0.3, 0.4]] + [[0.0] * 5] * 9)  # the second is as good, the others are worse
+    # the second is as good, the others are worse
+    gains = iter([[0.9, 0.1, 0.5, 0.2, 0.3], [0.5, 0.2, 0.5, 0.3, 0.4]] + [[0.0] * 5] * 9)
     monkeypatch.setattr(training_loop, "validate", lambda *_: Validation(np.zeros(5), np.array(next(gains))))
     monkeypatch.setattr(training_loop, "as_good", lambda later, kept: later.any())
     run = train(dataset.path, tmp_path / "run", train_config("train.checkpoints=4"))
     found = json.loads((run / "run.json").read_text())
-    assert found["figures"]["valid_score"] == pytest.approx(0.69 * 0.38) and found["checkpoint"].endswith("valid_score=0.2622")
+    assert (found["figures"]["valid_score"] == pytest.approx(0.69 * 0.38)
+            and found["checkpoint"].endswith("valid_score=0.2622"))
 
 
-def test_weights_that_a_warm_start_cannot_copy_take_whole_steps_also_after_a_resume(dataset, retrieval, tokenizer, tmp_path):
+def test_weights_that_a_warm_start_cannot_copy_take_whole_steps_also_after_a_resume(dataset, retrieval, tokenizer,
+    tmp_path):
     """With codes as input the item tower's matrices are of another width than the run's before."""
-    run, config = tmp_path / "run", train_config("model.codes_as_input=true", "train.warm_start_rate=0.1", "train.warm_start_epochs=1")
+    run, config = tmp_path / "run", train_config("model.codes_as_input=true", "train.warm_start_rate=0.1",
+                                                 "train.warm_start_epochs=1")
     with killed_before_it_was_whole():
         train(dataset.path, run, config, tokenizer=tokenizer, warm=retrieval)
     rates = []
@@ -453,7 +477,8 @@ def test_weights_that_a_warm_start_cannot_copy_take_whole_steps_also_after_a_res
     class Watched(Loop):
         def __init__(self, model, *args, **more):
             super().__init__(model, *args, **more)
-            rate = {id(p): group["rate"] for part in (self.optimisers.muon, self.optimisers.adam) for group in part.param_groups
+            rate = {id(p): group["rate"] for part in (self.optimisers.muon, self.optimisers.adam)
+                    for group in part.param_groups
                     for p in group["params"]}
             rates.append({name: rate[id(p)] for name, p in model.named_parameters()})
 
@@ -467,7 +492,8 @@ def test_weights_that_a_warm_start_cannot_copy_take_whole_steps_also_after_a_res
     assert _equal(_weights(run), _weights(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("setting, told", [("train.precision=bfloat16", "bfloat16 on a CPU"), ("train.device=cuda:7", "card 7")])
+@pytest.mark.parametrize("setting, told", [("train.precision=bfloat16", "bfloat16 on a CPU"),
+                                           ("train.device=cuda:7", "card 7")])
 def test_a_device_that_is_not_there_or_cannot_is_named(dataset, tmp_path, setting, told):
     with pytest.raises(InputError, match=told):
         train(dataset.path, tmp_path / "run", train_config(setting))

@@ -59,27 +59,32 @@ def test_a_world_gives_the_same_columns_from_either_layout(tmp_path, monkeypatch
 
 
 def test_the_world_has_the_files_and_columns_of_the_release(world):
-    files = {name: sorted((world / name).rglob("*.parquet")) for name in ("seq", "user_feat", "item_feat", "candidate", "mm_emb")}
+    files = {name: sorted((world / name).rglob("*.parquet")) for name in ("seq", "user_feat", "item_feat", "candidate",
+                                                                          "mm_emb")}
     assert [len(files[name]) for name in ("seq", "user_feat", "item_feat", "candidate")] == [10, 10, 10, 1]
     assert min(path.name for path in (world / "mm_emb").iterdir()) == "emb_81_32_parquet"
     item = parquet.read_schema(files["item_feat"][0])
     assert "111" not in item.names and len(item.names) == 14 and set(map(str, item.types)) == {"int64"}
     user = parquet.read_schema(files["user_feat"][0])
-    assert [str(user.field(fid).type)[:4] for fid in ("103", "106", "107", "108", "109", "110")] == ["int6", "list", "list", "list", "int6", "list"]
-    assert str(parquet.read_schema(files["seq"][0]).field("seq").type) == "list<element: struct<item_id: int64, action_type: int32, timestamp: int64>>"
+    assert [str(user.field(fid).type)[:4] for fid in ("103", "106", "107", "108", "109", "110")] == ["int6", "list",
+        "list", "list", "int6", "list"]
+    kind = str(parquet.read_schema(files["seq"][0]).field("seq").type)
+    assert kind == "list<element: struct<item_id: int64, action_type: int32, timestamp: int64>>"
     table = parquet.read_table(files["mm_emb"][0])
     assert [str(kind) for kind in table.schema.types] == ["string", "list<element: double>"]
     assert len(parquet.read_table(files["seq"][0])) == 8 and "111" not in read_index(world / "indexer.pkl").features
     candidates, items = list(open_log(world).candidates()), read_index(world / "indexer.pkl").items
     cold = [candidate for candidate in candidates if candidate.creative_id not in items]
-    assert 0.15 < len(cold) / len(candidates) < 0.3 and any(isinstance(v, str) for one in cold for v in one.features.values())
+    assert (0.15 < len(cold) / len(candidates) < 0.3
+            and any(isinstance(v, str) for one in cold for v in one.features.values()))
     assert not any(isinstance(v, str) for one in candidates if one not in cold for v in one.features.values())
 
 
 def test_the_real_sample_gives_the_same_columns_as_parquet(data_dir, tmp_path):
     sample, config = data_dir / "tencentgr_1k_sample", PreprocessConfig(trend_budget_mib=16)
     release = write_release(sample, tmp_path / "release")
-    one, other = same_columns(preprocess(sample, tmp_path / "one", config), preprocess(release, tmp_path / "other", config))
+    one, other = same_columns(preprocess(sample, tmp_path / "one", config),
+                              preprocess(release, tmp_path / "other", config))
     assert one["identity_features"] == ["111"] and other["identity_features"] == []
     assert one["corners"]["null actions"] == 103
     for schema in (one, other):
@@ -91,12 +96,14 @@ def test_a_split_is_the_same_from_either_layout(raw_log, tmp_path):
     config = SplitConfig(auto_cut=0.7)
     release = write_release(raw_log, tmp_path / "release", parts=3)
     one, other = split(raw_log, tmp_path / "one", config), split(release, tmp_path / "other", config)
-    names = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file() and "creative_emb" not in path.parts]
+    names = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()
+             and "creative_emb" not in path.parts]
     assert len(names) > 8
     for name in names:
         if name.name != "split.json":
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert sorted(path.name for path in (other / "eval" / "mm_emb").iterdir()) == ["emb_81_8_parquet", "emb_82_5_parquet"]
+    assert sorted(path.name for path in (other / "eval" / "mm_emb").iterdir()) == ["emb_81_8_parquet",
+        "emb_82_5_parquet"]
 
 
 def shuffled(world, folder):
@@ -128,7 +135,8 @@ def test_the_release_is_evaluated_as_the_same_users_in_json_lines(world, tmp_pat
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
     for name in ("creative_id", "id_row", "features"):
         assert np.array_equal(getattr(one.items, name), getattr(other.items, name)), name
-    assert np.array_equal(one.items.embeddings["81"], other.items.embeddings["81"]) and (one.items.id_row[1:] == 0).any()
+    assert (np.array_equal(one.items.embeddings["81"], other.items.embeddings["81"])
+            and (one.items.id_row[1:] == 0).any())
     shutil.copy(min((world / "seq").iterdir()), world / "seq" / "again.parquet")
     with pytest.raises(InputError, match="a user that stands twice"):
         read_evaluation(world, schema)
