@@ -31,7 +31,7 @@ from onepiece_comp.config import InferConfig
 from onepiece_comp.console import say, table
 from onepiece_comp.dataset.evaluation_folder import read_evaluation
 from onepiece_comp.funnel.beam import beam_search
-from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.cascade import Funnel
 from onepiece_comp.funnel.index import MaximumIndex
 from onepiece_comp.models.recommender import Encoded, OnePiece
 from onepiece_comp.models.retrieval import recall, top_k
@@ -176,7 +176,7 @@ def beam_rows(work: Path, repeats: int) -> list[tuple]:
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(work / "joint", torch.device("cpu"))
     evaluation, config = read_evaluation(work / "split" / "eval", checkpoint.model.schema), InferConfig(mode="beam")
-    ranker = Ranker(checkpoint, evaluation, config, torch.device("cpu"))
+    ranker = Funnel(checkpoint, evaluation, config, torch.device("cpu"))
     prefixes, model = ranker.candidates.prefixes, checkpoint.model
     request = ranker._request(np.arange(min(USERS, len(evaluation.users))), None)
     length_B, size = request.history.length_B, {"beam": config.beam, "survivors": config.survivors}

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("synthesize", "convert", "describe", "split", "preprocess", "build-tokenizer", "tokenizer-report", "align", "settings",
+COMMANDS = ("synthesize", "convert", "describe", "split", "preprocess", "build-tokenizer", "tokenizer-report", "align",
+            "settings",
             "train", "train-ranker", "infer", "export-ann", "baselines", "score", "run", "ablate", "benchmark",
             "scaling", "report", "pack", "rehearse", "plan", "doctor")
 

@@ -23,7 +23,7 @@ from onepiece_comp.container.ann_files import check_search_files, read_answers, 
 from onepiece_comp.dataset.evaluation_folder import read_evaluation
 from onepiece_comp.errors import InputError
 from onepiece_comp.funnel.candidates import FoldedBias, fold_bias
-from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.cascade import Funnel
 from onepiece_comp.logs.formats import LIST
 from onepiece_comp.training.checkpoint import load_checkpoint
 from onepiece_comp.training.process import choose_device, set_threads
@@ -52,7 +52,7 @@ def export_ann(checkpoint: Path, out: Path, config: InferConfig, *, data: Path) 
     check_output(out, MARKERS["neighbour search"], made_of)
     evaluation = read_evaluation(data, loaded.model.schema, projections=loaded.projections)
     settings = dataclasses.replace(config, mode="retrieval", index="exact")
-    ranker = Ranker(loaded, evaluation, settings, next(loaded.model.parameters()).device)
+    ranker = Funnel(loaded, evaluation, settings, next(loaded.model.parameters()).device)
     kept = np.flatnonzero(ranker.candidates.warm_M.cpu().numpy() | (not config.filter_cold))
     bias_RM = ranker.candidates.bias_RM
     folded = None if bias_RM is None else fold_bias(bias_RM, width=FOLDED, scale=ranker.query_scale)
@@ -96,7 +96,7 @@ def _again(number: np.ndarray) -> np.ndarray:
     return again
 
 
-def _candidate_blocks(ranker: Ranker, folded: FoldedBias | None, kept: np.ndarray) -> Iterator[np.ndarray]:
+def _candidate_blocks(ranker: Funnel, folded: FoldedBias | None, kept: np.ndarray) -> Iterator[np.ndarray]:
     unit_MD = ranker.candidates.vectors.unit_ND
     for start in range(0, len(kept), _ROWS_PER_BLOCK):
         rows = torch.from_numpy(kept[start:start + _ROWS_PER_BLOCK]).to(unit_MD.device)
@@ -104,7 +104,7 @@ def _candidate_blocks(ranker: Ranker, folded: FoldedBias | None, kept: np.ndarra
         yield torch.cat(parts, 1).cpu().numpy()
 
 
-def _query_blocks(ranker: Ranker, folded: FoldedBias | None) -> Iterator[np.ndarray]:
+def _query_blocks(ranker: Funnel, folded: FoldedBias | None) -> Iterator[np.ndarray]:
     """In the order of the evaluation's users."""
     users, size = np.arange(len(ranker.evaluation.users)), ranker.config.batch_users
     batches = [users[start:start + size] for start in range(0, len(users), size)]
@@ -116,7 +116,7 @@ def _query_blocks(ranker: Ranker, folded: FoldedBias | None) -> Iterator[np.ndar
         yield query_BD.cpu().numpy()
 
 
-def _marker(ranker: Ranker, folded: FoldedBias | None, *, candidates: int) -> dict:
+def _marker(ranker: Funnel, folded: FoldedBias | None, *, candidates: int) -> dict:
     """What the files hold; `popularity_error` is the root mean square of what is missing of its logits."""
     left_out = ["similarity to the history"] if ranker.model.similarity is not None else []
     return {

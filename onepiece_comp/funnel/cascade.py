@@ -46,7 +46,7 @@ class Ranked(NamedTuple):
     filled: Counter  # how many places were filled by what the filters had dropped
 
 
-class Ranker:
+class Funnel:
     """Ranks candidates for batches of users of one evaluation folder."""
 
     def __init__(self, checkpoint: Checkpoint, evaluation: Evaluation, config: InferConfig, device: torch.device, *,

@@ -22,7 +22,7 @@ from onepiece_comp.console import progress, say
 from onepiece_comp.dataset.evaluation_folder import Evaluation
 from onepiece_comp.errors import InputError
 from onepiece_comp.funnel.answer_parts import Answers, Parts
-from onepiece_comp.funnel.cascade import DEPTHS, Ranker
+from onepiece_comp.funnel.cascade import DEPTHS, Funnel
 from onepiece_comp.funnel.rerank import Reranker, load_ranker
 from onepiece_comp.logs.formats import ACTION_NAMES, LIST
 from onepiece_comp.logs.truths import read_truth
@@ -53,7 +53,7 @@ def recommend(
     config = dataclasses.replace(config, mode=choose_mode(config.mode, checkpoint))
     device = next(checkpoint.model.parameters()).device
     reranker = load_ranker(Path(config.ranker), checkpoint, config.mode) if config.ranker else None
-    ranker = Ranker(checkpoint, evaluation, config, device, keep=keep, depth=max(DEPTHS) if truth else LIST,
+    ranker = Funnel(checkpoint, evaluation, config, device, keep=keep, depth=max(DEPTHS) if truth else LIST,
                     reranker=reranker if reranker is not None and reranker.kept else None)
     users = np.argsort(np.diff(evaluation.user_start), kind="stable")
     target = _targets(truth, evaluation, ranker) if truth else None
@@ -83,7 +83,7 @@ def recommend(
     return submission
 
 
-def _answers(ranker: Ranker, batches: list[np.ndarray], target: np.ndarray | None, what: str) -> Answers:
+def _answers(ranker: Funnel, batches: list[np.ndarray], target: np.ndarray | None, what: str) -> Answers:
     """Rank some batches of users."""
     started, chosen = time.monotonic(), []
     counts: dict[str, Counter] = {name: Counter() for name in ("kept", "survived", "filled")}
@@ -128,7 +128,7 @@ def choose_mode(mode: str, checkpoint: Checkpoint) -> str:
     return mode
 
 
-def _targets(truth: Path, evaluation: Evaluation, ranker: Ranker) -> np.ndarray:
+def _targets(truth: Path, evaluation: Evaluation, ranker: Funnel) -> np.ndarray:
     """Each user's target as a candidate number, -1 where unknown; says how many are, InputError where all are."""
     local = {int(creative): row for row, creative in enumerate(evaluation.items.creative_id)}
     target_of = {record.user: record.item for record in read_truth(truth)}
@@ -147,7 +147,7 @@ def _targets(truth: Path, evaluation: Evaluation, ranker: Ranker) -> np.ndarray:
     return number
 
 
-def _funnel(evaluation: Evaluation, ranker: Ranker, mode: str, kept: Counter, survived: Counter | None, filled: Counter,
+def _funnel(evaluation: Evaluation, ranker: Funnel, mode: str, kept: Counter, survived: Counter | None, filled: Counter,
             seconds: float) -> dict:
     users = len(evaluation.users)
     steps = [{"step": "candidates", "per_user": float(len(evaluation.candidate))},
@@ -171,7 +171,7 @@ def _funnel(evaluation: Evaluation, ranker: Ranker, mode: str, kept: Counter, su
     }
 
 
-def _index_figures(ranker: Ranker, users: np.ndarray) -> dict:
+def _index_figures(ranker: Funnel, users: np.ndarray) -> dict:
     """What the approximate index misses, by exact retrieval for some users of every history length."""
     sample, config = users[::-(-len(users) // _RECALL_USERS)], ranker.config
     depths = sorted({LIST, config.union} - {0}) if config.mode == "cascade" else [LIST]

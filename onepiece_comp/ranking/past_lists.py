@@ -17,7 +17,7 @@ from onepiece_comp.dataset.evaluation_folder import Evaluation
 from onepiece_comp.dataset.preprocess import Dataset
 from onepiece_comp.funnel.candidates import (
     Candidates, Counts, Moments, count_prefixes, with_popularity, without_popularity)
-from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.cascade import Funnel
 from onepiece_comp.logs.formats import CLICK, CONVERSION
 from onepiece_comp.models.histories import NO_ACTION, spans
 from onepiece_comp.models.ranker import RankerInput
@@ -54,7 +54,7 @@ class PastUsers:
         self._still: Candidates = without_popularity(checkpoint, self.evaluation, config, device)
         trend = data.trend._replace(counts=data.trend.counts[1:])
         self._counts: Counts = count_prefixes(checkpoint.model, trend, self._still.prefixes)
-        self.ranker = Ranker(checkpoint, self.evaluation, config, device, candidates=self._still)
+        self.ranker = Funnel(checkpoint, self.evaluation, config, device, candidates=self._still)
 
     def lists(self, depth: int, what: str) -> PastLists:
         """The first stage's `depth` best of each; users are taken in the order of their moments."""

@@ -13,7 +13,7 @@ from onepiece_comp.container.ann_files import read_ids, read_vectors
 from onepiece_comp.dataset.evaluation_folder import read_evaluation
 from onepiece_comp.errors import InputError
 from onepiece_comp.funnel.candidates import fold_bias
-from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.cascade import Funnel
 from onepiece_comp.training.checkpoint import load_checkpoint
 from small_models import INFER, random_checkpoint
 
@@ -35,7 +35,7 @@ def test_the_searchs_answers_are_those_of_exact_retrieval(checkpoint, parts, tmp
     searched(out, 10)
     loaded = load_checkpoint(checkpoint, CPU)
     evaluation = read_evaluation(parts / "eval", loaded.model.schema)
-    ranker = Ranker(loaded, evaluation, INFER, CPU)
+    ranker = Funnel(loaded, evaluation, INFER, CPU)
     assert len(ranker.candidates.bias_RM) > 3 and float(ranker.candidates.bias_RM.std()) > 0.3
     ten = evaluation.items.creative_id[evaluation.candidate[ranker.rank(np.arange(len(evaluation.users))).index]]
     answers = read_ann(out)

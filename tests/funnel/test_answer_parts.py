@@ -13,7 +13,7 @@ from onepiece_comp.dataset.evaluation_folder import read_evaluation
 from onepiece_comp.errors import InputError
 from onepiece_comp.funnel import answer_parts
 from onepiece_comp.funnel.answer_parts import read_shard
-from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.cascade import Funnel
 from onepiece_comp.funnel.infer import recommend
 from onepiece_comp.models.recommender import OnePiece
 from onepiece_comp.stages.infer import infer
@@ -43,8 +43,8 @@ def answer(path):
 
 def counted(monkeypatch):
     """How many batches are ranked."""
-    calls, rank = [], Ranker.rank
-    monkeypatch.setattr(Ranker, "rank", lambda self, users: calls.append(len(users)) or rank(self, users))
+    calls, rank = [], Funnel.rank
+    monkeypatch.setattr(Funnel, "rank", lambda self, users: calls.append(len(users)) or rank(self, users))
     return calls
 
 
@@ -56,8 +56,8 @@ def test_an_inference_that_is_broken_off_goes_on_where_it_stopped(checkpoint, pa
     batches, out = len(calls), tmp_path / "broken"
     assert batches > 4
     with monkeypatch.context() as patch:
-        rank = Ranker.rank
-        patch.setattr(Ranker, "rank", lambda self, users: rank(self, users) if len(calls) < batches + 3 else 1 / 0)
+        rank = Funnel.rank
+        patch.setattr(Funnel, "rank", lambda self, users: rank(self, users) if len(calls) < batches + 3 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             infer(checkpoint, out, INFER, data=parts / "eval", truth=truth)
     assert len(list((out / "parts").glob("*/*.npz"))) == 1 and not (out / "result.json").exists()

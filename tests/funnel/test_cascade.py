@@ -12,7 +12,7 @@ from onepiece_comp.dataset.evaluation_folder import read_evaluation
 from onepiece_comp.errors import InputError
 from onepiece_comp.funnel.beam import Prior, beam_search, first_log_prob, item_log_prob
 from onepiece_comp.funnel.candidates import with_cold_ids
-from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.cascade import Funnel
 from onepiece_comp.funnel.conditioned import conditioned_log_prob
 from onepiece_comp.funnel.infer import recommend
 from onepiece_comp.funnel.users import asked_actions
@@ -264,9 +264,9 @@ def test_rankings_do_not_depend_on_the_batch(model, dataset, evaluation):
 def test_a_cascade_without_union_and_beam_score_is_the_papers_re_ranking(model, dataset, evaluation):
     """Weight 0 and no union: the beam's survivors ordered by the retrieval logit."""
     config = InferConfig(mode="cascade", beam=3, survivors=30, union=0, semantic_weight=0.0)
-    ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
+    ranker = Funnel(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
     ranked = ranker.rank(np.arange(4))
-    retrieval = Ranker(_checkpoint(model, dataset), evaluation, dataclasses.replace(config, mode="retrieval"),
+    retrieval = Funnel(_checkpoint(model, dataset), evaluation, dataclasses.replace(config, mode="retrieval"),
                        torch.device("cpu"))
     for user in range(4):
         survivors = set(ranked.stages["beam"][user].tolist())
@@ -295,7 +295,7 @@ def test_a_conditioned_candidate_is_judged_among_those_of_its_own_first_code(dat
     model = OnePiece(dataclasses.replace(CONFIG, conditioned=True), dataset.schema, codes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    ranker = Ranker(_checkpoint(model.eval(), dataset), evaluation, InferConfig(mode="cascade", cold_ids=False),
+    ranker = Funnel(_checkpoint(model.eval(), dataset), evaluation, InferConfig(mode="cascade", cold_ids=False),
                     torch.device("cpu"))
     with torch.no_grad():
         request, users = ranker._request(np.arange(6), None), torch.arange(6)
@@ -330,8 +330,8 @@ def test_the_order_is_followed_beyond_the_ten_for_the_funnel(model, dataset, eva
 
     monkeypatch.setattr(cascade, "DEPTHS", (12, 20, 5000))
     config = InferConfig(mode="retrieval")
-    ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=20)
-    ranked, short = ranker.rank(np.arange(3)), Ranker(_checkpoint(model, dataset), evaluation, config,
+    ranker = Funnel(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"), depth=20)
+    ranked, short = ranker.rank(np.arange(3)), Funnel(_checkpoint(model, dataset), evaluation, config,
                                                       torch.device("cpu")).rank(np.arange(3))
     assert (ranked.index == short.index).all() and set(ranked.stages) == {"best 20", "best 12", "ten"}
     for user in range(3):
@@ -366,7 +366,7 @@ def test_where_filters_leave_too_few_cold_come_back_before_seen(model, dataset, 
     id_row[cold] = 0
     few = evaluation._replace(candidate=np.array([*seen, *cold, *warm]), items=evaluation.items._replace(id_row=id_row))
     for mode in ("retrieval", "beam", "cascade"):
-        ranked = Ranker(_checkpoint(model, dataset), few, InferConfig(mode=mode, filter_cold=True),
+        ranked = Funnel(_checkpoint(model, dataset), few, InferConfig(mode=mode, filter_cold=True),
                         torch.device("cpu")).rank(np.array([user]))
         ten = few.candidate[ranked.index[0]].tolist()
         assert set(ten[:5]) == set(warm) and set(ten[5:9]) == set(cold) and ten[9] in seen
@@ -375,7 +375,7 @@ def test_where_filters_leave_too_few_cold_come_back_before_seen(model, dataset, 
 
 def test_the_seen_filter_can_be_switched_off(model, dataset, evaluation):
     config = InferConfig(mode="retrieval", filter_seen=False)
-    ranker = Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
+    ranker = Funnel(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"))
     users = np.arange(len(evaluation.users))
     ten = evaluation.candidate[ranker.rank(users).index]
     repeated = [bool(set(evaluation.item[evaluation.user_start[u]:evaluation.user_start[u + 1]].tolist())
@@ -390,7 +390,7 @@ def test_the_last_event_can_be_left_out(model, dataset, evaluation):
     other = evaluation.item.copy()
     other[last] = np.roll(other[last], 7)
     assert (other != evaluation.item).any()
-    chosen = lambda items, drop: Ranker(
+    chosen = lambda items, drop: Funnel(
         _checkpoint(model, dataset), evaluation._replace(item=items),
         InferConfig(mode="retrieval", drop_last=drop, filter_seen=False, live=False),
         torch.device("cpu")).rank(np.arange(20)).index
@@ -399,7 +399,7 @@ def test_the_last_event_can_be_left_out(model, dataset, evaluation):
 
 
 def _popularity(model, dataset, evaluation, user, **changes):
-    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval", **changes),
+    ranker = Funnel(_checkpoint(model, dataset), evaluation, InferConfig(mode="retrieval", **changes),
                     torch.device("cpu"))
     return ranker.candidates.bias_RM[ranker.candidates.bias_row[user]]
 
@@ -437,7 +437,7 @@ def test_where_no_candidate_has_an_id_all_still_get_ten(model, dataset, evaluati
     codes = model.codes.clone()
     model.codes.fill_(-1)
     try:
-        ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode=mode), torch.device("cpu"))
+        ranker = Funnel(_checkpoint(model, dataset), evaluation, InferConfig(mode=mode), torch.device("cpu"))
         chosen = ranker.rank(np.arange(len(evaluation.users))).index
     finally:
         model.codes.copy_(codes)
@@ -449,7 +449,7 @@ def test_where_no_candidate_has_an_id_all_still_get_ten(model, dataset, evaluati
 def test_a_funnel_does_not_change_the_ten(model, dataset, evaluation, mode):
     config, model = InferConfig(mode=mode, shortlist=12, union=15), copy.deepcopy(model)
     torch.nn.init.constant_(model.similarity.scale, 0.6)  # so that whom it compares matters
-    ten, deep = (Ranker(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"),
+    ten, deep = (Funnel(_checkpoint(model, dataset), evaluation, config, torch.device("cpu"),
                         depth=depth).rank(np.arange(8)).index
                  for depth in (10, 1000))
     np.testing.assert_array_equal(ten, deep)
@@ -534,7 +534,7 @@ def test_cold_candidates_take_the_id_of_the_nearest_one_that_has_one():
 @pytest.mark.parametrize("cold_ids", [True, False])
 def test_the_beam_reaches_cold_candidates_only_where_they_take_an_id(model, dataset, parts, cold_ids):
     evaluation = read_evaluation(parts / "eval", model.schema)
-    ranker = Ranker(_checkpoint(model, dataset), evaluation, InferConfig(mode="beam", beam=1000, survivors=1000,
+    ranker = Funnel(_checkpoint(model, dataset), evaluation, InferConfig(mode="beam", beam=1000, survivors=1000,
                                                                          cold_ids=cold_ids),
                     torch.device("cpu"))
     cold = ~ranker.candidates.warm_M.numpy()

@@ -11,7 +11,7 @@ from small_models import random_checkpoint
 from onepiece_comp.config import InferConfig
 from onepiece_comp.dataset.evaluation_folder import read_evaluation
 from onepiece_comp.errors import InputError
-from onepiece_comp.funnel.cascade import Ranker
+from onepiece_comp.funnel.cascade import Funnel
 from onepiece_comp.funnel.index import MaximumIndex
 from onepiece_comp.models.retrieval import recall
 from onepiece_comp.stages.infer import infer
@@ -60,8 +60,8 @@ def test_an_index_that_finds_all_gives_the_answers_of_exact_retrieval(checkpoint
     loaded = load_checkpoint(checkpoint, CPU)
     evaluation = read_evaluation(parts / "eval", loaded.model.schema)
     users, config = np.arange(len(evaluation.users)), dataclasses.replace(INFER, **filters)
-    exact = Ranker(loaded, evaluation, config, CPU).rank(users)
-    ranked = Ranker(loaded, evaluation, dataclasses.replace(config, index=kind), CPU).rank(users)
+    exact = Funnel(loaded, evaluation, config, CPU).rank(users)
+    ranked = Funnel(loaded, evaluation, dataclasses.replace(config, index=kind), CPU).rank(users)
     np.testing.assert_array_equal(ranked.index, exact.index)
 
 
@@ -72,7 +72,7 @@ def test_an_index_that_finds_little_still_leads_to_ten_legal_candidates(checkpoi
     loaded = load_checkpoint(checkpoint, CPU)
     evaluation = read_evaluation(parts / "eval", loaded.model.schema)
     config = dataclasses.replace(INFER, index=kind, index_fetch=fetch, index_effort=effort)
-    chosen = Ranker(loaded, evaluation, config, CPU).rank(np.arange(len(evaluation.users))).index
+    chosen = Funnel(loaded, evaluation, config, CPU).rank(np.arange(len(evaluation.users))).index
     for user, ten in enumerate(evaluation.candidate[chosen]):
         events = slice(evaluation.user_start[user], evaluation.user_start[user + 1])
         assert len(set(ten.tolist())) == 10 and not set(evaluation.item[events].tolist()) & set(ten.tolist())
@@ -82,7 +82,7 @@ def test_seen_items_do_not_take_the_places_of_others(checkpoint, parts):
     """The index is asked for as many more as a user has seen: with all seen at the top, ten others are still named."""
     loaded = load_checkpoint(checkpoint, CPU)
     evaluation = read_evaluation(parts / "eval", loaded.model.schema)
-    ranker = Ranker(loaded, evaluation, dataclasses.replace(INFER, index="hnsw", index_fetch=10), CPU)
+    ranker = Funnel(loaded, evaluation, dataclasses.replace(INFER, index="hnsw", index_fetch=10), CPU)
     asked = []
     search = ranker._first.search
     ranker._first.search = lambda query, row, count: asked.append(count) or search(query, row, count)
@@ -95,7 +95,7 @@ def test_seen_items_do_not_take_the_places_of_others(checkpoint, parts):
 def test_filtered_cold_candidates_are_not_in_the_index(checkpoint, parts, kind):
     loaded = load_checkpoint(checkpoint, CPU)
     evaluation = read_evaluation(parts / "eval", loaded.model.schema)
-    ranker = Ranker(loaded, evaluation, dataclasses.replace(INFER, index=kind, filter_cold=True), CPU)
+    ranker = Funnel(loaded, evaluation, dataclasses.replace(INFER, index=kind, filter_cold=True), CPU)
     warm = set(torch.where(ranker.candidates.warm_M)[0].tolist())
     users = np.arange(5)
     named = ranker._first.search(ranker.queries(users), torch.from_numpy(ranker.candidates.bias_row[users]), 1000)
@@ -106,7 +106,7 @@ def test_without_a_single_warm_candidate_places_are_filled(checkpoint, parts):
     loaded = load_checkpoint(checkpoint, CPU)
     evaluation = read_evaluation(parts / "eval", loaded.model.schema)
     cold = evaluation._replace(items=evaluation.items._replace(id_row=np.zeros_like(evaluation.items.id_row)))
-    ranked = Ranker(loaded, cold, dataclasses.replace(INFER, index="ivf", filter_cold=True), CPU).rank(np.arange(3))
+    ranked = Funnel(loaded, cold, dataclasses.replace(INFER, index="ivf", filter_cold=True), CPU).rank(np.arange(3))
     assert all(len(set(ten)) == 10 for ten in ranked.index.tolist()) and ranked.filled["cold"] > 0
 
 

@@ -14,7 +14,7 @@ from onepiece_comp.config import TokenizerConfig, TrainConfig
 from onepiece_comp.config_reading import load_config
 from onepiece_comp.dataset.evaluation_folder import read_evaluation
 from onepiece_comp.errors import InputError
-from onepiece_comp.funnel.cascade import BEFORE, Ranker
+from onepiece_comp.funnel.cascade import BEFORE, Funnel
 from onepiece_comp.funnel.rerank import Reranker, build_ranker
 from onepiece_comp.logs.formats import CLICK
 from onepiece_comp.ranking.past_lists import PastUsers, late_events
@@ -115,11 +115,11 @@ def test_a_new_ranker_changes_no_answer_and_another_orders_the_survivors_anew(jo
     for mode in ("cascade", "retrieval", "beam"):
         config = dataclasses.replace(CONFIG.infer, mode=mode)
         net = build_ranker(loaded.model, CONFIG.ranker).eval()
-        plain = Ranker(loaded, evaluation, config, CPU).rank(users)
-        same = Ranker(loaded, evaluation, config, CPU, reranker=Reranker(net, 20, True, "")).rank(users)
+        plain = Funnel(loaded, evaluation, config, CPU).rank(users)
+        same = Funnel(loaded, evaluation, config, CPU, reranker=Reranker(net, 20, True, "")).rank(users)
         np.testing.assert_array_equal(same.index, plain.index)
         torch.nn.init.normal_(net.head[-1].weight, std=3)
-        other = Ranker(loaded, evaluation, config, CPU, reranker=Reranker(net, 10, True, "")).rank(users)
+        other = Funnel(loaded, evaluation, config, CPU, reranker=Reranker(net, 10, True, "")).rank(users)
         assert (other.index != plain.index).any()
         np.testing.assert_array_equal(np.stack(other.stages[BEFORE]), plain.index)
         np.testing.assert_array_equal(np.sort(other.index), np.sort(plain.index))  # ten of ten, in another order
