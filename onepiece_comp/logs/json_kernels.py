@@ -6,26 +6,60 @@ the platform's container has; `json_lines.py` does without where it is missing. 
 of bytes whose last is zero; a parser returns -1 when it does not recognise what it sees, and recognises nothing there.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
 _compiled = numba.njit(nogil=True, cache=True, boundscheck=False)
-
-_SPACE, _QUOTE, _COMMA, _ZERO = 32, 34, 44, 48
+_inlined = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always")
+_SPACE, _QUOTE, _COMMA, _COLON, _ZERO, _NINE = 32, 34, 44, 58, 48, 57
 _BACKSLASH, _NEWLINE, _RETURN = 92, 10, 13
 _OPEN_LIST, _CLOSE_LIST, _OPEN, _CLOSE = 91, 93, 123, 125
 UNSEEN, IGNORED = -1, -2  # columns of a feature outside the schema, and of one that is left out on purpose
 MOST_FEATURES = 62  # columns that one bit mask can hold
-_compiled = numba.njit(nogil=True, cache=True, boundscheck=False)
-_inlined = numba.njit(nogil=True, cache=True, boundscheck=False, inline="always")
-_SPACE, _QUOTE, _COMMA, _COLON, _ZERO, _NINE = 32, 34, 44, 58, 48, 57
 _DIGITS = 17  # a number of more is left to the plain parser
 _U = np.uint64
 _ZEROS, _TO_TEN, _HIGH = _U(0x3030303030303030), _U(0x7676767676767676), _U(0x8080808080808080)
 _KEY, _KEY_MASK = _U(0x20_3A_22_30_30_30_22), _U(0xFF_FF_FF_F0_F0_F0_FF)  # `"000": ` and what a three-digit key shares
 _KEY_CARRY, _KEY_DIGITS = _U(0x06_06_06_00), _U(0xF0_F0_F0_00)  # carries where a digit is above nine
+
+
+class FeatureColumns(NamedTuple):
+    """Where features go."""
+
+    column_of: np.ndarray  # int64, by feature number: a column, UNSEEN or IGNORED
+    size: np.ndarray  # int64, of each column's vocabulary
+
+
+class TokenColumns(NamedTuple):
+    """Where the tokens of a profile come from."""
+
+    columns: FeatureColumns
+    offset: np.ndarray  # int64, of each column in the joint vocabulary
+    most: int  # values of a list that are kept
+
+
+class EventColumns(NamedTuple):
+    """Room for the events of a chunk."""
+
+    item: np.ndarray  # int64
+    action: np.ndarray  # int8
+    time_seconds: np.ndarray  # int64
+    feature_at: np.ndarray  # int64, where the event's features stand
+    none: np.ndarray  # int32, empty: features are found here and read later
+    odd: np.ndarray  # int64 [2], not counted here
+
+
+class LineColumns(NamedTuple):
+    """Room for what is known of each line, a user, int64 each."""
+
+    events_until: np.ndarray  # its end
+    tokens_until: np.ndarray
+    profile_place: np.ndarray  # events before the profile record, or -1
+    line_start: np.ndarray
 
 
 @intrinsic
@@ -136,7 +170,7 @@ def _other_feature_id(buffer, at):
 
 
 @_compiled
-def _item_features(buffer, at, column_of, size_of, values, odd):
+def _item_features(buffer, at, columns, values, odd):
     """Position behind an object of whole-number features; where `values` is not empty it fills what is 0 there.
 
     `odd` counts [features outside the schema, values outside the vocabulary].
@@ -153,14 +187,14 @@ def _item_features(buffer, at, column_of, size_of, values, odd):
         value, at = whole_number(buffer, at)
         if at < 0:
             return -1
-        column = column_of[number] if number < len(column_of) else UNSEEN
+        column = columns.column_of[number] if number < len(columns.column_of) else UNSEEN
         if column >= 0:
             if met >> column & 1:
                 return -1  # a key that stands twice: the plain parser takes the last
             met |= np.int64(1) << column
         if len(values):
             if column >= 0:
-                if not 0 < value < size_of[column]:
+                if not 0 < value < columns.size[column]:
                     odd[1] += 1
                 elif values[column] == 0:
                     values[column] = value
@@ -176,11 +210,11 @@ def _item_features(buffer, at, column_of, size_of, values, odd):
 
 @_compiled
 def _profile(buffer, at, users, token, tokens, odd):
-    """(position behind a profile's object, tokens so far); `users` = (column of id, size, offset, most values).
+    """(position behind a profile's object, tokens so far); `users` are TokenColumns.
 
     `odd` counts [features outside the schema, values outside the vocabulary, lists, values beyond the most].
     """
-    column_of, size_of, offset_of, most = users
+    columns = users.columns
     first, met = tokens, np.int64(0)
     if buffer[at] != _OPEN:
         return -1, tokens
@@ -191,7 +225,7 @@ def _profile(buffer, at, users, token, tokens, odd):
         number, at = feature_id(buffer, at)
         if at < 0:
             return -1, first
-        column = column_of[number] if number < len(column_of) else UNSEEN
+        column = columns.column_of[number] if number < len(columns.column_of) else UNSEEN
         if column >= 0:
             if met >> column & 1:
                 return -1, first
@@ -206,9 +240,9 @@ def _profile(buffer, at, users, token, tokens, odd):
             value, at = whole_number(buffer, at)
             if at < 0:
                 return -1, first
-            if column >= 0 and taken < most:
-                if 0 < value < size_of[column]:
-                    token[tokens] = offset_of[column] + value
+            if column >= 0 and taken < users.most:
+                if 0 < value < columns.size[column]:
+                    token[tokens] = users.offset[column] + value
                     tokens += 1
                 else:
                     odd[1] += 1
@@ -246,24 +280,23 @@ def _user(buffer, at):
 @_compiled
 def _event(buffer, at, most_item, columns, events, count):
     """Position behind `item, null, features, action, time`, which fill place `count` of `events`."""
-    item, action, time, feature_at, none, odd = events
     value, at = whole_number(buffer, at)
     if at < 0 or value < 1 or value > most_item:
         return -1
-    item[count] = value
+    events.item[count] = value
     at = comma(buffer, null(buffer, comma(buffer, at)))
-    feature_at[count] = at
-    at = _item_features(buffer, at, columns[0], columns[1], none, odd) if buffer[at] == _OPEN else null(buffer, at)
+    events.feature_at[count] = at
+    at = _item_features(buffer, at, columns, events.none, events.odd) if buffer[at] == _OPEN else null(buffer, at)
     at = comma(buffer, at)
     if 48 <= buffer[at] <= 50:
-        action[count] = buffer[at] - _ZERO
+        events.action[count] = buffer[at] - _ZERO
         at += 1
     else:
-        action[count], at = 3, null(buffer, at)
+        events.action[count], at = 3, null(buffer, at)
     value, at = whole_number(buffer, comma(buffer, at))
     if at < 0 or value >= 1 << 40:
         return -1
-    time[count] = value
+    events.time_seconds[count] = value
     return at
 
 
@@ -336,13 +369,12 @@ def count_lines(buffer, end):
 
 
 @_compiled
-def scan_lines(buffer, at, end, most_item, columns, users, events, token, per_user, odd):
+def scan_lines(buffer, at, end, most_item, columns, users, events, token, lines, odd):
     """Scan whole lines from `at`; returns (users, events, tokens, position of what was not scanned or `end`).
 
-    `buffer[end:]` must hold a few zero bytes, so that no check of bounds is needed. `columns` = (column of each
-    feature id, sizes); `users` as in `_profile`; `events` = (item, action, time, position of the features, an empty
-    array, [0, 0]) and `token` have room for the worst case; `per_user` = (events until its end, tokens until its end,
-    place of the profile record, start of the line); `odd` as in `_profile`.
+    `buffer[end:]` must hold a few zero bytes, so that no check of bounds is needed. `events` (EventColumns), `token`
+    and `lines` (LineColumns) have room for the worst case; `columns` are FeatureColumns, `users` TokenColumns; `odd` as
+    in `_profile`.
     """
     user, count, tokens = 0, 0, 0
     kept = odd.copy()
@@ -357,7 +389,8 @@ def scan_lines(buffer, at, end, most_item, columns, users, events, token, per_us
             return user, count, tokens, at
         count, tokens = next_count, next_tokens
         kept[:] = odd
-        per_user[0][user], per_user[1][user], per_user[2][user], per_user[3][user] = count, tokens, place, at
+        lines.events_until[user], lines.tokens_until[user] = count, tokens
+        lines.profile_place[user], lines.line_start[user] = place, at
         user += 1
         at = next_at + 1
     return user, count, tokens, at
@@ -368,7 +401,7 @@ def take_features(buffer, feature_at, row, columns, values, odd):
     """Fill `values[row[i]]` from the object at `feature_at[i]`, scanned before; null has none."""
     for i in range(len(row)):
         if buffer[feature_at[i]] == _OPEN:
-            _item_features(buffer, feature_at[i], columns[0], columns[1], values[row[i]], odd)
+            _item_features(buffer, feature_at[i], columns, values[row[i]], odd)
 
 
 @_compiled
@@ -384,13 +417,13 @@ def scan_item_features(buffer, at, end, most_item, columns, values, recorded, od
         if at < 0 or number < 1 or number > most_item:
             return start, entries
         begin = at
-        at = _item_features(buffer, begin, columns[0], columns[1], none, odd)
+        at = _item_features(buffer, begin, columns, none, odd)
         if at < 0:
             return start, entries
         at = skip(buffer, at)
         if at >= end or buffer[at] != _COMMA:
             return start, entries
-        _item_features(buffer, begin, columns[0], columns[1], values[number], odd)
+        _item_features(buffer, begin, columns, values[number], odd)
         recorded[number] = True
         entries += 1
         at = skip(buffer, at + 1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from onepiece_comp.logs.features import ItemFeatures, Profiles
 from onepiece_comp.logs.formats import LONGEST_LINE, parse_user_line, read_item_features, sequence_lines
 from onepiece_comp.logs.pickles import load_pickle
 from onepiece_comp.logs.user_blocks import EventBlock, block_of, starts_of, user_key
+
+if TYPE_CHECKING:
+    from onepiece_comp.logs.json_kernels import FeatureColumns, TokenColumns
 
 CHUNK = 8 << 20
 SLACK = 16  # zero bytes behind a buffer, so that the scanners need no check of bounds
@@ -207,15 +210,15 @@ def _behind_last_line(buffer: np.ndarray, filled: int) -> int:
 
 
 def feature_columns(ids_and_sizes: list[tuple[str, int]], ignored: frozenset[str] = frozenset(),
-                    ) -> tuple[np.ndarray, np.ndarray]:
-    """(column of each feature number, size of each column) for the scanners."""
-    from onepiece_comp.logs.json_kernels import IGNORED, UNSEEN
+                    ) -> "FeatureColumns":
+    """The columns of features by their numbers, for the scanners."""
+    from onepiece_comp.logs.json_kernels import IGNORED, UNSEEN, FeatureColumns
 
     numbers = [int(fid) for fid in (*(fid for fid, _ in ids_and_sizes), *ignored)]
     column_of = np.full(max(numbers, default=0) + 1, UNSEEN, np.int64)
     column_of[[int(fid) for fid in ignored]] = IGNORED
     column_of[[int(fid) for fid, _ in ids_and_sizes]] = np.arange(len(ids_and_sizes))
-    return column_of, np.array([size for _, size in ids_and_sizes], np.int64)
+    return FeatureColumns(column_of, np.array([size for _, size in ids_and_sizes], np.int64))
 
 
 def scannable(*feature_ids: str) -> bool:
@@ -232,11 +235,11 @@ def _compiled_blocks(path: Path, matrix: ItemFeatures, profiles: Profiles, most_
     if not (scannable(*items, *matrix.ignored) and scannable(*users)):
         yield from _plain_blocks(path, matrix, profiles, most_item, span)
         return
-    from onepiece_comp.logs.json_kernels import take_features
+    from onepiece_comp.logs.json_kernels import TokenColumns, take_features
 
     item_columns = feature_columns(list(items.items()), matrix.ignored)
-    column_of, sizes = feature_columns([(fid, size) for fid, (size, _) in users.items()])
-    user_columns = (column_of, sizes, np.array([offset for _, offset in users.values()], np.int64), profiles.most)
+    user_columns = TokenColumns(feature_columns([(fid, size) for fid, (size, _) in users.items()]),
+                                np.array([offset for _, offset in users.values()], np.int64), profiles.most)
     for chunk in _in_order(_chunks(path, span), lambda *part: _scan(*part, most_item, item_columns, user_columns),
                            threads):
         blocks, starts = [], []
@@ -282,27 +285,26 @@ def _user_keys(buffer: np.ndarray, line_start: np.ndarray) -> np.ndarray:
     return np.fromiter((user_key(json.loads(user)) for user in found), np.int64, len(line_start))
 
 
-def _scan(offset: int, buffer: np.ndarray, end: int, most_item: int, item_columns: tuple,
-          user_columns: tuple) -> _Chunk:
+def _scan(offset: int, buffer: np.ndarray, end: int, most_item: int, item_columns: "FeatureColumns",
+          user_columns: "TokenColumns") -> _Chunk:
     """Scan a chunk of whole lines that begins at `offset` in the file."""
-    from onepiece_comp.logs.json_kernels import count_lines, scan_lines
+    from onepiece_comp.logs.json_kernels import EventColumns, LineColumns, count_lines, scan_lines
 
-    room, lines = end // _SHORTEST_EVENT + 1, count_lines(buffer, end)
-    item, time, feature_at = (np.empty(room, np.int64) for _ in range(3))
-    action, token = np.empty(room, np.int8), np.empty(end // 2 + 1, np.int32)
-    none, unused = np.empty(0, np.int32), np.zeros(2, np.int64)
-    pieces, at = [], 0
+    room, most_lines = end // _SHORTEST_EVENT + 1, count_lines(buffer, end)
+    numbers = lambda count: np.empty(count, np.int64)
+    held = EventColumns(numbers(room), np.empty(room, np.int8), numbers(room), numbers(room), np.empty(0, np.int32),
+                        np.zeros(2, np.int64))
+    token, pieces, at = np.empty(end // 2 + 1, np.int32), [], 0
     while at < end:
-        per_user, odd = tuple(np.empty(lines, np.int64) for _ in range(4)), np.zeros(4, np.int64)
+        lines, odd = LineColumns(*(numbers(most_lines) for _ in LineColumns._fields)), np.zeros(4, np.int64)
         users, events, tokens, stopped = scan_lines(
-            buffer, at, end, most_item, item_columns, user_columns, (item, action, time, feature_at, none, unused),
-            token, per_user, odd)
+            buffer, at, end, most_item, item_columns, user_columns, held, token, lines, odd)
         if users:
-            start = lambda ends: np.concatenate([[0], ends[:users]])
-            block = EventBlock(start(per_user[0]), item[:events].copy(), action[:events].copy(), time[:events].copy(),
-                               start(per_user[1]), token[:tokens].copy(), per_user[2][:users].copy(),
-                               _user_keys(buffer, per_user[3][:users]))
-            pieces.append(_Scanned(block, feature_at[:events].copy(), odd, offset + per_user[3][:users]))
+            start, line_start = lambda ends: np.concatenate([[0], ends[:users]]), lines.line_start[:users]
+            block = EventBlock(start(lines.events_until), held.item[:events].copy(), held.action[:events].copy(),
+                               held.time_seconds[:events].copy(), start(lines.tokens_until), token[:tokens].copy(),
+                               lines.profile_place[:users].copy(), _user_keys(buffer, line_start))
+            pieces.append(_Scanned(block, held.feature_at[:events].copy(), odd, offset + line_start))
         at = stopped
         if at < end:
             behind = at + int(np.argmax(buffer[at:end] == _NEWLINE)) + 1

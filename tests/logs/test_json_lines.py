@@ -111,7 +111,8 @@ def test_the_scanner_takes_the_usual_lines_itself(tmp_path):
     rng = random.Random(1)
     text = "".join(json.dumps(plain_line(rng, i + 1)) + "\n" for i in range(50)).encode()
     columns = sequences.feature_columns([(f.id, f.size) for f in ITEM_FEATURES], frozenset({"111"}))
-    users = (*sequences.feature_columns([(f.id, f.size) for f in USER_FEATURES]), np.array([0, 90]), 4)
+    from onepiece_comp.logs.json_kernels import TokenColumns
+    users = TokenColumns(sequences.feature_columns([(f.id, f.size) for f in USER_FEATURES]), np.array([0, 90]), 4)
     buffer = np.frombuffer(text + bytes(16), np.uint8)
     chunk = sequences._scan(0, buffer, len(text), MOST_ITEM, columns, users)
     assert [type(piece).__name__ for piece in chunk.pieces] == ["_Scanned"]
