@@ -21,8 +21,11 @@ from onepiece_comp.config_reading import from_dict, load_config, to_dict
 from onepiece_comp.console import mean_and_spread
 from onepiece_comp.dataset.targets import unix_seconds
 from onepiece_comp.errors import InputError
+from onepiece_comp.funnel.index import INDEXES
 from onepiece_comp.funnel.infer import MODES
 from onepiece_comp.models.encoder import BLOCKS
+from onepiece_comp.models.losses import LOSSES
+from onepiece_comp.models.ranker import ATTENTIONS
 from onepiece_comp.presets import PRESETS
 from onepiece_comp.tokenizer.build import QUANTISERS
 from onepiece_comp.tokenizer.collisions import RULES
@@ -244,8 +247,9 @@ def test_the_choices_of_a_setting_are_those_that_its_stage_knows():
              if fits is not None}
     meaning = {name: text for name, _, text, _ in settings(Config())}
     for name, table in (("tokenizer.quantiser", QUANTISERS), ("tokenizer.resolve", RULES), ("model.block", BLOCKS),
-                        ("infer.mode", ("auto", *MODES))):
-        assert all(known in words.get(name, meaning[name]) for known in table), name
+                        ("infer.mode", ("auto", *MODES)), ("train.loss", LOSSES), ("ranker.kind", ATTENTIONS),
+                        ("infer.index", ("exact", *INDEXES))):
+        assert set(words[name]) == set(table) if name in words else all(known in meaning[name] for known in table), name
 
 
 def test_one_process_does_not_sweep_what_another_is_writing(tmp_path):

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 BEFORE = "ten before the ranker"
 DEPTHS = (100, 384, 1000)  # at which a funnel tells the recall, beside the ten
-INDEXES = ("exact", "hnsw", "ivf")
 _LEAST_LOG_PROB = -40.0  # of the beam, as a ranker reads it
 
 
@@ -141,9 +140,6 @@ class Funnel:
     def _first_stage(self) -> "FirstStage | None":
         """The approximate index, where one is asked for and the mode has use for it."""
         config = self.config
-        if config.index not in INDEXES:
-            raise InputError("infer.index", found=repr(config.index), expected=f"one of {', '.join(INDEXES)}",
-                             do="choose from these")
         if config.index == "exact" or config.mode == "beam" or (config.mode == "cascade" and not config.union):
             return None
         from onepiece_comp.funnel.index import FirstStage  # exact retrieval needs no faiss

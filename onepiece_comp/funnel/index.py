@@ -7,11 +7,15 @@ length, and the nearest one is that with the highest dot product (Bachrach et al
 Legend: B users, M candidates, D width, F folded dimensions, K candidates of a user.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import faiss
 import numpy as np
 import torch
 
 from onepiece_comp.config import InferConfig
+from onepiece_comp.errors import InputError
 from onepiece_comp.funnel.candidates import Candidates, fold_bias
 from onepiece_comp.tokenizer.nearest_words import faiss_settings
 
@@ -47,39 +51,56 @@ class FirstStage:
         return torch.where(place >= 0, self._number[place.clamp_min(0)], -1).to(query_BD.device)
 
 
+def _graph(point_MD: np.ndarray) -> faiss.Index:
+    index = faiss.IndexHNSWFlat(point_MD.shape[1], _LINKS)
+    index.hnsw.efConstruction = _BUILD_BREADTH
+    return index
+
+
+def _widen_graph(index: faiss.Index, count: int, effort: float) -> None:
+    index.hnsw.efSearch = max(count, round(effort * count))
+
+
+def _lists(point_MD: np.ndarray) -> faiss.Index:
+    lists = max(1, min(round(4 * len(point_MD) ** 0.5), len(point_MD) // _POINTS_PER_MEAN))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(point_MD.shape[1]), point_MD.shape[1], lists)
+    index.cp.max_points_per_centroid = 2 * _POINTS_PER_MEAN
+    index.train(point_MD)
+    return index
+
+
+def _widen_lists(index: faiss.Index, count: int, effort: float) -> None:
+    index.nprobe = max(1, min(index.nlist, round(effort * _SHARE_OF_LISTS * index.nlist)))
+
+
+class IndexKind(NamedTuple):
+    """How an index over points [M, D] is made, and how its search for `count` points is set to `effort`."""
+
+    make: Callable[[np.ndarray], faiss.Index]
+    widen: Callable[[faiss.Index, int, float], None]
+
+
+INDEXES = {"hnsw": IndexKind(_graph, _widen_graph), "ivf": IndexKind(_lists, _widen_lists)}
+
+
 class MaximumIndex:
-    """Points with about the highest dot products, by `kind`: hnsw or ivf."""
+    """Points with about the highest dot products, by `kind`, a name of INDEXES; InputError for another."""
 
     def __init__(self, point_MD: np.ndarray, *, kind: str):
-        assert kind in ("hnsw", "ivf"), kind
-        self._kind = kind
+        if kind not in INDEXES:
+            raise InputError("infer.index", found=repr(kind), expected=f"one of {', '.join(('exact', *INDEXES))}",
+                             do="choose one of these")
+        self._kind = INDEXES[kind]
         point_MD = np.ascontiguousarray(point_MD, np.float32)
         square_M = np.square(point_MD).sum(1)
         point_MD = np.column_stack([point_MD, np.sqrt(square_M.max(initial=0) - square_M)])
         with faiss_settings():
-            self._index = self._graph(point_MD) if kind == "hnsw" else self._lists(point_MD)
+            self._index = self._kind.make(point_MD)
             self._index.add(point_MD)
 
     def search(self, query_BD: np.ndarray, count: int, *, effort: float = 1.0) -> np.ndarray:
         """int64 [B, count], places of points, -1 where fewer are found; `effort` times the usual breadth of search."""
         query_BD = np.column_stack([query_BD, np.zeros(len(query_BD), np.float32)])
-        if self._kind == "hnsw":
-            self._index.hnsw.efSearch = max(count, round(effort * count))
-        else:
-            lists = self._index.nlist
-            self._index.nprobe = max(1, min(lists, round(effort * _SHARE_OF_LISTS * lists)))
+        self._kind.widen(self._index, count, effort)
         with faiss_settings():
             return self._index.search(np.ascontiguousarray(query_BD, np.float32), count)[1]
-
-    def _graph(self, point_MD: np.ndarray) -> faiss.Index:
-        index = faiss.IndexHNSWFlat(point_MD.shape[1], _LINKS)
-        index.hnsw.efConstruction = _BUILD_BREADTH
-        return index
-
-    def _lists(self, point_MD: np.ndarray) -> faiss.Index:
-        lists = max(1, min(round(4 * len(point_MD) ** 0.5), len(point_MD) // _POINTS_PER_MEAN))
-        self._means = faiss.IndexFlatL2(point_MD.shape[1])  # the index does not own it
-        index = faiss.IndexIVFFlat(self._means, point_MD.shape[1], lists)
-        index.cp.max_points_per_centroid = 2 * _POINTS_PER_MEAN
-        index.train(point_MD)
-        return index

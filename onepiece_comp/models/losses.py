@@ -5,6 +5,7 @@ semantic-id cross-entropies are the same function with other biases. Legend: N r
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ class LossRows(NamedTuple):
 class LossOptions(NamedTuple):
     """What of `train` the retrieval loss reads; see `TrainConfig`."""
 
-    kind: str = "info_nce"  # or bce
+    kind: str = "info_nce"  # a name of LOSSES
     logq: bool = True
     positive_logq: bool = False
     hardest: int = 0  # negatives of a row that count, highest logits first; 0 = all
@@ -190,13 +191,6 @@ def softmax_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, rows: LossRows,  
     return _BlockedSoftmaxLoss.apply(query_ND, key_KD, rows, size, places, *(bias[0] for bias in biases))
 
 
-def retrieval_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
-                   *biases: RowBias, options: LossOptions, rows: slice = slice(None)) -> torch.Tensor:
-    """Weighted sum over rows of the loss that `options` name; `rows` tells which of the batch's rows are given."""
-    kind = binary_loss if options.kind == "bce" else info_nce
-    return kind(query_ND, key_KD, batch, *biases, options=options, rows=rows)
-
-
 def info_nce(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
              *biases: RowBias, options: LossOptions = LossOptions(), rows: slice = slice(None)) -> torch.Tensor:
     """Weighted sum over rows of InfoNCE with LogQ; `query_ND` is already divided by the temperature.
@@ -235,6 +229,15 @@ def binary_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,
     counts_N = ~batch.own_BK[user_N, negative_N]
     loss_N = F.softplus(-logit(target_N)) + F.softplus(logit(negative_N)) * counts_N
     return (batch.weight_N[rows] * loss_N).sum()
+
+
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"info_nce": info_nce, "bce": binary_loss}
+
+
+def retrieval_loss(query_ND: torch.Tensor, key_KD: torch.Tensor, batch: TrainBatch,  # noqa: N803
+                   *biases: RowBias, options: LossOptions, rows: slice = slice(None)) -> torch.Tensor:
+    """Weighted sum over rows of the loss that `options` name; `rows` tells which of the batch's rows are given."""
+    return LOSSES[options.kind](query_ND, key_KD, batch, *biases, options=options, rows=rows)
 
 
 def _with(correction: RowBias, biases: tuple[RowBias, ...]) -> tuple[RowBias, ...]:

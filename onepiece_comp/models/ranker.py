@@ -6,6 +6,7 @@ follow the multi-task heads of HSTU's ranking form (arXiv 2402.17152); the loss 
 Legend: B users, S history positions, M candidates, D width, V width of item vectors, F parts.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from onepiece_comp.models.histories import NO_ACTION
 from onepiece_comp.models.hstu import TIME_BUCKETS
 from onepiece_comp.models.target_attention import DinAttention, Past, TargetAttention
 
-KINDS = ("attention", "din")
 PARTS = ("score", "retrieval", "similarity", "popularity", "beam", "place")
 _HIDDEN = 2  # of the head, times the width
 
@@ -45,24 +45,31 @@ class RankerOutput(NamedTuple):
     conversion_BM: torch.Tensor  # logit of a conversion, were it clicked
 
 
+def _attention(config: RankerConfig, max_length: int) -> nn.Module:
+    return TargetAttention(width=config.width, heads=config.heads, layers=config.layers, max_length=max_length,
+                           dropout=config.dropout)
+
+
+def _din(config: RankerConfig, max_length: int) -> nn.Module:
+    return DinAttention(width=config.width, hidden=config.din_hidden, max_length=max_length, time_buckets=TIME_BUCKETS)
+
+
+ATTENTIONS: dict[str, Callable[[RankerConfig, int], nn.Module]] = {"attention": _attention, "din": _din}
+
+
 class TargetRanker(nn.Module):
     """Attention between candidates and history, and a head over it and the parts; InputError for an unknown kind."""
 
     def __init__(self, config: RankerConfig, *, state_width: int, item_width: int, max_length: int):
         super().__init__()
-        if config.kind not in KINDS:
-            raise InputError("ranker.kind", found=repr(config.kind), expected=f"one of {', '.join(KINDS)}",
+        if config.kind not in ATTENTIONS:
+            raise InputError("ranker.kind", found=repr(config.kind), expected=f"one of {', '.join(ATTENTIONS)}",
                              do="choose one of these")
         width = config.width
         self.state, self.item = nn.Linear(state_width, width), nn.Linear(item_width, width, bias=False)
         self.user, self.part = nn.Linear(state_width, width), nn.Linear(len(PARTS), width)
         self.action_table = nn.Embedding(NO_ACTION + 1, width)
-        if config.kind == "din":
-            self.attention = DinAttention(width=width, hidden=config.din_hidden, max_length=max_length,
-                                          time_buckets=TIME_BUCKETS)
-        else:
-            self.attention = TargetAttention(width=width, heads=config.heads, layers=config.layers,
-                                             max_length=max_length, dropout=config.dropout)
+        self.attention = ATTENTIONS[config.kind](config, max_length)
         self.head = nn.Sequential(nn.Linear(width + len(PARTS), _HIDDEN * width), nn.SiLU(),
                                   nn.Dropout(config.dropout), nn.Linear(_HIDDEN * width, 3))
         self.register_buffer("part_mean_F", torch.zeros(len(PARTS)))
