@@ -65,7 +65,7 @@ Each beam walks the codes that exist; an item that it does not reach is in no li
 Beams keep 200 prefixes a level and give 1,000 ids (`ml-1m-*`: 1,000 and all), so that lists of 200 are the beam's own; `liger` ranks 100 candidates and the items without training events by its dense score, `cobra` 200 ids (`ml-1m-*`: 1,000).
 `onepiece-retrieval`, `onepiece-beam` and `onepiece-cascade` are one training, ranked by the dense head over all items, by the beam, and by both over the beam's items and the 100 of the best dense score.
 Training ends after 10 epochs without a better validation figure, of rows with semantic ids after 20: the beam stands still for a while before it learns.
-Deviations from the papers stand at the head of `onepiece_comp/next_item_codes.py`.
+Deviations from the papers stand at the head of `onepiece_comp/benchmark/next_item_codes.py`.
 
 `hstu-average` is no published model: HSTU with full softmax, four blocks and twice the step size, ranked by a moving average of its weights.
 Negatives of `sasrec-sampled` and `esasrec` are drawn for each position (on `ml-1m-*` for each user, as those of `sasrec-gbce` and `hstu` are everywhere).

@@ -151,7 +151,7 @@ class ModelConfig:
     code_truncation: float = setting(
         0.0, "share of items whose finer codes are hidden in a training step, from a drawn level on", BELOW_1)
     latent_steps: int = setting(
-        0, "further looks at the history before a state is read out; see `latent_steps.py`", NOT_NEGATIVE)
+        0, "further looks at the history before a state is read out; see `models/encoder.py`", NOT_NEGATIVE)
     experts: int = setting(4, "E, routed experts of the feed-forward sublayer; 0 = no MoE", NOT_NEGATIVE)
     active_experts: int = setting(2, "A, experts per token")
     expert_width: int = setting(64, "hidden width of an expert", AT_LEAST_1)

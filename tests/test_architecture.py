@@ -181,3 +181,16 @@ def test_a_public_name_stands_for_one_thing():
                                  ast.FunctionDef)) and not node.name.startswith("_") and node.name != "main":
                 places.setdefault(node.name, []).append(name)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_a_file_that_a_sentence_names_is_there():
+    """Python files in backticks, in documents, comments, docstrings and help texts."""
+    root = PACKAGE.parent
+    there = {"/" + path.relative_to(root).as_posix() for folder in (PACKAGE, root / "tests", root / "benchmarks")
+             for path in folder.rglob("*.py")} | {"/train.py", "/infer.py"}
+    there.add("/onepiece_comp.py")  # the finder of a flat package, which `pack --flat` writes
+    texts = [root / "README.md", *(path for folder in ("docs", "onepiece_comp", "tests", "benchmarks")
+                                   for path in (root / folder).rglob("*.*") if path.suffix in (".py", ".md"))]
+    named = [(path.name, name) for path in texts for name in re.findall(r"`([\w/]+\.py)`", path.read_text("utf-8"))]
+    gone = [(text, name) for text, name in named if not any(file.endswith("/" + name) for file in there)]
+    assert len(named) > 50 and not gone
